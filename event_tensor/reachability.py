@@ -1,0 +1,115 @@
+"""Which tasks are ordered before which: waves of a task table and its ancestor sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.errors import CycleError
+from event_tensor.task_table import IntArray, TaskTable
+
+
+def gather_ranges(indptr: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
+    """Positions of all entries of the given CSR rows, and each row's length.
+
+    >>> gather_ranges(np.array([0, 2, 2, 5]), np.array([2, 0]))
+    (array([2, 3, 4, 0, 1]), array([3, 2]))
+    """
+    starts = indptr[rows]
+    lengths = indptr[rows + 1] - starts
+    offsets = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return np.arange(len(offsets)) + offsets, lengths
+
+
+def waves(table: TaskTable) -> list[IntArray]:
+    """Tasks in groups: each group can run once the earlier groups have.
+
+    Raises CycleError naming tasks that wait for one another in a circle, or for an event whose
+    count is never reached.
+    """
+    consumer_indptr, consumer = table.consumers()
+    remaining = table.event_count.copy()
+    satisfied = remaining == 0
+    pending = np.bincount(table.wait_task[~satisfied[table.wait_event]],
+                          minlength=table.num_tasks)
+    ready = np.flatnonzero(pending == 0)
+    result: list[IntArray] = []
+    done = 0
+    while len(ready):
+        result.append(ready)
+        done += len(ready)
+        positions, _ = gather_ranges(table.notify_indptr, ready)
+        events, counts = np.unique(table.notify_event[positions], return_counts=True)
+        remaining[events] -= counts
+        fired = events[remaining[events] == 0]
+        positions, _ = gather_ranges(consumer_indptr, fired)
+        tasks, counts = np.unique(consumer[positions], return_counts=True)
+        pending[tasks] -= counts
+        ready = tasks[pending[tasks] == 0]
+    if done < table.num_tasks:
+        stuck = np.setdiff1d(np.arange(table.num_tasks), np.concatenate([*result, np.zeros(0, int)]))
+        raise CycleError(_describe_stuck(table, stuck, remaining))
+    return result
+
+
+def _describe_stuck(table: TaskTable, stuck: IntArray, remaining: IntArray) -> str:
+    task = int(stuck[0])
+    waited = table.wait_event[table.wait_indptr[task]:table.wait_indptr[task + 1]]
+    event = int(next((e for e in waited if remaining[e] > 0), waited[0]))
+    return (f"{len(stuck)} tasks can never run: task {table.task_name(task)} waits on "
+            f"{table.event_name(event)}, which lacks {int(remaining[event])} of "
+            f"{int(table.event_count[event])} notifies because its producers wait in a circle; "
+            f"remove one of the edges between them")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ancestors:
+    """Bit p of row t: task p is finished before task t starts, in every execution."""
+
+    bits: npt.NDArray[np.uint8]  # [tasks, ceil(tasks / 8)], little bit order
+
+    def before(self, earlier: IntArray, later: IntArray) -> npt.NDArray[np.bool_]:
+        """Element-wise (broadcasting): is `earlier` ordered before `later`?"""
+        return (self.bits[later, earlier >> 3] >> (earlier & 7).astype(np.uint8)) & 1 != 0
+
+
+def ancestors(table: TaskTable) -> Ancestors:
+    """The ancestor set of every task, wave by wave."""
+    width = (table.num_tasks + 7) // 8
+    bits = np.zeros((table.num_tasks, width), np.uint8)
+    event_bits = np.zeros((table.num_events, width), np.uint8)
+    producer_indptr, producer = table.producers()
+    ready_event = np.zeros(table.num_events, bool)
+    for wave in waves(table):
+        positions, lengths = gather_ranges(table.wait_indptr, wave)
+        events = table.wait_event[positions]
+        fresh = np.unique(events[~ready_event[events]])
+        _accumulate_events(fresh, producer_indptr, producer, bits, event_bits)
+        ready_event[fresh] = True
+        _or_rows(bits, wave, lengths, event_bits, events)
+    return Ancestors(bits)
+
+
+def _accumulate_events(events: IntArray, indptr: IntArray, producer: IntArray,
+                       bits: npt.NDArray[np.uint8], event_bits: npt.NDArray[np.uint8]) -> None:
+    """An event's row: its producers and all their ancestors."""
+    positions, lengths = gather_ranges(indptr, events)
+    tasks = producer[positions]
+    _or_rows(event_bits, events, lengths, bits, tasks)
+    owners = np.repeat(events, lengths)
+    np.bitwise_or.at(event_bits, (owners, tasks >> 3),
+                     np.left_shift(1, tasks & 7).astype(np.uint8))
+
+
+def _or_rows(target: npt.NDArray[np.uint8], rows: IntArray, lengths: IntArray,
+             source: npt.NDArray[np.uint8], source_rows: IntArray) -> None:
+    """target[rows[k]] |= OR of the next lengths[k] rows of source."""
+    present = lengths > 0
+    if present.any():
+        starts = (np.cumsum(lengths) - lengths)[present]
+        if (lengths[present] == 1).all():
+            target[rows[present]] |= source[source_rows]
+        else:
+            target[rows[present]] |= np.bitwise_or.reduceat(source[source_rows], starts, axis=0)

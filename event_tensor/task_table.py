@@ -1,0 +1,295 @@
+"""Instantiation: a graph and its bindings → concrete tasks, waits, notifies and counts.
+
+This is all that happens for a new shape, so it is vectorised over the tiles of each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.edges import Edge, IndexRange
+from event_tensor.errors import CountError, GraphError
+from event_tensor.graph import Call, Graph
+from event_tensor.symbols import Expr
+from event_tensor.tensors import RUNTIME, EventTensor
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Runtime: TypeAlias = Mapping[str, npt.NDArray[Any]]
+MAX_TILE_RANK = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskTable:
+    """Concrete tasks of one step, in program order. Ranges are CSR: task t waits for the events
+    `wait_event[wait_indptr[t]:wait_indptr[t + 1]]`, and notifies likewise."""
+
+    graph: Graph
+    bindings: Mapping[str, int]
+    call_begin: IntArray  # [calls + 1]: tasks of call k are call_begin[k]:call_begin[k + 1]
+    call: IntArray  # [tasks]
+    tile: IntArray  # [tasks, MAX_TILE_RANK]
+    wait_indptr: IntArray
+    wait_event: IntArray
+    notify_indptr: IntArray
+    notify_event: IntArray
+    event_count: IntArray  # [events]
+    event_begin: Mapping[EventTensor, int]
+    event_shape: Mapping[EventTensor, tuple[int, ...]]
+    bytes: npt.NDArray[np.float64]  # [tasks]
+    flops: npt.NDArray[np.float64]
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.call)
+
+    @property
+    def num_events(self) -> int:
+        return len(self.event_count)
+
+    @property
+    def wait_task(self) -> IntArray:
+        """[waits]: the task that each entry of wait_event belongs to."""
+        return np.repeat(np.arange(self.num_tasks), np.diff(self.wait_indptr))
+
+    @property
+    def notify_task(self) -> IntArray:
+        """[notifies]: the task that each entry of notify_event belongs to."""
+        return np.repeat(np.arange(self.num_tasks), np.diff(self.notify_indptr))
+
+    def consumers(self) -> tuple[IntArray, IntArray]:
+        """CSR event → tasks that wait for it."""
+        return _invert(self.wait_task, self.wait_event, self.num_events)
+
+    def producers(self) -> tuple[IntArray, IntArray]:
+        """CSR event → tasks that notify it."""
+        return _invert(self.notify_task, self.notify_event, self.num_events)
+
+    def with_waits(self, task: IntArray, event: IntArray) -> TaskTable:
+        """The same tasks with other waits, given as parallel arrays sorted by task."""
+        return replace(self, wait_indptr=_indptr(task, self.num_tasks), wait_event=event)
+
+    def with_notifies(self, task: IntArray, event: IntArray) -> TaskTable:
+        """The same tasks with other notifies, sorted by task; counts follow."""
+        return replace(self, notify_indptr=_indptr(task, self.num_tasks), notify_event=event,
+                       event_count=np.bincount(event, minlength=self.num_events))
+
+    def task_name(self, task: int) -> str:
+        """`down_proj[3, 0]`"""
+        call = self.graph.calls[int(self.call[task])]
+        coordinates = self.tile[task, :len(call.tile_num)]
+        return f"{call.name}[{', '.join(map(str, coordinates))}]"
+
+    def event_name(self, event: int) -> str:
+        """`E_act[3]`"""
+        for tensor, begin in self.event_begin.items():
+            size = int(np.prod(self.event_shape[tensor], dtype=np.int64))
+            if begin <= event < begin + size:
+                index = np.unravel_index(event - begin, self.event_shape[tensor] or (1,))
+                indices = index if self.event_shape[tensor] else ()
+                return f"{tensor.name}[{', '.join(str(int(i)) for i in indices)}]"
+        return f"event {event}"
+
+
+def instantiate(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | None = None
+                ) -> TaskTable:
+    """The tasks of `graph` for these sizes.
+
+    `runtime` gives sample values (by tensor name) for data-dependent edges; tasks that no
+    trigger releases are then left out. Raises GraphError for an unbound symbol, a map out of
+    range or a data-dependent edge without values, CountError for a count that does not match.
+    """
+    for call in graph.calls:
+        for expr in call.tile_num:
+            for node in expr.walk():
+                at_least = getattr(node, "at_least", None)
+                if at_least is not None and bindings.get(node.name, at_least) < at_least:
+                    raise GraphError(f"symbol {node.name!r} is bound to {bindings[node.name]}; "
+                                     f"it must be at least {at_least}")
+    return _Instantiation(graph, bindings, runtime or {}).run()
+
+
+class _Instantiation:
+    def __init__(self, graph: Graph, bindings: Mapping[str, int], runtime: Runtime) -> None:
+        self.graph = graph
+        self.values: dict[str, Any] = {**bindings, **runtime}
+        self.bindings = dict(bindings)
+        self.event_begin: dict[EventTensor, int] = {}
+        self.event_shape: dict[EventTensor, tuple[int, ...]] = {}
+        self.num_events = 0
+        for event in graph.events():
+            shape = tuple(int(d.evaluate(self.values)) for d in event.shape)
+            self.event_begin[event], self.event_shape[event] = self.num_events, shape
+            self.num_events += int(np.prod(shape, dtype=np.int64))
+
+    def run(self) -> TaskTable:
+        begin = [0]
+        tiles, waits, notifies, sizes = [], [], [], []
+        for call in self.graph.calls:
+            coordinates = self._grid(call)
+            first = begin[-1]
+            count = coordinates.shape[1]
+            begin.append(first + count)
+            tile = np.zeros((count, MAX_TILE_RANK), np.int64)
+            tile[:, :len(coordinates)] = coordinates.T
+            tiles.append(tile)
+            local = {**self.values, **{k: v.evaluate(self.values) for k, v in call.sizes.items()},
+                     **dict(zip(call.function.axes, coordinates, strict=True))}
+            waits.append(self._edges(call, call.in_edges, coordinates, local, first))
+            notifies.append(self._edges(call, call.out_edges, coordinates, local, first))
+            cost = call.function.cost
+            sizes.append(np.stack([_per_task(cost.bytes, local, count),
+                                   _per_task(cost.flops, local, count)]))
+        num_tasks = begin[-1]
+        wait_task, wait_event = _concatenate(waits)
+        notify_task, notify_event = _concatenate(notifies)
+        cost_columns = np.concatenate(sizes, axis=1) if sizes else np.zeros((2, 0))
+        table = TaskTable(
+            self.graph, self.bindings, np.array(begin),
+            np.repeat(np.arange(len(begin) - 1), np.diff(begin)),
+            np.concatenate(tiles) if tiles else np.zeros((0, MAX_TILE_RANK), np.int64),
+            _indptr(wait_task, num_tasks), wait_event, _indptr(notify_task, num_tasks),
+            notify_event, np.zeros(self.num_events, np.int64), self.event_begin, self.event_shape,
+            cost_columns[0], cost_columns[1])
+        counts = np.bincount(notify_event, minlength=self.num_events)
+        self._check_declared_counts(table, counts)
+        return replace(table, event_count=counts)
+
+    def _grid(self, call: Call) -> IntArray:
+        """[axes, tasks]: coordinates in row-major order, without tiles no trigger releases."""
+        grid = [int(n.evaluate(self.values)) for n in call.tile_num]
+        if any(n < 0 for n in grid):
+            raise GraphError(f"{call.name}: tile_num {call.tile_num} is negative: {grid}")
+        coordinates = np.indices(grid).reshape(len(grid), -1)
+        for edge in call.in_edges:
+            if edge.is_trigger:
+                event = self._triggering_event(call, edge, coordinates, grid)
+                coordinates = coordinates[:, event >= 0]
+        return coordinates
+
+    def _edges(self, call: Call, edges: tuple[Edge, ...], coordinates: IntArray,
+               local: Mapping[str, Any], first: int) -> tuple[IntArray, IntArray]:
+        """(task, event) pairs sorted by task."""
+        count = coordinates.shape[1]
+        tasks, events = [], []
+        for edge in edges:
+            if edge.is_trigger:
+                grid = [int(n.evaluate(self.values)) for n in call.tile_num]
+                task = np.arange(count)
+                event = self._triggering_event(call, edge, coordinates, grid)
+                event = event + self.event_begin[edge.event]
+            else:
+                task, event = self._map(call, edge, coordinates, local)
+            tasks.append(task + first)
+            events.append(event)
+        if len(tasks) == 1:
+            return tasks[0], events[0]
+        if not tasks:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        task, event = np.concatenate(tasks), np.concatenate(events)
+        order = np.argsort(task, kind="stable")
+        return task[order], event[order]
+
+    def _map(self, call: Call, edge: Edge, coordinates: IntArray, local: Mapping[str, Any]
+             ) -> tuple[IntArray, IntArray]:
+        """(local task, event) pairs of one edge; a range gives several events per task."""
+        count = coordinates.shape[1]
+        task = np.arange(count)
+        event = np.full(count, self.event_begin[edge.event], np.int64)
+        stride = 1
+        shape = self.event_shape[edge.event]
+        for index, extent in reversed(list(zip(edge.map.indices, shape, strict=True))):
+            if isinstance(index, IndexRange):
+                start = np.broadcast_to(index.start.evaluate(local), count)[task]
+                stop = np.broadcast_to(index.stop.evaluate(local), count)[task]
+                lengths = np.maximum(stop - start, 0)
+                offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                value = np.repeat(start, lengths) + offsets
+                task, event = np.repeat(task, lengths), np.repeat(event, lengths)
+            else:
+                value = np.broadcast_to(index.evaluate(local), count)[task]
+            bad = (value < 0) | (value >= extent)
+            if bad.any():
+                where = int(np.argmax(bad))
+                tile = ", ".join(str(c) for c in coordinates[:, task[where]])
+                raise GraphError(
+                    f"task {call.name}[{tile}] maps to index {int(value[where])} of "
+                    f"{edge.event.name}, which has {extent} there; correct the map {edge.map!r}")
+            event = event + value * stride
+            stride *= extent
+        return task, event
+
+    def _triggering_event(self, call: Call, edge: Edge, coordinates: IntArray, grid: list[int]
+                          ) -> IntArray:
+        """[tasks]: index within the event tensor of the event that releases each tile, or -1."""
+        owner = np.full(coordinates.shape[1], -1, np.int64)
+        shape = self.event_shape[edge.event]
+        for flat in range(int(np.prod(shape, dtype=np.int64))):
+            index = np.unravel_index(flat, shape or (1,))
+            local = {**self.values, **dict(zip(edge.map.axes, map(int, index), strict=False))}
+            inside = np.ones(coordinates.shape[1], bool)
+            for axis, part in enumerate(edge.map.indices):
+                if isinstance(part, IndexRange):
+                    low, high = int(part.start.evaluate(local)), int(part.stop.evaluate(local))
+                else:
+                    low = int(part.evaluate(local))
+                    high = low + 1
+                if high > low and (low < 0 or high > grid[axis]):
+                    raise GraphError(
+                        f"event {edge.event.name}[{flat}] releases tiles {low}:{high} of "
+                        f"{call.name}, which has {grid[axis]} along {call.function.axes[axis]}")
+                inside &= (coordinates[axis] >= low) & (coordinates[axis] < high)
+            if (owner[inside] >= 0).any():
+                raise GraphError(f"two events of {edge.event.name} release the same tile of "
+                                 f"{call.name}; trigger ranges must not overlap")
+            owner[inside] = flat
+        return owner
+
+    def _check_declared_counts(self, table: TaskTable, counts: IntArray) -> None:
+        for event, begin in self.event_begin.items():
+            declared: Any
+            if isinstance(event.wait_count, Expr):
+                declared = event.wait_count.evaluate(self.values)
+            elif event.wait_count is RUNTIME and event.count_from is not None:
+                if event.count_from.name not in self.values:
+                    continue
+                declared = np.asarray(self.values[event.count_from.name]).ravel()
+            else:
+                continue
+            size = int(np.prod(self.event_shape[event], dtype=np.int64))
+            actual = counts[begin:begin + size]
+            wrong = actual != np.broadcast_to(declared, size)
+            if wrong.any():
+                k = int(np.argmax(wrong))
+                want = int(np.broadcast_to(declared, size)[k])
+                fate = "would never be reached" if want > actual[k] else "would fire too early"
+                raise CountError(
+                    f"event {table.event_name(begin + k)} has wait count {want} but "
+                    f"{int(actual[k])} tasks notify it: it {fate}; leave wait_count out to have "
+                    f"it inferred")
+
+
+def _per_task(expr: Expr, local: Mapping[str, Any], count: int) -> npt.NDArray[np.float64]:
+    return np.broadcast_to(np.asarray(expr.evaluate(local), np.float64), count)
+
+
+def _concatenate(pairs: list[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
+    if not pairs:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return (np.concatenate([task for task, _ in pairs]).astype(np.int64),
+            np.concatenate([event for _, event in pairs]).astype(np.int64))
+
+
+def _indptr(sorted_owner: IntArray, count: int) -> IntArray:
+    indptr = np.zeros(count + 1, np.int64)
+    np.cumsum(np.bincount(sorted_owner, minlength=count), out=indptr[1:])
+    return indptr
+
+
+def _invert(task: IntArray, event: IntArray, num_events: int) -> tuple[IntArray, IntArray]:
+    order = np.argsort(event, kind="stable")
+    return _indptr(event[order], num_events), task[order]

@@ -1,0 +1,72 @@
+"""Memory behind tensors: addresses for the argument records, and who keeps them alive."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.errors import UserError
+from event_tensor.tensors import TensorSpec
+
+# dtype name → numpy type with the same storage
+STORAGE_DTYPE: dict[str, Any] = {
+    "float32": np.float32, "bfloat16": np.uint16, "float16": np.float16,
+    "int32": np.int32, "int64": np.int64}
+PAGE = 4096
+
+
+def allocate(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Zeroed, page-aligned memory that the system hands out page by page as it is touched."""
+    element = np.dtype(STORAGE_DTYPE[dtype])
+    count = int(np.prod(shape, dtype=np.int64))
+    block = mmap.mmap(-1, max(count * element.itemsize, 1) + PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(block, element, count).reshape(shape)
+
+
+class Buffers:
+    """Tensor → address. Accepts numpy arrays and torch tensors and keeps them alive."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[TensorSpec, int] = {}
+        self._owners: dict[TensorSpec, Any] = {}
+
+    def allocate(self, tensor: TensorSpec, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Fresh zeroed memory for a tensor."""
+        array = allocate(shape, tensor.dtype)
+        self.bind(tensor, array)
+        return array
+
+    def bind(self, tensor: TensorSpec, memory: Any) -> None:
+        """Use `memory` (contiguous numpy array or torch tensor) for a tensor.
+
+        Raises UserError when its dtype is another or it is not contiguous.
+        """
+        if isinstance(memory, np.ndarray):
+            dtype = memory.dtype.name
+            fits = np.dtype(STORAGE_DTYPE[tensor.dtype]) == memory.dtype
+            contiguous, address = memory.flags.c_contiguous, int(memory.ctypes.data)
+        else:
+            dtype = str(memory.dtype).removeprefix("torch.")
+            fits, contiguous, address = (
+                dtype == tensor.dtype, memory.is_contiguous(), int(memory.data_ptr()))
+        if not fits:
+            raise UserError(f"tensor {tensor.name!r} is {tensor.dtype}, the memory given for it is "
+                            f"{dtype}; convert it first")
+        if not contiguous:
+            raise UserError(f"the memory given for tensor {tensor.name!r} is not contiguous; "
+                            f"make a contiguous copy first")
+        self.addresses[tensor] = address
+        self._owners[tensor] = memory
+
+    def array(self, tensor: TensorSpec) -> Any:
+        """The memory bound to a tensor."""
+        return self._owners[tensor]
+
+    def owners(self) -> Mapping[TensorSpec, Any]:
+        return self._owners

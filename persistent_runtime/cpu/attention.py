@@ -1,0 +1,218 @@
+"""Bodies of attention: rotate and append, partial softmax over a split of the context, combine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from persistent_runtime import device_functions
+from persistent_runtime.cpu.arguments import (
+    FLOAT32,
+    dim,
+    float_parameter,
+    is_given,
+    kv_offset,
+    operand,
+    record_offsets,
+    row_entry,
+    tile_range,
+)
+from persistent_runtime.cpu.intrinsics import advance, device_jit, narrow, widen
+from persistent_runtime.cpu.numerics import (
+    MINUS_INFINITY,
+    ONE,
+    ZERO,
+    exp,
+    inverse_rms,
+    matmul_rows,
+    sum_rows,
+)
+from persistent_runtime.cpu.registry import cpu_body
+
+ROPE = record_offsets(device_functions.rope_append)
+ATTENTION = record_offsets(device_functions.attention)
+COMBINE = record_offsets(device_functions.attention_combine)
+
+# Positions whose scores are held at once: what the scratch has room for, per query head.
+KV_BLOCK = device_functions.attention.scratch_bytes.evaluate(
+    {"group_heads": 1}) // FLOAT32.itemsize
+
+
+@device_jit
+def head_factor(vector, head_dim, arguments, norm, eps):  # noqa: ANN201
+    """What a head's elements are multiplied by before the norm's weight; 1 without a norm."""
+    return inverse_rms(vector, head_dim, eps) if is_given(arguments, norm) else ONE
+
+
+@device_jit
+def normed(vector, d, factor, arguments, norm, like):
+    """Element d of a head after its optional RMS norm."""
+    if is_given(arguments, norm):
+        return vector[d] * factor * widen(operand(arguments, norm, like)[d])
+    return vector[d]
+
+
+@device_jit
+def rotate(vector, head_dim, cos, sin, arguments, norm, eps, like, out, out_like):
+    """out = rotate_half_rope(optional_norm(vector)): element d pairs with d + head_dim / 2."""
+    factor = head_factor(vector, head_dim, arguments, norm, eps)
+    half = head_dim // 2
+    for d in range(half):
+        a = normed(vector, d, factor, arguments, norm, like)
+        b = normed(vector, d + half, factor, arguments, norm, like)
+        out[d] = narrow(a * cos[d] - b * sin[d], out_like)
+        out[d + half] = narrow(b * cos[d] + a * sin[d], out_like)
+
+
+@cpu_body(device_functions.rope_append)
+def rope_append(arguments, tile, step, scratch, like):
+    """q_rotated = rope(q); k_cache, v_cache at the row's position = rope(k), v"""
+    head_dim, group_heads = arguments[ROPE.head_dim], arguments[ROPE.group_heads]
+    eps, head = float_parameter(arguments, ROPE.eps), np.int64(tile[1])
+    q_stride, kv_stride = dim(arguments, ROPE.q, 1), dim(arguments, ROPE.k, 1)
+    first, last = tile_range(tile[0], arguments[ROPE.tile_m], dim(arguments, ROPE.q, 0))
+    for row in range(first, last):
+        request = row_entry(arguments, ROPE.row_request, step, row)
+        position = row_entry(arguments, ROPE.row_position, step, row)
+        angles = position * (head_dim // 2)
+        cos = advance(operand(arguments, ROPE.cos, FLOAT32), angles)
+        sin = advance(operand(arguments, ROPE.sin, FLOAT32), angles)
+        for g in range(group_heads):
+            at = row * q_stride + (head * group_heads + g) * head_dim
+            rotate(advance(operand(arguments, ROPE.q, FLOAT32), at), head_dim, cos, sin,
+                   arguments, ROPE.q_norm, eps, like,
+                   advance(operand(arguments, ROPE.q_rotated, FLOAT32), at), FLOAT32)
+        at = row * kv_stride + head * head_dim
+        kept = kv_offset(arguments, ROPE.k_cache, request, head, position)
+        rotate(advance(operand(arguments, ROPE.k, FLOAT32), at), head_dim, cos, sin,
+               arguments, ROPE.k_norm, eps, like,
+               advance(operand(arguments, ROPE.k_cache, like), kept), like)
+        v = advance(operand(arguments, ROPE.v, FLOAT32), at)
+        kept = kv_offset(arguments, ROPE.v_cache, request, head, position)
+        v_cache = advance(operand(arguments, ROPE.v_cache, like), kept)
+        for d in range(head_dim):
+            v_cache[d] = narrow(v[d], like)
+
+
+@device_jit
+def split_range(arguments, position, split):
+    """[begin, end) of the positions that a row at `position` sees in this split; maybe empty."""
+    window, kv_splits = arguments[ATTENTION.window], arguments[ATTENTION.kv_splits]
+    visible_end = position + 1
+    visible_begin = max(visible_end - window, 0) if window > 0 else 0
+    piece = (visible_end - visible_begin + kv_splits - 1) // kv_splits
+    begin = min(visible_begin + split * piece, visible_end)
+    return begin, min(begin + piece, visible_end)
+
+
+@device_jit
+def attend_block(q, k, v, length, head_dim, group_heads, scale, scores, partial, stats):
+    """Folds `length` positions into a row's running softmax of all heads of the group.
+
+    q, partial: [group_heads, head_dim]; k, v: [length, head_dim]; stats: [group_heads, 2] with
+    the running maximum and sum; scores: [group_heads, KV_BLOCK] of scratch.
+    """
+    matmul_rows(k, length, head_dim, q, head_dim, group_heads, scores, KV_BLOCK, 0)
+    for g in range(group_heads):
+        row = advance(scores, g * KV_BLOCK)
+        old_max = stats[2 * g]
+        new_max = old_max
+        for t in range(length):
+            row[t] *= scale
+            new_max = row[t] if row[t] > new_max else new_max
+        total = ZERO
+        for t in range(length):
+            row[t] = exp(row[t] - new_max)
+            total += row[t]
+        if new_max > old_max:
+            decay = exp(old_max - new_max)
+            stats[2 * g] = new_max
+            stats[2 * g + 1] *= decay
+            for d in range(g * head_dim, (g + 1) * head_dim):
+                partial[d] *= decay
+        stats[2 * g + 1] += total
+    sum_rows(scores, KV_BLOCK, v, length, head_dim, partial, group_heads)
+
+
+@device_jit
+def attend_rows(arguments, step, first, last, request, head, split, scratch, like):
+    """Rows [first, last) of one request, block by block of the context, so a block is hot for
+    all of them; each row's running state stays in its `partial` and `stats`."""
+    head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
+    kv_splits, scale = arguments[ATTENTION.kv_splits], float_parameter(arguments, ATTENTION.scale)
+    width, stats_width = dim(arguments, ATTENTION.partial, 2), dim(arguments, ATTENTION.stats, 2)
+    q = operand(arguments, ATTENTION.q_rotated, FLOAT32)
+    k_cache = operand(arguments, ATTENTION.k_cache, like)
+    v_cache = operand(arguments, ATTENTION.v_cache, like)
+    partials = operand(arguments, ATTENTION.partial, FLOAT32)
+    all_stats = operand(arguments, ATTENTION.stats, FLOAT32)
+    group = head * group_heads
+
+    context_begin, context_end = np.int64(2**62), np.int64(0)
+    for row in range(first, last):
+        position = row_entry(arguments, ATTENTION.row_position, step, row)
+        begin, end = split_range(arguments, position, split)
+        if begin < end:
+            context_begin, context_end = min(context_begin, begin), max(context_end, end)
+        partial = advance(partials, (row * kv_splits + split) * width + group * head_dim)
+        stats = advance(all_stats, (row * kv_splits + split) * stats_width + group * 2)
+        for d in range(group_heads * head_dim):
+            partial[d] = ZERO
+        for g in range(group_heads):
+            stats[2 * g] = MINUS_INFINITY
+            stats[2 * g + 1] = ZERO
+
+    for block in range(context_begin, context_end, KV_BLOCK):
+        for row in range(first, last):
+            position = row_entry(arguments, ATTENTION.row_position, step, row)
+            begin, end = split_range(arguments, position, split)
+            begin, end = max(begin, block), min(end, block + KV_BLOCK)
+            if begin < end:
+                kept_k = kv_offset(arguments, ATTENTION.k_cache, request, head, begin)
+                kept_v = kv_offset(arguments, ATTENTION.v_cache, request, head, begin)
+                attend_block(
+                    advance(q, row * width + group * head_dim), advance(k_cache, kept_k),
+                    advance(v_cache, kept_v), end - begin, head_dim, group_heads, scale, scratch,
+                    advance(partials, (row * kv_splits + split) * width + group * head_dim),
+                    advance(all_stats, (row * kv_splits + split) * stats_width + group * 2))
+
+
+@cpu_body(device_functions.attention)
+def attention(arguments, tile, step, scratch, like):
+    """partial, stats = unnormalised softmax(q_rotated @ k.T * scale) @ v over one split"""
+    first, last = tile_range(tile[0], arguments[ATTENTION.tile_m],
+                             dim(arguments, ATTENTION.q_rotated, 0))
+    head, split = np.int64(tile[1]), np.int64(tile[2])
+    while first < last:
+        request = row_entry(arguments, ATTENTION.row_request, step, first)
+        stop = first + 1
+        while stop < last and row_entry(arguments, ATTENTION.row_request, step, stop) == request:
+            stop += 1
+        attend_rows(arguments, step, first, stop, request, head, split, scratch, like)
+        first = stop
+
+
+@cpu_body(device_functions.attention_combine)
+def attention_combine(arguments, tile, step, scratch, like):
+    """out = Σ_s partial[s] * exp(max[s] - max) / Σ_s sum[s] * exp(max[s] - max)"""
+    head_dim, group_heads = arguments[COMBINE.head_dim], arguments[COMBINE.group_heads]
+    kv_splits, width = arguments[COMBINE.kv_splits], dim(arguments, COMBINE.out, 1)
+    first, last = tile_range(tile[0], arguments[COMBINE.tile_m], dim(arguments, COMBINE.out, 0))
+    heads_begin = np.int64(tile[1]) * group_heads
+    stats_width = dim(arguments, COMBINE.stats, 2)
+    for row in range(first, last):
+        stats = advance(operand(arguments, COMBINE.stats, FLOAT32), row * kv_splits * stats_width)
+        partials = advance(operand(arguments, COMBINE.partial, FLOAT32), row * kv_splits * width)
+        out = advance(operand(arguments, COMBINE.out, FLOAT32), row * width)
+        for head in range(heads_begin, heads_begin + group_heads):
+            top = MINUS_INFINITY
+            for s in range(kv_splits):
+                top = max(top, stats[s * stats_width + 2 * head])
+            total = ZERO
+            for s in range(kv_splits):
+                at = s * stats_width + 2 * head
+                total += stats[at + 1] * exp(stats[at] - top)
+            for s in range(kv_splits):
+                share = exp(stats[s * stats_width + 2 * head] - top) / total
+                for d in range(head * head_dim, (head + 1) * head_dim):
+                    value = partials[s * width + d] * share
+                    out[d] = value if s == 0 else out[d] + value

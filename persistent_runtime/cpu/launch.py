@@ -1,0 +1,188 @@
+"""One launch on the CPU: threads that each run the worker, a way to watch and to end it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import DeadlockError
+from persistent_runtime import layout
+from persistent_runtime.buffers import allocate
+from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
+from persistent_runtime.cpu.worker import WORKER_SIGNATURE, run_worker
+from persistent_runtime.encode import EncodedSchedule, Int64Array, address_of
+
+SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
+SPIN_LIMIT_OVERSUBSCRIBED = 50
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """One schedule, repeated `steps` times; the row fields are explained in layout.py."""
+
+    encoded: EncodedSchedule
+    arguments: Int64Array
+    steps: int = 1
+    first_row: int = 0
+    row_stride: int = 0
+    first_logit: int = 0
+    logit_stride: int = 0
+    row_advance: int = 0
+
+
+class CpuKernel:
+    """Compiled device functions and worker. One kernel serves every schedule and shape."""
+
+    def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
+                 progress: Callable[[str], None] | None = None) -> None:
+        self.num_workers = num_workers
+        self.kinds = {function.name: k for k, function in enumerate(functions)}
+        bodies: list[CompiledBody] = []
+        for function in functions:
+            if progress:
+                progress(function.name)
+            bodies.append(compile_body(function, dtype))
+        self._bodies = bodies
+        self._function_table = np.array([body.address for body in bodies], np.int64)
+        self._worker = compile_entry(run_worker, WORKER_SIGNATURE)
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
+
+    def launch(self, segments: Sequence[Segment], scratch_bytes: int, *,
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0) -> Launch:
+        """Start the workers and return at once.
+
+        `finished` [requests]: the launch ends after the step in which all its entries are set.
+        `timeout_s`: how long a worker may wait for one event before the launch is given up.
+        """
+        return Launch(self, segments, scratch_bytes, finished, timeout_s)
+
+    @property
+    def function_table(self) -> Int64Array:
+        return self._function_table
+
+    def call_worker(self, record: int, worker: int) -> None:
+        """Runs one worker to its end on this thread, without the interpreter lock."""
+        self._call(record, worker)
+
+
+class Launch:
+    """A running launch. `wait` returns when it is done and raises what went wrong."""
+
+    def __init__(self, kernel: CpuKernel, segments: Sequence[Segment], scratch_bytes: int,
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+        workers = kernel.num_workers
+        self._segments = list(segments)
+        self._control = allocate((layout.CONTROL_WORDS,), "int32")
+        self._stuck = np.zeros((workers, layout.STUCK_WORDS), np.int64)
+        stride = (scratch_bytes // 4096 + 1) * 4096
+        self._keep_alive: list[Any] = [finished, kernel]
+        records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
+        for k, segment in enumerate(self._segments):
+            self._fill_segment(records[k], segment)
+        self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
+        self._fill_record(kernel, records, stride, finished, timeout_s)
+        self._threads = [
+            threading.Thread(target=kernel.call_worker, args=(address_of(self._record), worker),
+                             name=f"worker-{worker}", daemon=True)
+            for worker in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def _fill_segment(self, record: Int64Array, segment: Segment) -> None:
+        encoded = segment.encoded
+        events = allocate((max(encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
+        self._keep_alive.append(events)
+        record[layout.STEPS] = segment.steps
+        record[layout.FIRST_ROW] = segment.first_row
+        record[layout.ROW_STRIDE] = segment.row_stride
+        record[layout.FIRST_LOGIT] = segment.first_logit
+        record[layout.LOGIT_STRIDE] = segment.logit_stride
+        record[layout.SEGMENT_ADVANCE] = segment.row_advance
+        record[layout.ROWS] = address_of(encoded.rows)
+        record[layout.ROW_BEGIN] = address_of(encoded.row_begin)
+        record[layout.WAITS] = address_of(encoded.waits)
+        record[layout.NOTIFIES] = address_of(encoded.notifies)
+        record[layout.ARGUMENT_TABLE] = address_of(segment.arguments)
+        record[layout.EVENTS] = address_of(events)
+
+    def _fill_record(self, kernel: CpuKernel, records: Int64Array, scratch_stride: int,
+                     finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+        workers = kernel.num_workers
+        scratch = allocate((workers * scratch_stride // 4,), "float32")
+        steps = np.zeros((workers, layout.STEP_WORDS), np.int64)
+        self._keep_alive += [records, scratch, steps]
+        record = self._record
+        record[layout.NUM_WORKERS] = workers
+        record[layout.NUM_SEGMENTS] = len(records)
+        record[layout.SEGMENTS] = address_of(records)
+        record[layout.FUNCTIONS] = address_of(kernel.function_table)
+        record[layout.CONTROL] = address_of(self._control)
+        record[layout.STUCK] = address_of(self._stuck)
+        record[layout.SCRATCH] = address_of(scratch)
+        record[layout.SCRATCH_BYTES] = scratch_stride
+        record[layout.STEP_RECORDS] = address_of(steps)
+        if finished is not None:
+            record[layout.FINISHED] = address_of(finished)
+            record[layout.NUM_REQUESTS] = len(finished)
+        record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
+        record[layout.SPIN_LIMIT] = (
+            SPIN_LIMIT if workers <= available_cores() else SPIN_LIMIT_OVERSUBSCRIBED)
+
+    @property
+    def is_running(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def abort(self) -> None:
+        """Ask every worker to leave; returns when they have, within one task's time."""
+        if self.is_running:
+            self._control[layout.ABORT] = layout.ABORT_REQUESTED
+        for thread in self._threads:
+            thread.join()
+
+    def wait(self, poll_s: float = 0.002) -> None:
+        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
+        try:
+            while self.is_running:
+                time.sleep(poll_s)
+        except BaseException:
+            self.abort()
+            raise
+        self.check()
+
+    def check(self) -> None:
+        """Raise DeadlockError if the workers gave up waiting."""
+        if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
+            raise DeadlockError(self._describe_stuck())
+
+    def _describe_stuck(self) -> str:
+        parts = []
+        for worker, stuck in enumerate(self._stuck.tolist()):
+            if stuck[layout.STUCK_TARGET] == 0:
+                continue
+            task, target = stuck[layout.STUCK_TASK], stuck[layout.STUCK_TARGET]
+            if task < 0:
+                parts.append(f"worker {worker} waits for the others at the end of step "
+                             f"{stuck[layout.STUCK_STEP]}")
+                continue
+            table = self._segments[stuck[layout.STUCK_SEGMENT]].encoded.schedule.table
+            parts.append(
+                f"worker {worker}: {table.task_name(task)} waits on "
+                f"{table.event_name(stuck[layout.STUCK_EVENT])}, count "
+                f"{stuck[layout.STUCK_SEEN]} of {target} in step {stuck[layout.STUCK_STEP]}")
+        return "the launch made no progress and was ended: " + "; ".join(parts)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

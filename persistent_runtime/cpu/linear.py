@@ -1,0 +1,147 @@
+"""Bodies of the matrix products: one generic source each, for one row or many."""
+
+from __future__ import annotations
+
+from persistent_runtime import device_functions
+from persistent_runtime.cpu.arguments import (
+    FLOAT32,
+    INT32,
+    dim,
+    float_parameter,
+    is_given,
+    logit_entry,
+    operand,
+    record_offsets,
+    tile_range,
+)
+from persistent_runtime.cpu.intrinsics import advance, device_jit, widen
+from persistent_runtime.cpu.numerics import ONE, exp, largest, matmul_rows, rms_norm
+from persistent_runtime.cpu.registry import cpu_body
+
+NORM_LINEAR = record_offsets(device_functions.norm_linear)
+LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
+GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
+LM_HEAD = record_offsets(device_functions.norm_lm_head)
+
+# Scratch holds the tile's normalised rows and this many rows of in_features more.
+SPARE_ROWS = device_functions.norm_gate_up_silu.scratch_bytes.evaluate(
+    {"tile_m": 0, "in_features": 1}) // FLOAT32.itemsize
+
+
+@device_jit
+def add_bias(out, out_stride, rows, bias, columns):  # noqa: ANN201
+    """out[m, n] += bias[n] for a tile of `rows` rows."""
+    for m in range(rows):
+        row = advance(out, m * out_stride)
+        for n in range(columns):
+            row[n] += widen(bias[n])
+
+
+@cpu_body(device_functions.norm_linear)
+def norm_linear(arguments, tile, step, scratch, like):  # noqa: ANN201
+    """out = rms_norm(x) @ weight.T + bias"""
+    length = arguments[NORM_LINEAR.in_features]
+    tokens, out_stride = dim(arguments, NORM_LINEAR.x, 0), dim(arguments, NORM_LINEAR.out, 1)
+    first, last = tile_range(tile[0], arguments[NORM_LINEAR.tile_m], tokens)
+    begin, end = tile_range(tile[1], arguments[NORM_LINEAR.tile_n],
+                            dim(arguments, NORM_LINEAR.weight, 0))
+    x = operand(arguments, NORM_LINEAR.x, FLOAT32)
+    norm_weight = operand(arguments, NORM_LINEAR.norm_weight, like)
+    eps = float_parameter(arguments, NORM_LINEAR.eps)
+    for m in range(first, last):
+        rms_norm(advance(x, m * length), norm_weight, length, eps,
+                 advance(scratch, (m - first) * length))
+    weight = advance(operand(arguments, NORM_LINEAR.weight, like), begin * length)
+    out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
+    matmul_rows(weight, end - begin, length, scratch, length, last - first, out, out_stride, 0)
+    if is_given(arguments, NORM_LINEAR.bias):
+        bias = advance(operand(arguments, NORM_LINEAR.bias, like), begin)
+        add_bias(out, out_stride, last - first, bias, end - begin)
+
+
+@cpu_body(device_functions.linear_residual)
+def linear_residual(arguments, tile, step, scratch, like):
+    """residual += x @ weight.T + bias"""
+    length = arguments[LINEAR_RESIDUAL.in_features]
+    tokens = dim(arguments, LINEAR_RESIDUAL.x, 0)
+    out_stride = dim(arguments, LINEAR_RESIDUAL.residual, 1)
+    first, last = tile_range(tile[0], arguments[LINEAR_RESIDUAL.tile_m], tokens)
+    begin, end = tile_range(tile[1], arguments[LINEAR_RESIDUAL.tile_n],
+                            dim(arguments, LINEAR_RESIDUAL.weight, 0))
+    x = advance(operand(arguments, LINEAR_RESIDUAL.x, FLOAT32), first * length)
+    weight = advance(operand(arguments, LINEAR_RESIDUAL.weight, like), begin * length)
+    residual = advance(operand(arguments, LINEAR_RESIDUAL.residual, FLOAT32),
+                       first * out_stride + begin)
+    matmul_rows(weight, end - begin, length, x, length, last - first, residual, out_stride, 1)
+    if is_given(arguments, LINEAR_RESIDUAL.bias):
+        bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, like), begin)
+        add_bias(residual, out_stride, last - first, bias, end - begin)
+
+
+@device_jit
+def silu_times(gate, up, length):
+    """up = silu(gate) * up; [length] float32."""
+    for n in range(length):
+        up[n] = gate[n] / (ONE + exp(-gate[n])) * up[n]
+
+
+@cpu_body(device_functions.norm_gate_up_silu)
+def norm_gate_up_silu(arguments, tile, step, scratch, like):
+    """out = silu(rms_norm(x) @ gate_weight.T + gate_bias) * (rms_norm(x) @ up_weight.T + up_bias)"""
+    length = arguments[GATE_UP.in_features]
+    tokens, out_stride = dim(arguments, GATE_UP.x, 0), dim(arguments, GATE_UP.out, 1)
+    first, last = tile_range(tile[0], arguments[GATE_UP.tile_m], tokens)
+    begin, end = tile_range(tile[1], arguments[GATE_UP.tile_n],
+                            dim(arguments, GATE_UP.gate_weight, 0))
+    rows = last - first
+    x = operand(arguments, GATE_UP.x, FLOAT32)
+    norm_weight = operand(arguments, GATE_UP.norm_weight, like)
+    eps = float_parameter(arguments, GATE_UP.eps)
+    for m in range(first, last):
+        rms_norm(advance(x, m * length), norm_weight, length, eps,
+                 advance(scratch, (m - first) * length))
+    out = operand(arguments, GATE_UP.out, FLOAT32)
+    gate = advance(scratch, rows * length)
+    # the gate's columns wait in the spare scratch while the up columns are computed
+    columns = max(SPARE_ROWS * length // max(rows, 1), 1)
+    for n in range(begin, end, columns):
+        width = min(columns, end - n)
+        up = advance(out, first * out_stride + n)
+        gate_weight = advance(operand(arguments, GATE_UP.gate_weight, like), n * length)
+        up_weight = advance(operand(arguments, GATE_UP.up_weight, like), n * length)
+        matmul_rows(gate_weight, width, length, scratch, length, rows, gate, width, 0)
+        matmul_rows(up_weight, width, length, scratch, length, rows, up, out_stride, 0)
+        if is_given(arguments, GATE_UP.gate_bias):
+            bias = advance(operand(arguments, GATE_UP.gate_bias, like), n)
+            add_bias(gate, width, rows, bias, width)
+        if is_given(arguments, GATE_UP.up_bias):
+            bias = advance(operand(arguments, GATE_UP.up_bias, like), n)
+            add_bias(up, out_stride, rows, bias, width)
+        for m in range(rows):
+            silu_times(advance(gate, m * width), advance(up, m * out_stride), width)
+
+
+@cpu_body(device_functions.norm_lm_head)
+def norm_lm_head(arguments, tile, step, scratch, like):
+    """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
+    length = arguments[LM_HEAD.in_features]
+    logit_rows, vocab = dim(arguments, LM_HEAD.logits, 0), dim(arguments, LM_HEAD.logits, 1)
+    first, last = tile_range(tile[0], arguments[LM_HEAD.tile_m], logit_rows)
+    begin, end = tile_range(tile[1], arguments[LM_HEAD.tile_n], vocab)
+    x = operand(arguments, LM_HEAD.x, FLOAT32)
+    norm_weight = operand(arguments, LM_HEAD.norm_weight, like)
+    eps = float_parameter(arguments, LM_HEAD.eps)
+    for m in range(first, last):
+        row = logit_entry(arguments, LM_HEAD.logit_row, step, m)
+        rms_norm(advance(x, row * length), norm_weight, length, eps,
+                 advance(scratch, (m - first) * length))
+    weight = advance(operand(arguments, LM_HEAD.weight, like), begin * length)
+    logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
+    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0)
+    tiles = dim(arguments, LM_HEAD.tile_max, 1)
+    tile_max = operand(arguments, LM_HEAD.tile_max, FLOAT32)
+    tile_argmax = operand(arguments, LM_HEAD.tile_argmax, INT32)
+    for m in range(first, last):
+        best, index = largest(advance(logits, (m - first) * vocab), end - begin)
+        tile_max[m * tiles + tile[1]] = best
+        tile_argmax[m * tiles + tile[1]] = begin + index

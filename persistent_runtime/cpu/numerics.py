@@ -1,0 +1,212 @@
+"""The arithmetic that bodies share: exponential, RMS norm, matrix products, weighted row sums.
+
+Pointers are to row-major memory; strides count elements. Everything accumulates in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from persistent_runtime.cpu.intrinsics import (
+    I32,
+    advance,
+    device_jit,
+    exact_jit,
+    float32_from_bits,
+    widen,
+)
+from persistent_runtime.cpu.vectors import LANES, MANY_REGISTERS, dot_block, sum_rows_block
+
+ZERO, ONE, MINUS_INFINITY = np.float32(0), np.float32(1), np.float32(-np.inf)
+
+# exp: x = n * ln 2 + r, |r| <= ln 2 / 2; minimax polynomial of Cephes expf.
+LOG2_E = np.float32(math.log2(math.e))
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+ROUND_TO_INTEGER = np.float32(1.5 * 2**23)  # adding it leaves n in the low bits of the mantissa
+EXPONENT_BIAS, MANTISSA_BITS = np.int32(127), np.int32(23)
+EXP_LOWEST, EXP_HIGHEST = np.float32(-87.336544), np.float32(88.75)  # 2^-126, beyond 2^128
+EXP_COEFFICIENTS = tuple(np.float32(c) for c in (
+    1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+    5.0000001201e-1))
+EXP_5, EXP_4, EXP_3, EXP_2, EXP_1, EXP_0 = EXP_COEFFICIENTS
+
+
+@intrinsic
+def _float32_bits(typing_context, value):
+    signature = types.int32(types.float32)
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], I32)
+
+    return signature, codegen
+
+
+@exact_jit
+def exp(x):  # noqa: ANN201
+    """float32 e^x within 2 ulp, without a branch: 0 below 2^-126, inf above 2^127.5, NaN for NaN."""
+    clamped = EXP_LOWEST if x < EXP_LOWEST else x
+    clamped = EXP_HIGHEST if clamped > EXP_HIGHEST else clamped
+    shifted = clamped * LOG2_E + ROUND_TO_INTEGER
+    n = shifted - ROUND_TO_INTEGER
+    r = (clamped - n * LN2_HIGH) - n * LN2_LOW
+    p = ((((EXP_5 * r + EXP_4) * r + EXP_3) * r + EXP_2) * r + EXP_1) * r + EXP_0
+    power = float32_from_bits((_float32_bits(shifted) + EXPONENT_BIAS) << MANTISSA_BITS)
+    return ZERO if x < EXP_LOWEST else (p * r * r + r + ONE) * power
+
+
+@device_jit
+def inverse_rms(x, length, eps):
+    """1 / sqrt(mean(x²) + eps) of `length` float32."""
+    total = ZERO
+    for k in range(length):
+        total += x[k] * x[k]
+    return ONE / np.float32(math.sqrt(total / np.float32(length) + eps))
+
+
+@device_jit
+def rms_norm(x, weight, length, eps, out):
+    """out = x * rsqrt(mean(x²) + eps) * weight; x, out: [length] float32; weight: [length]."""
+    factor = inverse_rms(x, length, eps)
+    for k in range(length):
+        out[k] = x[k] * factor * widen(weight[k])
+
+
+@device_jit
+def largest(values, length):
+    """The maximum of `length` >= 1 float32, and the index of its first occurrence."""
+    best, index = values[0], 0
+    for k in range(length):
+        if values[k] > best:
+            best, index = values[k], k
+    return best, index
+
+
+# A block of WEIGHT_ROWS x X_ROWS accumulators must fit the registers beside its operands.
+WEIGHT_ROWS, X_ROWS = (4, 6) if MANY_REGISTERS else (2, 4)
+PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while x rows pass by
+
+
+@device_jit
+def _dot_tail(weight, x, x_stride, first, length, weight_rows, x_rows, out, out_stride):
+    """Adds the products of the last `length` - `first` columns, fewer than LANES."""
+    for m in range(x_rows):
+        for n in range(weight_rows):
+            total = ZERO
+            for k in range(first, length):
+                total += widen(weight[n * length + k]) * x[m * x_stride + k]
+            out[m * out_stride + n] += total
+
+
+def _panel_of(x_rows):  # noqa: ANN202
+    """A function that multiplies `x_rows` rows of x with any number of weight rows."""
+
+    @device_jit
+    def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep):
+        whole = weight_rows - weight_rows % WEIGHT_ROWS
+        for n in range(0, whole, WEIGHT_ROWS):
+            dot_block(advance(weight, n * length), length, x, x_stride, length, advance(out, n),
+                      out_stride, keep, WEIGHT_ROWS, x_rows)
+        for n in range(whole, weight_rows):
+            dot_block(advance(weight, n * length), length, x, x_stride, length, advance(out, n),
+                      out_stride, keep, 1, x_rows)
+        tail = length - length % LANES
+        if tail < length:
+            _dot_tail(weight, x, x_stride, tail, length, weight_rows, x_rows, out, out_stride)
+
+    return panel
+
+
+_wide_panel, _pair_panel, _single_panel = _panel_of(X_ROWS), _panel_of(2), _panel_of(1)
+
+
+@device_jit
+def _stream_rows(weight, weight_rows, length, x, out, keep):
+    """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
+    for n in range(weight_rows):
+        dot_block(advance(weight, n * length), length, x, length, length, advance(out, n), 0,
+                  keep, 1, 1)
+    tail = length - length % LANES
+    if tail < length:
+        _dot_tail(weight, x, 0, tail, length, weight_rows, 1, out, 0)
+
+
+@device_jit
+def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep):
+    """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k].
+
+    weight: [weight_rows, length] of any storage type; x: [x_rows, length] float32 at `x_stride`;
+    out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
+    """
+    if x_rows == 1:
+        _stream_rows(weight, weight_rows, length, x, out, keep)
+        return
+    panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
+    for n in range(0, weight_rows, panel_rows):
+        rows = min(panel_rows, weight_rows - n)
+        panel = advance(weight, n * length)
+        m = 0
+        while m < x_rows:
+            left = x_rows - m
+            x_block = advance(x, m * x_stride)
+            out_block = advance(out, m * out_stride + n)
+            if left >= X_ROWS:
+                _wide_panel(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                m += X_ROWS
+            elif left >= 2:
+                _pair_panel(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                m += 2
+            else:
+                _single_panel(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                m += 1
+
+
+def _row_sum_of(out_rows):  # noqa: ANN202
+    """A function that adds weighted rows onto `out_rows` rows, all `width` columns of them."""
+    vectors = 4
+
+    @device_jit
+    def row_sum(coefficient, coefficient_stride, rows, length, width, out):
+        d = 0
+        while d + vectors * LANES <= width:
+            sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
+                           advance(out, d), width, out_rows, vectors)
+            d += vectors * LANES
+        while d + LANES <= width:
+            sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
+                           advance(out, d), width, out_rows, 1)
+            d += LANES
+        for m in range(out_rows if d < width else 0):
+            for t in range(length):
+                for e in range(d, width):
+                    out[m * width + e] += (coefficient[m * coefficient_stride + t]
+                                           * widen(rows[t * width + e]))
+
+    return row_sum
+
+
+_row_sum_4, _row_sum_2, _row_sum_1 = _row_sum_of(4), _row_sum_of(2), _row_sum_of(1)
+
+
+@device_jit
+def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_rows):
+    """out[m, d] += Σ_t coefficient[m, t] * rows[t, d].
+
+    coefficient: [out_rows, length] float32; rows: [length, width] of any storage type;
+    out: [out_rows, width] float32.
+    """
+    m = 0
+    while m < out_rows:
+        factors, target = advance(coefficient, m * coefficient_stride), advance(out, m * width)
+        if out_rows - m >= 4:
+            _row_sum_4(factors, coefficient_stride, rows, length, width, target)
+            m += 4
+        elif out_rows - m >= 2:
+            _row_sum_2(factors, coefficient_stride, rows, length, width, target)
+            m += 2
+        else:
+            _row_sum_1(factors, coefficient_stride, rows, length, width, target)
+            m += 1

@@ -1,0 +1,93 @@
+"""Bodies at both ends of a step: token ids to rows, logits to the next token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from persistent_runtime import device_functions, layout
+from persistent_runtime.cpu.arguments import (
+    FLOAT32,
+    INT32,
+    INT64,
+    dim,
+    logit_entry,
+    operand,
+    record_offsets,
+    row_entry,
+    tile_range,
+)
+from persistent_runtime.cpu.intrinsics import (
+    address_of,
+    advance,
+    device_jit,
+    monotonic_ns,
+    store_release,
+    widen,
+)
+from persistent_runtime.cpu.registry import cpu_body
+
+EMBED = record_offsets(device_functions.embed_tokens)
+SELECT = record_offsets(device_functions.select_token)
+
+
+@cpu_body(device_functions.embed_tokens)
+def embed_tokens(arguments, tile, step, scratch, like):  # noqa: ANN201
+    """out[r] = weight[token_ids[request of r, position of r]]"""
+    hidden_size, max_context = arguments[EMBED.hidden_size], dim(arguments, EMBED.token_ids, 1)
+    first, last = tile_range(tile[0], arguments[EMBED.tile_m], dim(arguments, EMBED.out, 0))
+    token_ids = operand(arguments, EMBED.token_ids, INT32)
+    for row in range(first, last):
+        request = row_entry(arguments, EMBED.row_request, step, row)
+        position = row_entry(arguments, EMBED.row_position, step, row)
+        token = np.int64(token_ids[request * max_context + position])
+        weight = advance(operand(arguments, EMBED.weight, like), token * hidden_size)
+        out = advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size)
+        for k in range(hidden_size):
+            out[k] = widen(weight[k])
+
+
+@device_jit
+def best_token(arguments, logit_row):
+    """The token of the largest tile maximum; tiles ascend, so the lowest id wins a tie."""
+    tiles = dim(arguments, SELECT.tile_max, 1)
+    tile_max = advance(operand(arguments, SELECT.tile_max, FLOAT32), logit_row * tiles)
+    tile_argmax = advance(operand(arguments, SELECT.tile_argmax, INT32), logit_row * tiles)
+    best = 0
+    for j in range(1, tiles):
+        if tile_max[j] > tile_max[best]:
+            best = j
+    return tile_argmax[best]
+
+
+@device_jit
+def is_stop(arguments, token):
+    stop_ids = operand(arguments, SELECT.stop_ids, INT32)
+    for k in range(dim(arguments, SELECT.stop_ids, 0)):
+        if stop_ids[k] == token:
+            return True
+    return False
+
+
+@cpu_body(device_functions.select_token)
+def select_token(arguments, tile, step, scratch, like):
+    """Appends the greedy choice of one logit row to its request, unless that has finished."""
+    logit_row = np.int64(tile[0])
+    row = logit_entry(arguments, SELECT.logit_row, step, logit_row)
+    request = row_entry(arguments, SELECT.row_request, step, row)
+    finished = operand(arguments, SELECT.finished, INT32)
+    if finished[request] != 0:
+        return
+    token = best_token(arguments, logit_row)
+    position = row_entry(arguments, SELECT.row_position, step, row) + 1
+    place = request * dim(arguments, SELECT.token_ids, 1) + position
+    operand(arguments, SELECT.token_ids, INT32)[place] = token
+    time_place = request * dim(arguments, SELECT.token_time, 1) + position
+    operand(arguments, SELECT.token_time, INT64)[time_place] = monotonic_ns()
+    limit = operand(arguments, SELECT.length_limit, INT32)[request]
+    if position + 1 >= limit or is_stop(arguments, token):
+        finished[request] = 1
+    row_position = operand(arguments, SELECT.row_position, INT32)
+    row_position[step[layout.ROW_BASE] + row] += step[layout.ROW_ADVANCE]
+    # release: a host thread that sees the new length also sees the token, its time and `finished`
+    length = advance(operand(arguments, SELECT.length, INT32), request)
+    store_release(address_of(length), np.int32(position + 1))

@@ -1,0 +1,187 @@
+"""Declarations of the device functions that dense decoders need; bodies live in each backend.
+
+Rows are ragged: row r of a step belongs to request `row_request[row_base + r]` and stands at
+`row_position[row_base + r]`, so prefill chunks, decode and batches are one graph. `Indexed("step")`
+means the entries that the step record (layout.py) names.
+"""
+
+from __future__ import annotations
+
+from event_tensor.device_function import (
+    WHOLE,
+    Cost,
+    DeviceFunction,
+    Indexed,
+    Tile,
+    reads,
+    updates,
+    writes,
+)
+from event_tensor.symbols import Symbol
+
+tile_m, tile_n = Symbol("tile_m"), Symbol("tile_n")
+in_features, weight_bytes = Symbol("in_features"), Symbol("weight_bytes")
+hidden_size, head_dim = Symbol("hidden_size"), Symbol("head_dim")
+group_width, group_heads = Symbol("group_width"), Symbol("group_heads")
+context, kv_splits, kv_bytes = Symbol("context"), Symbol("kv_splits"), Symbol("kv_bytes")
+
+LINEAR_COST = Cost(bytes=tile_n * in_features * weight_bytes,
+                   flops=2 * tile_m * tile_n * in_features)
+# the normalised rows, then the widened weight rows of one register block
+NORM_SCRATCH = (tile_m + 16) * in_features * 4
+# scores of 64 positions at a time for every query head of a group
+ATTENTION_SCRATCH = 64 * group_heads * 4
+
+embed_tokens = DeviceFunction(
+    name="embed_tokens",
+    axes=("i",),
+    operands=(
+        reads("token_ids", WHOLE, Indexed("row_position")),  # [requests, max_context] int32
+        reads("row_request", Indexed("step")),  # [plan_rows] int32
+        reads("row_position", Indexed("step")),
+        reads("weight", WHOLE, WHOLE),  # [vocab, hidden]
+        writes("out", Tile("i", tile_m), WHOLE),  # [tokens, hidden] float32
+    ),
+    parameters=("tile_m", "hidden_size"),
+    cost=Cost(bytes=tile_m * hidden_size * 4),
+)
+
+norm_linear = DeviceFunction(
+    name="norm_linear",
+    axes=("i", "j"),
+    operands=(
+        reads("x", Tile("i", tile_m), WHOLE),  # [tokens, in_features] float32
+        reads("norm_weight", WHOLE),  # [in_features]
+        reads("weight", Tile("j", tile_n), WHOLE),  # [out_features, in_features]
+        reads("bias", Tile("j", tile_n), optional=True),  # [out_features]
+        writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
+    ),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "eps"),
+    cost=LINEAR_COST,
+    scratch_bytes=NORM_SCRATCH,
+)
+
+linear_residual = DeviceFunction(
+    name="linear_residual",
+    axes=("i", "j"),
+    operands=(
+        reads("x", Tile("i", tile_m), WHOLE),  # [tokens, in_features] float32
+        reads("weight", Tile("j", tile_n), WHOLE),  # [out_features, in_features]
+        reads("bias", Tile("j", tile_n), optional=True),
+        updates("residual", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
+    ),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes"),
+    cost=LINEAR_COST,
+    scratch_bytes=NORM_SCRATCH,
+)
+
+norm_gate_up_silu = DeviceFunction(
+    name="norm_gate_up_silu",
+    axes=("i", "j"),
+    operands=(
+        reads("x", Tile("i", tile_m), WHOLE),  # [tokens, in_features] float32
+        reads("norm_weight", WHOLE),
+        reads("gate_weight", Tile("j", tile_n), WHOLE),  # [out_features, in_features]
+        reads("up_weight", Tile("j", tile_n), WHOLE),
+        reads("gate_bias", Tile("j", tile_n), optional=True),
+        reads("up_bias", Tile("j", tile_n), optional=True),
+        writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # silu(gate) * up, float32
+    ),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "eps"),
+    cost=Cost(bytes=2 * LINEAR_COST.bytes, flops=2 * LINEAR_COST.flops),
+    scratch_bytes=NORM_SCRATCH,
+)
+
+rope_append = DeviceFunction(
+    name="rope_append",
+    axes=("i", "h"),  # h counts KV heads; a tile takes the query heads of that KV head along
+    operands=(
+        reads("q", Tile("i", tile_m), Tile("h", group_width)),  # [tokens, heads * head_dim] float32
+        reads("k", Tile("i", tile_m), Tile("h", head_dim)),  # [tokens, kv_heads * head_dim]
+        reads("v", Tile("i", tile_m), Tile("h", head_dim)),
+        reads("q_norm", WHOLE, optional=True),  # [head_dim]; per-head RMS norm (Qwen3)
+        reads("k_norm", WHOLE, optional=True),
+        reads("cos", WHOLE, WHOLE),  # [max_context, head_dim / 2] float32
+        reads("sin", WHOLE, WHOLE),
+        reads("row_request", Indexed("step")),
+        reads("row_position", Indexed("step")),
+        writes("q_rotated", Tile("i", tile_m), Tile("h", group_width)),
+        # [requests, kv_heads, max_context, head_dim]
+        writes("k_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
+        writes("v_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
+    ),
+    parameters=("tile_m", "head_dim", "group_heads", "group_width", "eps"),
+    cost=Cost(bytes=tile_m * (2 * group_width + 4 * head_dim) * 4),
+)
+
+attention = DeviceFunction(
+    name="attention",
+    axes=("i", "h", "s"),  # row tile, KV head, split of the context
+    operands=(
+        reads("q_rotated", Tile("i", tile_m), Tile("h", group_width)),
+        reads("k_cache", WHOLE, Tile("h", 1), Indexed("row_position"), WHOLE),
+        reads("v_cache", WHOLE, Tile("h", 1), Indexed("row_position"), WHOLE),
+        reads("row_request", Indexed("step")),
+        reads("row_position", Indexed("step")),
+        # unnormalised sum of values, and per head the running maximum and the sum of weights
+        writes("partial", Tile("i", tile_m), Tile("s", 1), Tile("h", group_width)),
+        writes("stats", Tile("i", tile_m), Tile("s", 1), Tile("h", 2 * group_heads)),
+    ),
+    # window: how many positions a row sees, itself included; 0 means all of them
+    parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits", "window", "scale",
+                "kv_bytes", "context"),
+    cost=Cost(bytes=2 * context * head_dim * kv_bytes // kv_splits,
+              flops=4 * tile_m * group_width * context // kv_splits),
+    scratch_bytes=ATTENTION_SCRATCH,
+)
+
+attention_combine = DeviceFunction(
+    name="attention_combine",
+    axes=("i", "h"),
+    operands=(
+        reads("partial", Tile("i", tile_m), WHOLE, Tile("h", group_width)),
+        reads("stats", Tile("i", tile_m), WHOLE, Tile("h", 2 * group_heads)),
+        writes("out", Tile("i", tile_m), Tile("h", group_width)),  # [tokens, heads * head_dim]
+    ),
+    parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits"),
+    cost=Cost(bytes=tile_m * group_width * (kv_splits + 1) * 4),
+)
+
+norm_lm_head = DeviceFunction(
+    name="norm_lm_head",
+    axes=("i", "j"),
+    operands=(
+        reads("x", Indexed("logit_row"), WHOLE),  # [tokens, in_features] float32
+        reads("logit_row", Indexed("step")),  # [plan_logit_rows] int32: the token row to answer
+        reads("norm_weight", WHOLE),
+        reads("weight", Tile("j", tile_n), WHOLE),  # [vocab, in_features]
+        writes("logits", Tile("i", tile_m), Tile("j", tile_n)),  # [logit_rows, vocab] float32
+        # greedy choice within the tile: [logit_rows, tiles]
+        writes("tile_max", Tile("i", tile_m), Tile("j", 1)),
+        writes("tile_argmax", Tile("i", tile_m), Tile("j", 1)),
+    ),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "eps"),
+    cost=LINEAR_COST,
+    scratch_bytes=NORM_SCRATCH,
+)
+
+select_token = DeviceFunction(
+    name="select_token",
+    axes=("i",),  # one task per logit row
+    operands=(
+        reads("tile_max", Tile("i", 1), WHOLE),
+        reads("tile_argmax", Tile("i", 1), WHOLE),
+        reads("logit_row", Indexed("step")),
+        reads("row_request", Indexed("step")),
+        updates("row_position", Indexed("step", "i", distinct=True)),
+        writes("token_ids", Indexed("row_request", "i", distinct=True), WHOLE),
+        writes("token_time", Indexed("row_request", "i", distinct=True), WHOLE),  # int64, ns
+        reads("stop_ids", WHOLE),  # [number of end tokens] int32
+        reads("length_limit", WHOLE),  # [requests] int32: positions a request may fill
+        updates("length", Indexed("row_request", "i", distinct=True)),  # [requests] int32
+        updates("finished", Indexed("row_request", "i", distinct=True)),  # [requests] int32
+    ),
+)
+
+DENSE_DECODER = (embed_tokens, norm_linear, linear_residual, norm_gate_up_silu, rope_append,
+                 attention, attention_combine, norm_lm_head, select_token)

@@ -1,0 +1,128 @@
+"""A graph compiled once and run for any sizes: derive, prove, schedule, encode, launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from event_tensor.derive import derive_events
+from event_tensor.device_function import DeviceFunction
+from event_tensor.edges import IndexRange
+from event_tensor.errors import UserError
+from event_tensor.graph import Graph
+from event_tensor.symbols import Expr, Symbol
+from event_tensor.task_table import instantiate
+from event_tensor.verify import verify_structure, verify_table
+from persistent_runtime.buffers import Buffers
+from persistent_runtime.cpu.launch import CpuKernel, Segment, available_cores
+from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
+from scheduling.policies import POLICIES
+from scheduling.prune import prune_waits
+from scheduling.static_schedule import StaticSchedule
+from scheduling.target import Target, generic_cpu
+from scheduling.verify_schedule import verify_schedule
+
+
+def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, target: Target
+                   ) -> StaticSchedule:
+    """instantiate → prove → place → prune → prove. Raises the error that names what is unsafe."""
+    table = instantiate(graph, bindings)
+    verify_table(table)
+    placed = POLICIES[policy](table, target)
+    if placed.source is not table:  # the policy brought its own events: prove those as well
+        verify_table(placed.source)
+    return verify_schedule(prune_waits(placed))
+
+
+class Megakernel:
+    """One compilation of a graph's device functions, and a schedule for each shape it meets.
+
+    policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored.
+    """
+
+    def __init__(self, graph: Graph, *, workers: int | None = None, policy: str = "critical_path",
+                 dtype: str = "float32", target: Target | None = None,
+                 progress: Callable[[str], None] | None = None) -> None:
+        num_workers = available_cores() if workers is None else workers
+        if num_workers < 1:
+            raise UserError(f"workers is {num_workers}; give at least 1")
+        if policy not in POLICIES:
+            raise UserError(f"unknown schedule {policy!r}; use one of {', '.join(POLICIES)}")
+        self.target = (target or generic_cpu(num_workers)).with_workers(num_workers)
+        self.policy = policy
+        self.graph = derive_events(graph)
+        verify_structure(self.graph)
+        self.functions = _functions(self.graph)
+        self.kernel = CpuKernel(self.functions, dtype, num_workers, progress)
+        self.compilations = 1
+        self.launches = 0
+        self.arguments = ArgumentEncoder(self.graph)
+        self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
+
+    @property
+    def num_workers(self) -> int:
+        return self.kernel.num_workers
+
+    def schedule(self, bindings: Mapping[str, int]) -> EncodedSchedule:
+        """The proved schedule for these sizes; the same one for sizes with the same tiles."""
+        key = self._shape_key(bindings)
+        if key not in self._schedules:
+            schedule = build_schedule(self.graph, bindings, self.policy, self.target)
+            self._schedules[key] = encode_schedule(schedule, self.kernel.kinds,
+                                                   self.arguments.begin)
+        return self._schedules[key]
+
+    def segment(self, bindings: Mapping[str, int], buffers: Buffers, **rows: int) -> Segment:
+        """A segment of a launch: the schedule for `bindings` over the memory in `buffers`."""
+        return Segment(self.schedule(bindings),
+                       self.arguments.encode(bindings, buffers.addresses), **rows)
+
+    def launch(self, segments: Sequence[Segment], *, finished: Any = None,
+               timeout_s: float = 30.0) -> Any:
+        """Start one launch over these segments; returns a handle with wait() and abort()."""
+        self.launches += 1
+        scratch = max((self._scratch_bytes(s) for s in segments), default=0)
+        return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s)
+
+    def run(self, bindings: Mapping[str, int], tensors: Mapping[str, Any], *,
+            timeout_s: float = 30.0) -> None:
+        """One step over the given memory: tensor name → contiguous array, read and written in
+        place. Raises UserError when a tensor is missing or its shape is another."""
+        buffers = Buffers()
+        for spec in self.graph.tensors():
+            if spec.name not in tensors:
+                raise UserError(f"no memory is given for tensor {spec.name!r}")
+            shape = tuple(int(d.evaluate(bindings)) for d in spec.shape)
+            if tuple(tensors[spec.name].shape) != shape:
+                raise UserError(f"tensor {spec.name!r} must have shape {shape} for "
+                                f"{dict(bindings)}; it has {tuple(tensors[spec.name].shape)}")
+            buffers.bind(spec, tensors[spec.name])
+        self.launch([self.segment(bindings, buffers)], timeout_s=timeout_s).wait()
+
+    def _shape_key(self, bindings: Mapping[str, int]) -> tuple[Any, ...]:
+        if not hasattr(self, "_key_exprs"):
+            self._key_exprs = _schedule_inputs(self.graph)
+        return tuple(expr.evaluate(bindings) for expr in self._key_exprs)
+
+    def _scratch_bytes(self, segment: Segment) -> int:
+        bindings = segment.encoded.schedule.table.bindings
+        return max(int(c.function.scratch_bytes.substitute(c.sizes).evaluate(bindings))
+                   for c in self.graph.calls)
+
+
+def _functions(graph: Graph) -> tuple[DeviceFunction, ...]:
+    return tuple({call.function: None for call in graph.calls})
+
+
+def _schedule_inputs(graph: Graph) -> tuple[Expr, ...]:
+    """Everything a schedule depends on: tile counts, event shapes, and sizes in edge maps."""
+    exprs: dict[Expr, None] = {n: None for call in graph.calls for n in call.tile_num}
+    exprs |= {d: None for event in graph.events() for d in event.shape}
+    for call in graph.calls:
+        for edge in (*call.in_edges, *call.out_edges):
+            for index in edge.map.indices:
+                parts = (index.start, index.stop) if isinstance(index, IndexRange) else (index,)
+                for part in parts:
+                    exprs |= {Symbol(name): None for name in part.symbols()
+                              if name not in edge.map.axes}
+    return tuple(e for e in exprs if e.symbols())

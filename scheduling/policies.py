@@ -1,0 +1,165 @@
+"""Placement policies: small functions from a task table to an order for every worker."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.edges import Edge, IndexMap
+from event_tensor.graph import Graph
+from event_tensor.reachability import gather_ranges, waves
+from event_tensor.task_table import IntArray, TaskTable, instantiate
+from event_tensor.tensors import EventTensor
+from scheduling.static_schedule import StaticSchedule
+from scheduling.target import Target, task_costs_us
+
+Policy = Callable[[TaskTable, Target], StaticSchedule]
+
+
+def round_robin(table: TaskTable, target: Target) -> StaticSchedule:
+    """Task t goes to worker t mod workers, in an order the events allow (the paper's policy)."""
+    sequence = _topological(table)
+    orders = tuple(sequence[worker::target.workers] for worker in range(target.workers))
+    return StaticSchedule(table, table, orders, "round_robin")
+
+
+def critical_path(table: TaskTable, target: Target) -> StaticSchedule:
+    """List scheduling: the ready task with the longest remaining path goes to the worker that
+    is free first; a worker that already holds the producers is preferred where that costs
+    nothing."""
+    cost = task_costs_us(table, target)
+    priority = remaining_path_us(table, cost, target.dependency_us)
+    consumer_indptr, consumer = (a.tolist() for a in table.consumers())
+    notify_indptr, notify_event = table.notify_indptr.tolist(), table.notify_event.tolist()
+    missing = table.event_count.tolist()
+    pending = np.bincount(table.wait_task[table.event_count[table.wait_event] > 0],
+                          minlength=table.num_tasks).tolist()
+    costs, urgency = cost.tolist(), (-priority).tolist()
+    ready_at = [0.0] * table.num_tasks
+    event_at = [0.0] * table.num_events
+    last_producer = [-1] * table.num_events
+    holder = [-1] * table.num_tasks
+    # (urgency, task) among tasks whose inputs exist by now; (time, task) among the others
+    available = [(urgency[t], t) for t in range(table.num_tasks) if pending[t] == 0]
+    heapq.heapify(available)
+    upcoming: list[tuple[float, int]] = []
+    idle = [(0.0, worker) for worker in range(target.workers)]
+    orders: list[list[int]] = [[] for _ in range(target.workers)]
+    placed = 0
+    while placed < table.num_tasks:
+        now, worker = heapq.heappop(idle)
+        while upcoming and (upcoming[0][0] <= now or not available):
+            at, task = heapq.heappop(upcoming)
+            now = max(now, at)
+            heapq.heappush(available, (urgency[task], task))
+        _, task = heapq.heappop(available)
+        worker = _prefer_holder(idle, worker, holder[task], now)
+        orders[worker].append(task)
+        placed += 1
+        end = max(now, ready_at[task]) + costs[task]
+        heapq.heappush(idle, (end, worker))
+        for event in notify_event[notify_indptr[task]:notify_indptr[task + 1]]:
+            missing[event] -= 1
+            if end >= event_at[event]:
+                event_at[event], last_producer[event] = end, worker
+            if missing[event]:
+                continue
+            for follower in consumer[consumer_indptr[event]:consumer_indptr[event + 1]]:
+                pending[follower] -= 1
+                if event_at[event] >= ready_at[follower]:
+                    ready_at[follower] = event_at[event]
+                    holder[follower] = last_producer[event]
+                if pending[follower] == 0:
+                    heapq.heappush(upcoming, (ready_at[follower], follower))
+    return StaticSchedule(table, table, tuple(np.array(o, np.int64) for o in orders),
+                          "critical_path")
+
+
+def _prefer_holder(idle: list[tuple[float, int]], worker: int, holder: int, now: float) -> int:
+    """The producers' worker, if it is free just as early; swaps the two in the idle heap."""
+    if holder in (-1, worker):
+        return worker
+    for k, (at, other) in enumerate(idle[:8]):
+        if other == holder and at <= now:
+            idle[k] = (at, worker)
+            return holder
+    return worker
+
+
+def remaining_path_us(table: TaskTable, cost_us: npt.NDArray[np.float64], dependency_us: float
+                      ) -> npt.NDArray[np.float64]:
+    """[tasks]: longest time from a task's start to the end of the step."""
+    remaining = cost_us.copy()
+    event_remaining = np.zeros(table.num_events)
+    for wave in reversed(waves(table)):
+        positions, lengths = gather_ranges(table.notify_indptr, wave)
+        if len(positions):
+            after = np.zeros(len(wave))
+            owner = np.repeat(np.arange(len(wave)), lengths)
+            np.maximum.at(after, owner, event_remaining[table.notify_event[positions]])
+            remaining[wave] += after
+        positions, lengths = gather_ranges(table.wait_indptr, wave)
+        np.maximum.at(event_remaining, table.wait_event[positions],
+                      np.repeat(remaining[wave] + dependency_us, lengths))
+    return remaining
+
+
+def unfused(table: TaskTable, target: Target) -> StaticSchedule:
+    """The same tiles with one global event between operators: the paper's ablation baseline.
+
+    Operators that do not depend on each other share a stage, as kernels on two streams would.
+    """
+    return replace(round_robin(with_global_events(table), target), policy="unfused")
+
+
+def with_global_events(table: TaskTable) -> TaskTable:
+    """The table of a graph whose only events are one between consecutive stages of calls."""
+    calls = table.graph.calls
+    stage = _stages(table)
+    events = [EventTensor((), name=f"E_stage_{s}") for s in range(max(stage, default=0) + 1)]
+    graph = Graph(f"{table.graph.name}_unfused", [
+        replace(call,
+                in_edges=(Edge(events[stage[call.index] - 1], _to_scalar(call.function.axes)),)
+                if stage[call.index] else (),
+                out_edges=(Edge(events[stage[call.index]], _to_scalar(call.function.axes)),))
+        for call in calls])
+    return instantiate(graph, table.bindings)
+
+
+def _to_scalar(axes: tuple[str, ...]) -> IndexMap:
+    return IndexMap(axes, ())
+
+
+def _stages(table: TaskTable) -> list[int]:
+    """Longest chain of calls before each call, counting only calls that have tasks."""
+    producers: dict[EventTensor, list[int]] = {}
+    for call in table.graph.calls:
+        for edge in call.out_edges:
+            producers.setdefault(edge.event, []).append(call.index)
+    stage = [0] * len(table.graph.calls)
+    for call in table.graph.calls:
+        if table.call_begin[call.index] == table.call_begin[call.index + 1]:
+            continue
+        earlier = [p for edge in call.in_edges for p in producers.get(edge.event, [])
+                   if table.call_begin[p] < table.call_begin[p + 1]]
+        stage[call.index] = max((stage[p] + 1 for p in earlier), default=0)
+    return stage
+
+
+def _topological(table: TaskTable) -> IntArray:
+    """Program order where it already respects the events, else wave by wave."""
+    producer_indptr, producer = table.producers()
+    last = np.full(table.num_events, -1, np.int64)
+    np.maximum.at(last, np.repeat(np.arange(table.num_events), np.diff(producer_indptr)), producer)
+    if (last[table.wait_event] < table.wait_task).all():
+        return np.arange(table.num_tasks)
+    groups = waves(table)
+    return np.concatenate(groups) if groups else np.zeros(0, np.int64)
+
+
+POLICIES: dict[str, Policy] = {
+    "round_robin": round_robin, "critical_path": critical_path, "unfused": unfused}

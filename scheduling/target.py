@@ -1,0 +1,49 @@
+"""Hardware as data, and the cost model on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.task_table import TaskTable
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What scheduling knows of a machine. All rates are for the whole machine.
+
+    dependency_us: from a notify to the waiting task's start on another worker.
+    task_us: fetching and dispatching one task. pop_us: taking one task off the ready queue.
+    """
+
+    name: str
+    workers: int
+    bandwidth_gb_s: float
+    gflops: float
+    dependency_us: float
+    task_us: float
+    pop_us: float
+    shared_memory_bytes: int = 0
+
+    def with_workers(self, workers: int) -> Target:
+        """The same machine with another number of workers, each as fast as before."""
+        scale = workers / self.workers
+        return Target(self.name, workers, self.bandwidth_gb_s * scale, self.gflops * scale,
+                      self.dependency_us, self.task_us, self.pop_us, self.shared_memory_bytes)
+
+
+def generic_cpu(workers: int) -> Target:
+    """A current x86 or ARM core per worker: 20 GB/s and 80 GFLOP/s each."""
+    return Target("cpu", workers, 20.0 * workers, 80.0 * workers, 0.3, 0.05, 0.1)
+
+
+H200 = Target("h200", 132, 4300.0, 400_000.0, 1.2, 0.1, 1.0, 227 * 1024)
+
+
+def task_costs_us(table: TaskTable, target: Target) -> npt.NDArray[np.float64]:
+    """[tasks]: estimated time of each task on one worker sharing the machine with the others."""
+    memory_us = table.bytes / (target.bandwidth_gb_s / target.workers * 1e3)
+    compute_us = table.flops / (target.gflops / target.workers * 1e3)
+    return np.maximum(memory_us, compute_us) + target.task_us
