@@ -42,7 +42,7 @@ class Megakernel:
 
     def __init__(self, graph: Graph, *, workers: int | None = None, policy: str = "critical_path",
                  dtype: str = "float32", target: Target | None = None,
-                 progress: Callable[[str], None] | None = None) -> None:
+                 progress: Callable[[int, int], None] | None = None) -> None:
         num_workers = available_cores() if workers is None else workers
         if num_workers < 1:
             raise UserError(f"workers is {num_workers}; give at least 1")

@@ -71,6 +71,16 @@ def _int32_pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 @intrinsic
+def keep_out_of_line(typing_context):
+    """Forbids inlining the function that calls this: big ones would be compiled many times."""
+
+    def codegen(context, builder, signature, args):
+        builder.function.attributes.add("noinline")
+
+    return types.void(), codegen
+
+
+@intrinsic
 def atomic_add(typing_context, address, value):
     """Adds to the int32 at an int64 address, acquire-release; returns the old value."""
     signature = types.int32(types.int64, types.int32)

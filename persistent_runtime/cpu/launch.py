@@ -43,14 +43,14 @@ class CpuKernel:
     """Compiled device functions and worker. One kernel serves every schedule and shape."""
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
-                 progress: Callable[[str], None] | None = None) -> None:
+                 progress: Callable[[int, int], None] | None = None) -> None:
         self.num_workers = num_workers
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies: list[CompiledBody] = []
         for function in functions:
-            if progress:
-                progress(function.name)
             bodies.append(compile_body(function, dtype))
+            if progress:
+                progress(len(bodies), len(functions))
         self._bodies = bodies
         self._function_table = np.array([body.address for body in bodies], np.int64)
         self._worker = compile_entry(run_worker, WORKER_SIGNATURE)

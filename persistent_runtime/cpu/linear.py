@@ -87,7 +87,7 @@ def silu_times(gate, up, length):
 
 @cpu_body(device_functions.norm_gate_up_silu)
 def norm_gate_up_silu(arguments, tile, step, scratch, like):
-    """out = silu(rms_norm(x) @ gate_weight.T + gate_bias) * (rms_norm(x) @ up_weight.T + up_bias)"""
+    """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = arguments[GATE_UP.in_features]
     tokens, out_stride = dim(arguments, GATE_UP.x, 0), dim(arguments, GATE_UP.out, 1)
     first, last = tile_range(tile[0], arguments[GATE_UP.tile_m], tokens)

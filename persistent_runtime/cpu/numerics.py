@@ -17,6 +17,7 @@ from persistent_runtime.cpu.intrinsics import (
     device_jit,
     exact_jit,
     float32_from_bits,
+    keep_out_of_line,
     widen,
 )
 from persistent_runtime.cpu.vectors import LANES, MANY_REGISTERS, dot_block, sum_rows_block
@@ -47,7 +48,7 @@ def _float32_bits(typing_context, value):
 
 @exact_jit
 def exp(x):  # noqa: ANN201
-    """float32 e^x within 2 ulp, without a branch: 0 below 2^-126, inf above 2^127.5, NaN for NaN."""
+    """float32 e^x within 2 ulp, without a branch: 0 below 2^-126, inf above 2^127.5."""
     clamped = EXP_LOWEST if x < EXP_LOWEST else x
     clamped = EXP_HIGHEST if clamped > EXP_HIGHEST else clamped
     shifted = clamped * LOG2_E + ROUND_TO_INTEGER
@@ -91,47 +92,26 @@ PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while x 
 
 
 @device_jit
-def _dot_tail(weight, x, x_stride, first, length, weight_rows, x_rows, out, out_stride):
-    """Adds the products of the last `length` - `first` columns, fewer than LANES."""
-    for m in range(x_rows):
-        for n in range(weight_rows):
-            total = ZERO
-            for k in range(first, length):
-                total += widen(weight[n * length + k]) * x[m * x_stride + k]
-            out[m * out_stride + n] += total
+def _stream_rows(weight, weight_rows, length, x, out, keep):
+    """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
+    keep_out_of_line()
+    for n in range(weight_rows):
+        dot_block(advance(weight, n * length), x, 0, length, advance(out, n), 0, keep, 1, 1)
 
 
 def _panel_of(x_rows):  # noqa: ANN202
-    """A function that multiplies `x_rows` rows of x with any number of weight rows."""
+    """A function that multiplies `x_rows` rows of x with a multiple of WEIGHT_ROWS weight rows."""
 
     @device_jit
     def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep):
-        whole = weight_rows - weight_rows % WEIGHT_ROWS
-        for n in range(0, whole, WEIGHT_ROWS):
-            dot_block(advance(weight, n * length), length, x, x_stride, length, advance(out, n),
+        for n in range(0, weight_rows, WEIGHT_ROWS):
+            dot_block(advance(weight, n * length), x, x_stride, length, advance(out, n),
                       out_stride, keep, WEIGHT_ROWS, x_rows)
-        for n in range(whole, weight_rows):
-            dot_block(advance(weight, n * length), length, x, x_stride, length, advance(out, n),
-                      out_stride, keep, 1, x_rows)
-        tail = length - length % LANES
-        if tail < length:
-            _dot_tail(weight, x, x_stride, tail, length, weight_rows, x_rows, out, out_stride)
 
     return panel
 
 
-_wide_panel, _pair_panel, _single_panel = _panel_of(X_ROWS), _panel_of(2), _panel_of(1)
-
-
-@device_jit
-def _stream_rows(weight, weight_rows, length, x, out, keep):
-    """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
-    for n in range(weight_rows):
-        dot_block(advance(weight, n * length), length, x, length, length, advance(out, n), 0,
-                  keep, 1, 1)
-    tail = length - length % LANES
-    if tail < length:
-        _dot_tail(weight, x, 0, tail, length, weight_rows, 1, out, 0)
+_panel_6, _panel_4, _panel_2 = _panel_of(X_ROWS), _panel_of(4), _panel_of(2)
 
 
 @device_jit
@@ -141,49 +121,53 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
     weight: [weight_rows, length] of any storage type; x: [x_rows, length] float32 at `x_stride`;
     out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
     """
-    if x_rows == 1:
-        _stream_rows(weight, weight_rows, length, x, out, keep)
-        return
+    keep_out_of_line()
+    whole = weight_rows - weight_rows % WEIGHT_ROWS if x_rows > 1 else 0
     panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
-    for n in range(0, weight_rows, panel_rows):
-        rows = min(panel_rows, weight_rows - n)
+    for n in range(0, whole, panel_rows):
+        rows = min(panel_rows, whole - n)
         panel = advance(weight, n * length)
         m = 0
         while m < x_rows:
             left = x_rows - m
             x_block = advance(x, m * x_stride)
             out_block = advance(out, m * out_stride + n)
-            if left >= X_ROWS:
-                _wide_panel(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+            # 8 is 4 + 4, because 6 + 2 leaves registers idle
+            if left >= X_ROWS and left != 8:
+                _panel_6(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
                 m += X_ROWS
+            elif left >= 4:
+                _panel_4(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                m += 4
             elif left >= 2:
-                _pair_panel(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                _panel_2(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
                 m += 2
             else:
-                _single_panel(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                _stream_rows(panel, rows, length, x_block, out_block, keep)
                 m += 1
+    if whole < weight_rows:
+        for m in range(x_rows):
+            _stream_rows(advance(weight, whole * length), weight_rows - whole, length,
+                         advance(x, m * x_stride), advance(out, m * out_stride + whole), keep)
+
+
+ROW_VECTORS = 4  # columns of a block of weighted sums, in vectors
 
 
 def _row_sum_of(out_rows):  # noqa: ANN202
     """A function that adds weighted rows onto `out_rows` rows, all `width` columns of them."""
-    vectors = 4
 
     @device_jit
     def row_sum(coefficient, coefficient_stride, rows, length, width, out):
         d = 0
-        while d + vectors * LANES <= width:
+        while d + ROW_VECTORS * LANES <= width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width, out_rows, vectors)
-            d += vectors * LANES
-        while d + LANES <= width:
+                           advance(out, d), width, out_rows, ROW_VECTORS)
+            d += ROW_VECTORS * LANES
+        while d < width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width, out_rows, 1)
+                           advance(out, d), width - d, out_rows, 1)
             d += LANES
-        for m in range(out_rows if d < width else 0):
-            for t in range(length):
-                for e in range(d, width):
-                    out[m * width + e] += (coefficient[m * coefficient_stride + t]
-                                           * widen(rows[t * width + e]))
 
     return row_sum
 

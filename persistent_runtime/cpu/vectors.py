@@ -15,7 +15,12 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from persistent_runtime.cpu.intrinsics import F32, I64, emit_widen
+from persistent_runtime.cpu.intrinsics import (
+    F32,
+    I32,
+    I64,
+    emit_widen,
+)
 
 CPU_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]
 _enabled = set(CPU_FEATURES.split(","))
@@ -33,27 +38,69 @@ def _constant(value: int) -> ir.Constant:
 
 
 def _vector_load(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value,
-                 storage: types.Type, lanes: int) -> ir.Value:
-    """LANES stored elements from `pointer[index]`, as float32; alignment only of an element."""
+                 storage: types.Type, mask: ir.Value | None = None) -> ir.Value:
+    """LANES stored elements from `pointer[index]`, as float32; where `mask` is off, zero."""
     start = builder.gep(pointer, [index])
-    kind = ir.VectorType(start.type.pointee, lanes)
-    element_bytes = storage.bitwidth // 8
-    loaded = builder.load(builder.bitcast(start, kind.as_pointer()), align=element_bytes)
+    kind = ir.VectorType(start.type.pointee, LANES)
+    address = builder.bitcast(start, kind.as_pointer())
+    alignment = storage.bitwidth // 8  # that of an element
+    if mask is None:
+        return emit_widen(builder, builder.load(address, align=alignment), storage)
+    load = _masked(builder, "load", kind, [address.type, I32, mask.type, kind], kind)
+    loaded = builder.call(load, [address, ir.Constant(I32, alignment), mask,
+                                 ir.Constant(kind, None)])
     return emit_widen(builder, loaded, storage)
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
-    kind = ir.VectorType(value.type, lanes)
+def _vector_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, index: ir.Value,
+                  mask: ir.Value | None) -> None:
+    """The counterpart of `_vector_load` for float32."""
+    address = builder.bitcast(builder.gep(pointer, [index]), value.type.as_pointer())
+    if mask is None:
+        builder.store(value, address, align=4)
+        return
+    store = _masked(builder, "store", value.type,
+                    [value.type, address.type, I32, mask.type], ir.VoidType())
+    builder.call(store, [value, address, ir.Constant(I32, 4), mask])
+
+
+def _masked(builder: ir.IRBuilder, action: str, kind: ir.VectorType, operands: list[ir.Type],
+            result: ir.Type) -> ir.Function:
+    name = f"llvm.masked.{action}.v{kind.count}{kind.element.intrinsic_name}.p0"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, operands), name)
+
+
+def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
+    """A mask that is on in the first `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
+    return builder.icmp_signed("<", lanes, _splat(builder, count))
+
+
+def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    kind = ir.VectorType(value.type, LANES)
     single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I64, 0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    mask = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
     return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), mask)
 
 
-def _add_up(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(F32, [F32, vector.type])
-    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
-    reduce = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(reduce, [ir.Constant(F32, 0.0), vector], fastmath=("reassoc",))
+def _row_sums(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
+    """The sums of 1, 2, 4, … vectors as the lanes of one: neighbouring lanes are added, two
+    vectors at a time as long as there are two, which costs far less than one sum after another."""
+    def add_neighbours(a: ir.Value, b: ir.Value, lanes: int) -> ir.Value:
+        even, odd = (builder.shuffle_vector(a, b, ir.Constant(
+            ir.VectorType(I32, lanes), list(range(first, 2 * lanes, 2))))
+            for first in (0, 1))
+        return builder.fadd(even, odd)
+
+    count = len(vectors)
+    while len(vectors) > 1:
+        vectors = [add_neighbours(a, b, LANES)
+                   for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    total = vectors[0]
+    for lanes in (LANES >> k for k in range(1, LANES.bit_length())):
+        if lanes >= count:
+            total = add_neighbours(total, ir.Constant(total.type, ir.Undefined), lanes)
+    return total
 
 
 def _multiply_add(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value,
@@ -70,99 +117,107 @@ def _zeroed(builder: ir.IRBuilder, kind: ir.Type) -> ir.Value:
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, weight, weight_stride, x, x_stride, length, out, out_stride, keep,
-              weight_rows, x_rows):
-    """out[m * out_stride + n] = keep * out[…] + Σ_k weight[n * weight_stride + k] * x[m * x_stride + k]
+def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, weight_rows,
+              x_rows):
+    """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
-    for `weight_rows` × `x_rows` (literals) rows and k up to `length` rounded down to LANES;
-    keep is 0 or 1, and with 0 the old contents are not looked at.
+    `weight_rows` (a power of two) and `x_rows` are literals; weight rows follow one another. keep
+    is 0 or 1, and with 0 the old contents are not looked at.
     """
     storage = weight.dtype
     n_rows, m_rows = weight_rows.literal_value, x_rows.literal_value
-    integer = types.int64
-    signature = types.void(weight, integer, x, integer, integer, out, integer, integer,
+    signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
                            weight_rows, x_rows)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        weight, weight_stride, x, x_stride, length, out, out_stride, keep, _, _ = args
+        weight, x, x_stride, length, out, out_stride, keep, _, _ = args
         vector = ir.VectorType(F32, LANES)
         unroll = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
         accumulators = [[[_zeroed(builder, vector) for _ in range(unroll)]
                          for _ in range(n_rows)] for _ in range(m_rows)]
-        weights = [builder.gep(weight, [builder.mul(weight_stride, _constant(n))])
+        weights = [builder.gep(weight, [builder.mul(length, _constant(n))])
                    for n in range(n_rows)]
         xs = [builder.gep(x, [builder.mul(x_stride, _constant(m))]) for m in range(m_rows)]
 
-        def products(start: ir.Value, stop: ir.Value, vectors: int) -> None:
-            step = _constant(vectors * LANES)
-            with cgutils.for_range_slice(builder, start, stop, step, I64) as (k, _):
-                for u in range(vectors):
-                    at = builder.add(k, _constant(u * LANES))
-                    rows = [_vector_load(builder, w, at, storage, LANES) for w in weights]
-                    for m in range(m_rows):
-                        column = _vector_load(builder, xs[m], at, types.float32, LANES)
-                        for n in range(n_rows):
-                            _multiply_add(builder, accumulators[m][n][u], rows[n], column)
+        def products(k: ir.Value, part: int, mask: ir.Value | None = None) -> None:
+            rows = [_vector_load(builder, w, k, storage, mask) for w in weights]
+            for m in range(m_rows):
+                column = _vector_load(builder, xs[m], k, types.float32, mask)
+                for n in range(n_rows):
+                    _multiply_add(builder, accumulators[m][n][part], rows[n], column)
 
         def rounded_down(vectors: int) -> ir.Value:
             return builder.and_(length, _constant(-vectors * LANES))
 
-        products(_constant(0), rounded_down(unroll), unroll)
+        with cgutils.for_range_slice(builder, _constant(0), rounded_down(unroll),
+                                     _constant(unroll * LANES), I64) as (k, _):
+            for part in range(unroll):
+                products(builder.add(k, _constant(part * LANES)), part)
+        whole = rounded_down(1)
         if unroll > 1:
-            products(rounded_down(unroll), rounded_down(1), 1)
+            with cgutils.for_range_slice(builder, rounded_down(unroll), whole, _constant(LANES),
+                                         I64) as (k, _):
+                products(k, 0)
+        with builder.if_then(builder.icmp_signed("<", whole, length), likely=False):
+            products(whole, 0, _first_lanes(builder, builder.sub(length, whole)))
 
         keeps = builder.icmp_signed("!=", keep, _constant(0))
+        sums_kind = ir.VectorType(F32, n_rows)
         for m in range(m_rows):
-            for n in range(n_rows):
-                parts = [builder.load(part) for part in accumulators[m][n]]
-                while len(parts) > 1:
-                    parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2],
-                                                                strict=True)]
-                index = builder.add(builder.mul(out_stride, _constant(m)), _constant(n))
-                target = builder.gep(out, [index])
-                old = builder.select(keeps, builder.load(target), ir.Constant(F32, 0.0))
-                builder.store(builder.fadd(old, _add_up(builder, parts[0])), target)
+            sums = _row_sums(builder, [_total(builder, parts) for parts in accumulators[m]])
+            target = builder.bitcast(builder.gep(out, [builder.mul(out_stride, _constant(m))]),
+                                     sums_kind.as_pointer())
+            old = builder.select(keeps, builder.load(target, align=4), ir.Constant(sums_kind, None))
+            builder.store(builder.fadd(old, sums), target, align=4)
 
     return signature, codegen
 
 
+def _total(builder: ir.IRBuilder, accumulators: list[ir.Value]) -> ir.Value:
+    parts = [builder.load(accumulator) for accumulator in accumulators]
+    while len(parts) > 1:
+        parts = [builder.fadd(*parts[k:k + 2]) if k + 1 < len(parts) else parts[k]
+                 for k in range(0, len(parts), 2)]
+    return parts[0]
+
+
 @intrinsic(prefer_literal=True)
 def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_stride, length, out,
-                   out_stride, out_rows, vectors):
-    """out[m * out_stride + d] += Σ_t coefficient[m * coefficient_stride + t] * rows[t * row_stride + d]
+                   columns, out_rows, vectors):
+    """out[m, d] += Σ_t coefficient[m, t] * rows[t, d] for `length` rows t and d < `columns`.
 
-    for `out_rows` rows (literal) and d < `vectors` * LANES (literal); t runs to `length`.
+    `out_rows` and `vectors` are literals; `columns` is at most `vectors` * LANES, and rows of
+    `rows` and `out` are `row_stride` apart.
     """
     storage = rows.dtype
     m_rows, width = out_rows.literal_value, vectors.literal_value
-    integer = types.int64
-    signature = types.void(coefficient, integer, rows, integer, integer, out, integer, out_rows,
-                           vectors)
+    signature = types.void(coefficient, types.int64, rows, types.int64, types.int64, out,
+                           types.int64, out_rows, vectors)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        coefficient, coefficient_stride, rows, row_stride, length, out, out_stride, _, _ = args
+        coefficient, coefficient_stride, rows, row_stride, length, out, columns, _, _ = args
         vector = ir.VectorType(F32, LANES)
-        targets = [[builder.bitcast(
-            builder.gep(out, [builder.add(builder.mul(out_stride, _constant(m)),
-                                          _constant(v * LANES))]), vector.as_pointer())
-            for v in range(width)] for m in range(m_rows)]
+        # only the last vector may be cut; with several, the caller passes whole ones
+        mask = _first_lanes(builder, columns) if width == 1 else None
+        targets = [[builder.add(builder.mul(row_stride, _constant(m)), _constant(v * LANES))
+                    for v in range(width)] for m in range(m_rows)]
         accumulators = [[cgutils.alloca_once(builder, vector) for _ in range(width)]
                         for _ in range(m_rows)]
         for m in range(m_rows):
             for v in range(width):
-                builder.store(builder.load(targets[m][v], align=4), accumulators[m][v])
+                builder.store(_vector_load(builder, out, targets[m][v], types.float32, mask),
+                              accumulators[m][v])
         with cgutils.for_range(builder, length) as loop:
             row = builder.gep(rows, [builder.mul(loop.index, row_stride)])
-            values = [_vector_load(builder, row, _constant(v * LANES), storage, LANES)
+            values = [_vector_load(builder, row, _constant(v * LANES), storage, mask)
                       for v in range(width)]
             for m in range(m_rows):
                 index = builder.add(builder.mul(coefficient_stride, _constant(m)), loop.index)
-                factor = builder.load(builder.gep(coefficient, [index]))
-                spread = _splat(builder, factor, LANES)
+                spread = _splat(builder, builder.load(builder.gep(coefficient, [index])))
                 for v in range(width):
                     _multiply_add(builder, accumulators[m][v], spread, values[v])
         for m in range(m_rows):
             for v in range(width):
-                builder.store(builder.load(accumulators[m][v]), targets[m][v], align=4)
+                _vector_store(builder, builder.load(accumulators[m][v]), out, targets[m][v], mask)
 
     return signature, codegen

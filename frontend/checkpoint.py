@@ -1,0 +1,341 @@
+"""The weights of a model by name: from safetensors files, memory-mapped, or from a loaded model.
+
+Headers are read here, without torch, so that opening costs milliseconds and a damaged file is named
+before anything is computed; tensors come through safetensors as views of the mapped file.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from event_tensor.errors import UserError
+from frontend.config import DTYPES, DecoderConfig
+from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ELEMENT_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors -> DTYPES
+ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+FORMATS_WE_REFUSE = {
+    "*.bin": "PyTorch pickle weights",
+    "*.pth": "PyTorch pickle weights",
+    "*.pt": "PyTorch pickle weights",
+    "*.gguf": "GGUF weights",
+    "*.h5": "TensorFlow weights",
+    "*.msgpack": "Flax weights",
+}
+CHECK = "check that config.json and the weights belong together"
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor: where it lies, and what its header says of it."""
+
+    stored_name: str
+    shape: tuple[int, ...]
+    element_type: str  # as the file or torch spells it: BF16, bfloat16, F8_E4M3, int8
+    nbytes: int
+    file: Path | None = None
+    tensor: "torch.Tensor | None" = None
+
+
+class Checkpoint:
+    """Tensors by their names in a transformers causal model (`model.layers.0.…`, `lm_head.weight`).
+
+    Names of a bare decoder, which lack the leading `model.`, are read as if they had it.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], files: tuple[Path, ...] = ()) -> None:
+        self.files = files
+        self._entries: dict[str, Entry] = {}
+        for entry in entries.values():
+            if not entry.stored_name.endswith("rotary_emb.inv_freq"):  # computed, not learned
+                self._entries[canonical_name(entry.stored_name)] = entry
+        self._open_files: dict[Path, Any] = {}
+        self._closed = False
+
+    def names(self) -> set[str]:
+        return set(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> str:
+        """One of DTYPES; UserError for any other element type."""
+        entry = self._entry(name)
+        dtype = ELEMENT_TYPES.get(entry.element_type, entry.element_type)
+        if dtype not in DTYPES:
+            raise UserError(
+                f"{describe(entry)} has element type {dtype}, which is not supported; use weights "
+                f"in {', '.join(DTYPES)}"
+            )
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; one that is shared under two names counts once."""
+        sizes = {
+            entry.tensor.data_ptr() if entry.tensor is not None else name: entry.nbytes
+            for name, entry in self._entries.items()
+        }
+        return sum(sizes.values())
+
+    def read(self, name: str) -> "torch.Tensor":
+        """The tensor without a copy: a view of the mapped file, or the model's own.
+
+        It stays valid after `close`. A file aligns its tensors to their element size, no further.
+        """
+        entry = self._entry(name)
+        self.dtype(name)
+        if self._closed:
+            raise UserError(f"{describe(entry)}: its checkpoint is closed; open it again")
+        if entry.tensor is not None:
+            return entry.tensor
+        assert entry.file is not None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if entry.file not in self._open_files:
+                self._open_files[entry.file] = safe_open(entry.file, framework="pt")
+            tensor: torch.Tensor = self._open_files[entry.file].get_tensor(entry.stored_name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{describe(entry)} cannot be read ({error}); download the file again"
+            ) from None
+        return tensor
+
+    def close(self) -> None:
+        self._open_files.clear()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self._entries:
+            where = self.files[0].parent if self.files else "the loaded model"
+            raise UserError(f"{where} has no tensor {name}; check that the checkpoint is complete")
+        return self._entries[name]
+
+
+def describe(entry: Entry) -> str:
+    return f"{entry.file or 'the loaded model'}: tensor {entry.stored_name}"
+
+
+def canonical_name(name: str) -> str:
+    bare = name.partition(".")[0] in ("layers", "embed_tokens", "norm")
+    return f"model.{name}" if bare else name
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Opens model.safetensors or, without one, the shards of model.safetensors.index.json."""
+    directory = Path(directory)
+    require_directory(directory)
+    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
+    if os.path.lexists(single):
+        return Checkpoint(read_header(single), (single,))
+    if os.path.lexists(index):
+        return open_shards(index)
+    for pattern, kind in FORMATS_WE_REFUSE.items():
+        for path in sorted(directory.glob(pattern)):
+            raise UserError(
+                f"{directory} holds {kind} ({path.name}), which are not supported; use weights in "
+                "safetensors files (transformers' save_pretrained writes them)"
+            )
+    for path in sorted(directory.glob("*.safetensors")):
+        raise UserError(
+            f"{directory} holds {path.name} but neither {SINGLE_FILE} nor {INDEX_FILE}; add the "
+            "index, or rename a lone file"
+        )
+    raise UserError(
+        f"{directory} holds no weights; it needs {SINGLE_FILE}, or shards with {INDEX_FILE}"
+    )
+
+
+def open_shards(index: Path) -> Checkpoint:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map from tensor to file; download it again")
+    headers: dict[str, dict[str, Entry]] = {}
+    entries: dict[str, Entry] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(f"{index}: weight_map[{name}] is {shard!r}; it must name a file")
+        if shard not in headers:
+            if not (index.parent / shard).exists():
+                raise UserError(
+                    f"{index.parent} lacks {shard}, which {index.name} names; download that file"
+                )
+            headers[shard] = read_header(index.parent / shard)
+        if name not in headers[shard]:
+            raise UserError(
+                f"{index.parent / shard} lacks the tensor {name}, which {index.name} places there; "
+                "download both again"
+            )
+        entries[name] = headers[shard][name]
+    return Checkpoint(entries, tuple(index.parent / shard for shard in sorted(headers)))
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file: 8 bytes of header length, a JSON header, the data."""
+    damaged = f"{path} is not a complete safetensors file"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(max(8, len(GIT_LFS_POINTER)))
+            if start.startswith(GIT_LFS_POINTER):
+                raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`")
+            file_bytes = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(start[:8], "little")
+            data_bytes = file_bytes - 8 - header_bytes
+            if len(start) < 8 or data_bytes < 0 or header_bytes > MAX_HEADER_BYTES:
+                raise UserError(
+                    f"{damaged}: of {file_bytes} bytes none hold a whole header; download it again"
+                )
+            file.seek(8)
+            header = json.loads(file.read(header_bytes))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path} cannot be read ({reason}); check the file") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{damaged}: its header is not JSON; download it again") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{damaged}: its header is not a JSON object; download it again")
+
+    entries, end_of_data = {}, 0
+    for name, info in header.items():
+        if name == "__metadata__":
+            continue
+        entry, end = read_entry(path, name, info)
+        entries[name], end_of_data = entry, max(end_of_data, end)
+    if end_of_data != data_bytes:
+        raise UserError(
+            f"{damaged}: the header promises {end_of_data} bytes of data, there are {data_bytes}; "
+            "download it again"
+        )
+    return entries
+
+
+def read_entry(path: Path, name: str, info: object) -> tuple[Entry, int]:
+    """One tensor of a header and where its data ends, in bytes from the start of the data."""
+    try:
+        shape = tuple(info["shape"])  # type: ignore[index]
+        element_type = str(info["dtype"])  # type: ignore[index]
+        begin, end = info["data_offsets"]  # type: ignore[index]
+        consistent = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
+        if consistent and element_type in ELEMENT_BYTES:
+            consistent = math.prod(shape) * ELEMENT_BYTES[element_type] == end - begin
+    except (KeyError, TypeError, ValueError):
+        consistent = False
+    if not consistent:
+        raise UserError(
+            f"{path} is not a valid safetensors file: its header describes the tensor {name} "
+            "inconsistently; download it again"
+        )
+    return Entry(name, shape, element_type, end - begin, file=path), end
+
+
+def from_model(model: Any) -> Checkpoint:
+    """The same interface over a loaded transformers model; its tensors are used in place."""
+    if not callable(getattr(model, "state_dict", None)):
+        raise UserError(
+            f"the model is a {type(model).__name__}; give a model directory, a Hub id or a loaded "
+            "transformers model"
+        )
+    entries = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type == "meta":
+            raise UserError(f"the loaded model has no data for {name}; load its weights first")
+        element_type = str(tensor.dtype).removeprefix("torch.")
+        entries[name] = Entry(name, tuple(tensor.shape), element_type, tensor.nbytes, tensor=tensor)
+    return Checkpoint(entries)
+
+
+def required_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor the decoder reads, in the order in which a step reads them.
+
+    A linear layer's weight is [out_features, in_features].
+    """
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    q_features = config.num_heads * config.head_dim
+    kv_features = config.num_kv_heads * config.head_dim
+    linears = {
+        "self_attn.q_proj": (q_features, hidden, config.qkv_bias),
+        "self_attn.k_proj": (kv_features, hidden, config.qkv_bias),
+        "self_attn.v_proj": (kv_features, hidden, config.qkv_bias),
+        "self_attn.o_proj": (hidden, q_features, config.output_bias),
+        "mlp.gate_proj": (intermediate, hidden, config.mlp_bias),
+        "mlp.up_proj": (intermediate, hidden, config.mlp_bias),
+        "mlp.down_proj": (hidden, intermediate, config.mlp_bias),
+    }
+    layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
+    for name, (out_features, in_features, bias) in linears.items():
+        layer[f"{name}.weight"] = (out_features, in_features)
+        if bias:
+            layer[f"{name}.bias"] = (out_features,)
+    if config.qk_norm:
+        layer["self_attn.q_norm.weight"] = (config.head_dim,)
+        layer["self_attn.k_norm.weight"] = (config.head_dim,)
+    layer["post_attention_layernorm.weight"] = (hidden,)
+
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for index in range(config.num_layers):
+        tensors |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    tensors["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        tensors["lm_head.weight"] = (config.vocab_size, hidden)
+    return tensors
+
+
+def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
+    """Raises UserError unless the checkpoint holds the decoder that config.json describes."""
+    where = str(checkpoint.files[0].parent) if checkpoint.files else "the loaded model"
+    required = required_tensors(config)
+    names = checkpoint.names()
+    missing = [name for name in required if name not in names]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        remedy = CHECK
+        if missing == ["lm_head.weight"]:
+            remedy = "if the embedding serves as lm_head, set tie_word_embeddings in config.json"
+        raise UserError(
+            f"{where} lacks the tensors {', '.join(missing[:3])}{more}, which config.json wants; "
+            f"{remedy}"
+        )
+    for name, shape in required.items():
+        if checkpoint.shape(name) != shape:
+            raise UserError(
+                f"{where}: tensor {name} has shape {list(checkpoint.shape(name))}, but config.json "
+                f"makes it {list(shape)}; {CHECK}"
+            )
+        checkpoint.dtype(name)
+    # A bias that the family's layers do not have would be dropped in silence; zeros change nothing.
+    for name in sorted(names - set(required)):
+        linear, _, last = name.rpartition(".")
+        if last == "bias" and f"{linear}.weight" in required and checkpoint.read(name).any():
+            raise UserError(
+                f"{where}: tensor {name} is a bias that a {config.family} model has no "
+                f"use for under this config.json; {CHECK}"
+            )
+    if config.tie_word_embeddings and "lm_head.weight" in names:
+        check_tied(checkpoint, where)
+
+
+def check_tied(checkpoint: Checkpoint, where: str) -> None:
+    head = checkpoint.read("lm_head.weight")
+    embedding = checkpoint.read("model.embed_tokens.weight")
+    if head.data_ptr() != embedding.data_ptr() and not head.equal(embedding):
+        raise UserError(
+            f"{where}: lm_head.weight differs from model.embed_tokens.weight, but config.json "
+            "ties the two; set tie_word_embeddings to false there"
+        )

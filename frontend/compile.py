@@ -1,0 +1,131 @@
+"""compile_decode_loop: a model directory, Hub id or loaded model → a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from event_tensor.errors import UserError
+from frontend.checkpoint import Checkpoint, check_tensors, from_model, open_checkpoint
+from frontend.config import DecoderConfig, parse_config, read_config
+from frontend.decoder import Decoder
+from frontend.families import dense_decoder
+from frontend.operators import DTYPE_BYTES, Limits, Operators
+from frontend.resolve import resolve_model
+from frontend.rope import rope_tables
+from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
+from frontend.tokenizer import Tokenizer, load_tokenizer
+from persistent_runtime.buffers import Buffers
+from persistent_runtime.cpu.launch import available_cores
+from persistent_runtime.megakernel import Megakernel
+from scheduling.target import generic_cpu
+
+DEFAULT_MAX_CONTEXT = 4096
+POLICY_OF_SCHEDULE = {"auto": "critical_path", "static": "critical_path",
+                      "round_robin": "round_robin", "unfused": "unfused"}
+Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", schedule: str = "auto",
+                        dtype: str = "auto", max_context: int | None = None,
+                        workers: int | None = None, progress: Progress | None = None) -> Decoder:
+    """Compile the whole decode loop of a decoder-only model into one persistent kernel.
+
+    model: a directory in Hugging Face layout, "demo", a Hub id, or a loaded transformers model.
+    schedule: auto, static (critical path), round_robin, or unfused. dtype: auto (the
+    checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by
+    default the model's own limit but no more than 4096. workers: threads, by default one per core.
+
+    Raises UserError for anything that cannot be used, naming it and the remedy.
+    """
+    if backend not in ("auto", "cpu"):
+        raise UserError(f"backend {backend!r} is not available; use auto or cpu")
+    if schedule not in POLICY_OF_SCHEDULE:
+        raise UserError(f"schedule {schedule!r} is not available; use one of "
+                        f"{', '.join(POLICY_OF_SCHEDULE)}")
+    num_workers = available_cores() if workers is None else workers
+    if num_workers < 1:
+        raise UserError(f"workers is {num_workers}; give at least 1")
+    config, checkpoint, tokenizer = _open(model)
+    check_tensors(checkpoint, config)
+    weight_dtype = _choose_dtype(dtype, config, checkpoint)
+    context = _choose_context(max_context, config)
+    target = generic_cpu(num_workers)
+    operators = Operators(
+        config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
+        Limits(1, context, context + 1, max(len(config.eos_token_ids), 1)), weight_dtype)
+    dense_decoder(operators)
+    kernel = Megakernel(
+        operators.graph, workers=num_workers, policy=POLICY_OF_SCHEDULE[schedule],
+        dtype=weight_dtype, target=target,
+        progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
+    buffers = Buffers()
+    _load_weights(operators, checkpoint, buffers, progress)
+    _allocate(operators, buffers, context)
+    checkpoint.close()
+    decoder = Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS)
+    decoder.prepare()
+    return decoder
+
+
+def _open(model: str | Path | Any) -> tuple[DecoderConfig, Checkpoint, Tokenizer | None]:
+    if isinstance(model, (str, Path)):
+        directory = resolve_model(str(model))
+        config = read_config(directory)
+        return config, open_checkpoint(directory), load_tokenizer(directory)
+    if not hasattr(model, "state_dict") or not hasattr(model, "config"):
+        raise UserError(f"{type(model).__name__} is neither a path, a Hub id nor a transformers "
+                        f"model")
+    generation = getattr(model, "generation_config", None)
+    config = parse_config(model.config.to_dict(), generation.to_dict() if generation else None)
+    return config, from_model(model), None
+
+
+def _choose_dtype(dtype: str, config: DecoderConfig, checkpoint: Checkpoint) -> str:
+    if dtype == "auto":
+        return checkpoint.dtype("model.embed_tokens.weight")
+    if dtype not in DTYPE_BYTES:
+        raise UserError(f"dtype {dtype!r} is not supported; use auto, {', '.join(DTYPE_BYTES)}")
+    return dtype
+
+
+def _choose_context(max_context: int | None, config: DecoderConfig) -> int:
+    if max_context is None:
+        return min(config.max_position_embeddings, DEFAULT_MAX_CONTEXT)
+    if not 2 <= max_context <= config.max_position_embeddings:
+        raise UserError(f"max_context {max_context} is outside 2..{config.max_position_embeddings}, "
+                        f"the positions this model was made for (max_position_embeddings)")
+    return max_context
+
+
+def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers,
+                  progress: Progress | None) -> None:
+    """Weights stay where the file mapping or the loaded model has them; only another dtype or a
+    strided layout makes a copy, one tensor at a time."""
+    import torch
+
+    dtype = getattr(torch, operators.dtype)
+    total = len(operators.weights)
+    for done, (name, spec) in enumerate(operators.weights.items()):
+        if progress:
+            progress("weights", done + 1, total)
+        buffers.bind(spec, checkpoint.read(name).detach().to(dtype).contiguous())
+
+
+def _allocate(operators: Operators, buffers: Buffers, max_context: int) -> None:
+    """Activations for the largest step, KV cache for max_context, control tensors, rope tables."""
+    config = operators.config
+    cos, sin = rope_tables(config.rope, config.head_dim, max_context)
+    buffers.bind(operators.tensors["rope_cos"], np.ascontiguousarray(cos))
+    buffers.bind(operators.tensors["rope_sin"], np.ascontiguousarray(sin))
+    # steps of up to ATTENTION_ROWS rows may ask for every row's logits and may split the context
+    largest = [{"tokens": LINEAR_ROWS, "logit_rows": ATTENTION_ROWS, "kv_splits": 1},
+               {"tokens": ATTENTION_ROWS, "logit_rows": ATTENTION_ROWS,
+                "kv_splits": MAX_KV_SPLITS}]
+    for tensor in (*operators.tensors.values(), *operators.kv_caches):
+        if tensor.role != "weight":
+            shapes = [tuple(int(d.evaluate(b)) for d in tensor.shape) for b in largest]
+            buffers.allocate(tensor, max(shapes, key=lambda shape: int(np.prod(shape))))

@@ -1,0 +1,183 @@
+"""Named operators over a growing graph: what a model family is written in.
+
+Each method adds one call and returns the tensor it writes. Activations are float32 and are
+reused from layer to layer; `derive_events` orders the reuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from event_tensor.graph import Graph
+from event_tensor.symbols import Expr, Symbol, ceil_div
+from event_tensor.tensors import TensorSpec
+from frontend.config import DecoderConfig
+from frontend.tiles import TileConfig
+from persistent_runtime import device_functions
+
+TOKENS = Symbol("tokens")  # rows of this step
+LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted
+KV_SPLITS = Symbol("kv_splits")
+CONTEXT = Symbol("context")  # longest context of the launch, for the cost model only
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes fixed when the decoder is compiled: they size memory, not code."""
+
+    max_requests: int
+    max_context: int
+    max_steps_rows: int  # rows that one launch may process, all its steps together
+    num_stop_ids: int
+
+
+@dataclass(slots=True)
+class Operators:
+    config: DecoderConfig
+    tiles: TileConfig
+    limits: Limits
+    dtype: str  # of weights and KV cache
+    graph: Graph = field(default_factory=lambda: Graph("decode_step"))
+    weights: dict[str, TensorSpec] = field(default_factory=dict)
+    kv_caches: list[TensorSpec] = field(default_factory=list)
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+
+    def weight(self, name: str, *shape: int) -> TensorSpec:
+        """A tensor of the checkpoint, under its checkpoint name."""
+        return self.weights.setdefault(name, TensorSpec(name, shape, self.dtype, "weight"))
+
+    def control(self, name: str, *shape: int, dtype: str = "int32") -> TensorSpec:
+        return self.tensors.setdefault(name, TensorSpec(name, shape, dtype, "control"))
+
+    def activation(self, name: str, *shape: Expr | int, dtype: str = "float32") -> TensorSpec:
+        return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
+
+    @property
+    def row_request(self) -> TensorSpec:
+        return self.control("row_request", self.limits.max_steps_rows)
+
+    @property
+    def row_position(self) -> TensorSpec:
+        return self.control("row_position", self.limits.max_steps_rows)
+
+    @property
+    def token_ids(self) -> TensorSpec:
+        return self.control("token_ids", self.limits.max_requests, self.limits.max_context)
+
+    @property
+    def logit_row(self) -> TensorSpec:
+        return self.control("logit_row", self.limits.max_steps_rows)
+
+    def embed_tokens(self, weight: TensorSpec) -> TensorSpec:
+        """hidden: [tokens, hidden_size]"""
+        hidden = self.activation("hidden", TOKENS, self.config.hidden_size)
+        self.graph.call_device(
+            device_functions.embed_tokens, name="embed_tokens",
+            args=[self.token_ids, self.row_request, self.row_position, weight, hidden],
+            parameters={"tile_m": self.tiles.attention_rows,
+                        "hidden_size": self.config.hidden_size})
+        return hidden
+
+    def norm_linear(self, name: str, x: TensorSpec, norm: TensorSpec, weight: TensorSpec,
+                    bias: TensorSpec | None, tile_n: int) -> TensorSpec:
+        """rms_norm(x) @ weight.T + bias: [tokens, out_features]"""
+        out = self.activation(name.rpartition(".")[2], TOKENS, weight.shape[0])
+        self.graph.call_device(
+            device_functions.norm_linear, name=name, args=[x, norm, weight, bias, out],
+            parameters=self._linear(weight, tile_n) | {"eps": self.config.rms_norm_eps})
+        return out
+
+    def linear_residual(self, name: str, x: TensorSpec, weight: TensorSpec,
+                        bias: TensorSpec | None, residual: TensorSpec, tile_n: int) -> TensorSpec:
+        """residual += x @ weight.T + bias, in place"""
+        self.graph.call_device(
+            device_functions.linear_residual, name=name, args=[x, weight, bias, residual],
+            parameters=self._linear(weight, tile_n))
+        return residual
+
+    def norm_gate_up_silu(self, name: str, x: TensorSpec, norm: TensorSpec, gate: TensorSpec,
+                          up: TensorSpec, gate_bias: TensorSpec | None,
+                          up_bias: TensorSpec | None) -> TensorSpec:
+        """silu(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T): [tokens, intermediate_size]"""
+        out = self.activation("gate_up", TOKENS, gate.shape[0])
+        self.graph.call_device(
+            device_functions.norm_gate_up_silu, name=name,
+            args=[x, norm, gate, up, gate_bias, up_bias, out],
+            parameters=self._linear(gate, self.tiles.gate_up) | {"eps": self.config.rms_norm_eps})
+        return out
+
+    def rope_append(self, name: str, q: TensorSpec, k: TensorSpec, v: TensorSpec,
+                    q_norm: TensorSpec | None, k_norm: TensorSpec | None, k_cache: TensorSpec,
+                    v_cache: TensorSpec) -> TensorSpec:
+        """Rotates q and k, appends k and v to the cache; returns rotated q, q's shape."""
+        half = self.config.head_dim // 2
+        rotated = self.activation("q_rotated", TOKENS, q.shape[1])
+        self.graph.call_device(
+            device_functions.rope_append, name=name,
+            args=[q, k, v, q_norm, k_norm,
+                  self.tensors.setdefault("rope_cos", TensorSpec(
+                      "rope_cos", (self.limits.max_context, half), "float32", "weight")),
+                  self.tensors.setdefault("rope_sin", TensorSpec(
+                      "rope_sin", (self.limits.max_context, half), "float32", "weight")),
+                  self.row_request, self.row_position, rotated, k_cache, v_cache],
+            parameters=self._heads() | {"eps": self.config.rms_norm_eps})
+        return rotated
+
+    def kv_cache(self, name: str) -> TensorSpec:
+        """[requests, kv_heads, max_context, head_dim]"""
+        cache = TensorSpec(name, (self.limits.max_requests, self.config.num_kv_heads,
+                                  self.limits.max_context, self.config.head_dim), self.dtype,
+                           "kv_cache")
+        self.kv_caches.append(cache)
+        return cache
+
+    def attention(self, name: str, q: TensorSpec, k_cache: TensorSpec, v_cache: TensorSpec,
+                  window: int | None) -> TensorSpec:
+        """Softmax attention of each row to its context, split over positions, then combined:
+        [tokens, heads * head_dim]"""
+        heads, dim = self.config.num_heads, self.config.head_dim
+        partial = self.activation("attention_partial", TOKENS, KV_SPLITS, heads * dim)
+        stats = self.activation("attention_stats", TOKENS, KV_SPLITS, 2 * heads)
+        out = self.activation("attention_out", TOKENS, heads * dim)
+        self.graph.call_device(
+            device_functions.attention, name=name,
+            args=[q, k_cache, v_cache, self.row_request, self.row_position, partial, stats],
+            parameters=self._heads() | {
+                "kv_splits": KV_SPLITS, "window": window or 0, "scale": float(dim) ** -0.5,
+                "kv_bytes": DTYPE_BYTES[self.dtype], "context": CONTEXT})
+        self.graph.call_device(
+            device_functions.attention_combine, name=f"{name}_combine",
+            args=[partial, stats, out], parameters=self._heads() | {"kv_splits": KV_SPLITS})
+        return out
+
+    def norm_lm_head(self, x: TensorSpec, norm: TensorSpec, weight: TensorSpec) -> TensorSpec:
+        """Logits of the wanted rows: [logit_rows, vocab]; then the next token of each."""
+        tile_n, vocab = self.tiles.lm_head, weight.shape[0]
+        tiles = ceil_div(vocab, tile_n)
+        logits = self.activation("logits", LOGIT_ROWS, vocab)
+        tile_max = self.activation("tile_max", LOGIT_ROWS, tiles)
+        tile_argmax = self.activation("tile_argmax", LOGIT_ROWS, tiles, dtype="int32")
+        self.graph.call_device(
+            device_functions.norm_lm_head, name="lm_head",
+            args=[x, self.logit_row, norm, weight, logits, tile_max, tile_argmax],
+            parameters=self._linear(weight, tile_n) | {"eps": self.config.rms_norm_eps})
+        requests = self.limits.max_requests
+        self.graph.call_device(
+            device_functions.select_token, name="select_token",
+            args=[tile_max, tile_argmax, self.logit_row, self.row_request, self.row_position,
+                  self.token_ids,
+                  self.control("token_time", requests, self.limits.max_context, dtype="int64"),
+                  self.control("stop_ids", self.limits.num_stop_ids),
+                  self.control("length_limit", requests), self.control("length", requests),
+                  self.control("finished", requests)])
+        return logits
+
+    def _linear(self, weight: TensorSpec, tile_n: int) -> dict[str, Expr | int | float]:
+        return {"tile_m": self.tiles.linear_rows, "tile_n": tile_n,
+                "in_features": weight.shape[1], "weight_bytes": DTYPE_BYTES[self.dtype]}
+
+    def _heads(self) -> dict[str, Expr | int | float]:
+        group = self.config.num_heads // self.config.num_kv_heads
+        return {"tile_m": self.tiles.attention_rows, "head_dim": self.config.head_dim,
+                "group_heads": group, "group_width": group * self.config.head_dim}

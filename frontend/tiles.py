@@ -1,0 +1,66 @@
+"""Tile sizes from the Target record and the shape: data in, data out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from frontend.config import DecoderConfig
+from scheduling.target import Target
+
+TARGET_TILE_BYTES = 1 << 20  # weights of one tile: long enough to stream, short enough to balance
+TILES_PER_WORKER = 4
+LINEAR_ROWS = 64  # rows of a linear tile: a whole prefill chunk reuses the weights it loads
+ATTENTION_ROWS = 16
+MIN_SPLIT_POSITIONS = 256  # a shorter split of the context costs more than it saves
+MAX_KV_SPLITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """Rows of the tiles of linears and of attention, and output columns of each linear."""
+
+    linear_rows: int
+    attention_rows: int
+    q: int
+    kv: int
+    output: int
+    gate_up: int
+    down: int
+    lm_head: int
+
+
+def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> TileConfig:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    group_width = config.num_heads // config.num_kv_heads * config.head_dim
+    q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+    def columns(out_features: int, in_features: int, aligned_to: int = 16) -> int:
+        largest = max(TARGET_TILE_BYTES // (in_features * weight_bytes), 1)
+        balanced = -(-out_features // (TILES_PER_WORKER * target.workers))
+        return align(min(largest, balanced), aligned_to, out_features)
+
+    return TileConfig(
+        LINEAR_ROWS, ATTENTION_ROWS,
+        q=columns(q_width, hidden, group_width), kv=columns(kv_width, hidden, config.head_dim),
+        output=columns(hidden, q_width), gate_up=columns(inner, 2 * hidden),
+        down=columns(hidden, inner), lm_head=columns(config.vocab_size, hidden))
+
+
+def align(columns: int, to: int, limit: int) -> int:
+    """A whole multiple of `to`, or a divisor of it: tiles of neighbours then fit each other."""
+    if columns >= limit:
+        return limit
+    if columns >= to:
+        return columns // to * to
+    return max(d for d in range(1, to + 1) if to % d == 0 and d <= max(columns, 1))
+
+
+def choose_kv_splits(config: DecoderConfig, target: Target, tokens: int, context: int) -> int:
+    """Enough splits of the context that every worker has attention to do, none too short."""
+    row_tiles = -(-tokens // ATTENTION_ROWS)
+    if row_tiles > 1:  # memory for partial results is held for one tile of rows
+        return 1
+    wanted = -(-2 * target.workers // config.num_kv_heads)
+    if config.num_kv_heads >= target.workers:
+        wanted = 1
+    return max(1, min(wanted, -(-context // MIN_SPLIT_POSITIONS), MAX_KV_SPLITS))

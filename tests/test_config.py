@@ -1,0 +1,418 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from event_tensor.errors import UserError
+from frontend.config import FAMILIES, RopeConfig, parse_config, read_config
+from frontend.resolve import DEMO_DIRECTORY, is_hub_id, resolve_model
+
+TINY: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 99,
+}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def tiny(family: str = "llama", **fields: object) -> dict[str, object]:
+    return {"model_type": family, **TINY, **fields}
+
+
+def transformers_config(family: str, **fields: object) -> Any:
+    import transformers
+
+    return getattr(transformers, f"{FAMILIES[family].class_prefix}Config")(**{**TINY, **fields})
+
+
+def check_against(theirs: Any, family: str, **expected: object) -> None:
+    """Every field that transformers resolved, and every expected one, is what we read."""
+    config = parse_config(theirs.to_dict(), None)
+    assert config.family == family
+    assert config.num_layers == theirs.num_hidden_layers
+    assert config.num_heads == theirs.num_attention_heads
+    assert config.num_kv_heads == theirs.num_key_value_heads
+    default_head_dim = theirs.hidden_size // theirs.num_attention_heads
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or default_head_dim)
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "vocab_size",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "bos_token_id",
+    ):
+        assert getattr(config, name) == getattr(theirs, name), name
+    assert config.rope.rope_type == theirs.rope_parameters["rope_type"]
+    assert config.rope.theta == theirs.rope_parameters["rope_theta"]
+    for name, value in expected.items():
+        assert getattr(config, name) == value, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reads_what_transformers_resolves(family: str) -> None:
+    check_against(transformers_config(family), family)
+    check_against(
+        transformers_config(
+            family,
+            head_dim=16,
+            rms_norm_eps=1e-5,
+            max_position_embeddings=77,
+            tie_word_embeddings=True,
+            bos_token_id=3,
+            eos_token_id=[4, 5],
+            rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0},
+        ),
+        family,
+        eos_token_ids=(4, 5),
+        rope=RopeConfig("linear", 500.0, 3.0),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reads_what_transformers_saves(family: str, tmp_path: Path) -> None:
+    theirs = transformers_config(family, dtype="bfloat16", eos_token_id=7)
+    theirs.save_pretrained(tmp_path)
+    assert read_config(tmp_path) == parse_config(theirs.to_dict(), None)
+    assert read_config(tmp_path).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_absent_fields_take_the_defaults_of_transformers(family: str) -> None:
+    import transformers
+
+    theirs = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")()
+    required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    minimal = {name: getattr(theirs, name) for name in (*required, "vocab_size")}
+    from_minimal = parse_config({"model_type": family, **minimal}, None)
+    assert from_minimal == parse_config(theirs.to_dict(), None)
+    assert from_minimal.dtype is None
+    for name in (*required, "vocab_size"):
+        partial = {key: value for key, value in minimal.items() if key != name}
+        with pytest.raises(UserError, match=f"the field {name} is missing"):
+            parse_config({"model_type": family, **partial}, None)
+
+
+BIASES = [
+    ("llama", {}, (False, False, False)),
+    ("llama", {"attention_bias": True}, (True, True, False)),
+    ("llama", {"mlp_bias": True}, (False, False, True)),
+    ("qwen2", {}, (True, False, False)),
+    ("qwen3", {}, (False, False, False)),
+    ("qwen3", {"attention_bias": True}, (True, True, False)),
+    ("mistral", {"attention_bias": True}, (False, False, False)),
+]
+
+
+@pytest.mark.parametrize(("family", "fields", "biases"), BIASES)
+def test_biases_are_those_of_the_modules(
+    family: str, fields: dict[str, bool], biases: tuple[bool, bool, bool]
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    theirs = transformers_config(family, **fields)
+    config = parse_config(theirs.to_dict(), None)
+    assert (config.qkv_bias, config.output_bias, config.mlp_bias) == biases
+    with torch.device("meta"):
+        layer = AutoModelForCausalLM.from_config(theirs).model.layers[0]
+    for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+        assert (linear.bias is not None) == config.qkv_bias
+    assert (layer.self_attn.o_proj.bias is not None) == config.output_bias
+    for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+        assert (linear.bias is not None) == config.mlp_bias
+    assert hasattr(layer.self_attn, "q_norm") == config.qk_norm
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+WINDOWS = [
+    ("llama", {"sliding_window": 8}, (None, None, None)),
+    ("mistral", {}, (4096, 4096, 4096)),
+    ("mistral", {"sliding_window": 8}, (8, 8, 8)),
+    ("mistral", {"sliding_window": None}, (None, None, None)),
+    ("mistral", {"sliding_window": 8, "layer_types": [FULL, SLIDING, FULL]}, (None, 8, None)),
+    ("qwen2", {"sliding_window": 8}, (None, None, None)),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": True}, (None, None, None)),
+    ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+     (None, 8, 8)),
+    ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, (8, 8, 8)),
+    ("qwen3", {"sliding_window": 8, "use_sliding_window": True,
+               "layer_types": [SLIDING, FULL, SLIDING]}, (8, None, 8)),
+    ("qwen3", {"sliding_window": 8, "use_sliding_window": False,
+               "layer_types": [FULL, "attention", FULL]}, (None, None, None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "fields", "windows"), WINDOWS)
+def test_sliding_windows(family: str, fields: dict[str, Any], windows: tuple[int | None]) -> None:
+    from transformers import AutoConfig
+
+    raw = tiny(family, **fields)
+    assert parse_config(raw, None).sliding_window == windows
+    if "layer_types" in fields and family == "mistral":  # transformers makes it a ministral
+        return
+    theirs = AutoConfig.for_model(family, **{k: v for k, v in raw.items() if k != "model_type"})
+    assert parse_config(theirs.to_dict(), None).sliding_window == windows
+
+
+ROPES = [
+    ({}, RopeConfig("default", 10000.0)),
+    ({"rope_theta": 500}, RopeConfig("default", 500.0)),
+    ({"rope_theta": 500.0, "rope_scaling": None}, RopeConfig("default", 500.0)),
+    ({"rope_parameters": {"rope_theta": 500.0}}, RopeConfig("default", 500.0)),
+    ({"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2}},
+     RopeConfig("linear", 500.0, 2.0)),
+    ({"rope_theta": 500.0, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+     RopeConfig("linear", 500.0, 2.0)),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0},
+      "rope_scaling": {"type": "linear", "factor": 4.0}}, RopeConfig("linear", 10000.0, 4.0)),
+    ({"rope_theta": 500.0, "rope_scaling": {
+        "rope_type": "llama3", "original_max_position_embeddings": 64, **LLAMA3}},
+     RopeConfig("llama3", 500.0, 8.0, 1.0, 4.0, 64)),
+    ({"max_position_embeddings": 640, "rope_scaling": {"type": "llama3", **LLAMA3}},
+     RopeConfig("llama3", 10000.0, 8.0, 1.0, 4.0, 640)),
+    ({"original_max_position_embeddings": 32, "rope_parameters": {
+        "rope_type": "llama3", "original_max_position_embeddings": 64, **LLAMA3}},
+     RopeConfig("llama3", 10000.0, 8.0, 1.0, 4.0, 32)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "rope"), ROPES)
+def test_old_and_new_rope_fields(fields: dict[str, Any], rope: RopeConfig) -> None:
+    from transformers import LlamaConfig
+
+    assert parse_config(tiny(**fields), None).rope == rope
+    theirs = LlamaConfig(**TINY, **json.loads(json.dumps(fields)))
+    assert parse_config(theirs.to_dict(), None).rope == rope
+
+
+def test_generation_config_overrides_the_end_token() -> None:
+    fields = tiny(eos_token_id=5, bos_token_id=-1)
+    assert parse_config(fields, None).eos_token_ids == (5,)
+    assert parse_config(fields, None).bos_token_id is None
+    assert parse_config(fields, {"eos_token_id": [6, 7, 6]}).eos_token_ids == (6, 7)
+    assert parse_config(fields, {"bos_token_id": 1}).bos_token_id == 1
+    assert parse_config(fields, {"temperature": 0.6}).eos_token_ids == (5,)
+    assert parse_config(fields, {"eos_token_id": None}).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"dtype": "torch.float32", "torch_dtype": "float16"}, "float32"),
+        ({"dtype": "auto"}, None),
+        ({}, None),
+    ],
+)
+def test_dtype(fields: dict[str, str], dtype: str | None) -> None:
+    assert parse_config(tiny(**fields), None).dtype == dtype
+
+
+def test_architecture_alone_names_the_family() -> None:
+    fields = tiny(architectures=["Qwen3ForCausalLM"])
+    del fields["model_type"]
+    assert parse_config(fields, None).family == "qwen3"
+    assert parse_config(tiny(architectures=["LlamaModel"]), None).family == "llama"
+
+
+PER_LAYER_TYPE = {FULL: {"rope_theta": 1.0}, SLIDING: {"rope_theta": 2.0}}
+REFUSALS = [
+    ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; supported are llama"),
+    ({"model_type": ["llama"]}, "model_type"),
+    ({"model_type": None}, "model_type is missing"),
+    ({"architectures": ["GemmaForCausalLM"]}, "architecture 'GemmaForCausalLM'.*Qwen3ForCausalLM"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ({"architectures": "LlamaForCausalLM"}, "architectures"),
+    ({"architectures": ["Qwen2ForCausalLM"]}, "contradicts architectures"),
+    ({"quantization_config": {"quant_method": "awq"}}, "'awq'.*not supported"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"compression_config": {"quant_method": "compressed-tensors"}}, "'compressed-tensors'"),
+    ({"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'.*silu"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' is not.*default, linear, llama3"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    ({"rope_scaling": {"type": "longrope"}}, "'longrope'"),
+    ({"rope_scaling": {"type": 3}}, "rope type 3"),
+    ({"rope_scaling": [2.0]}, "rope_scaling"),
+    ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "rope_parameters.factor is '2'"),
+    ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta is 0"),
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
+    ({"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}, "must exceed"),
+    ({"rope_parameters": PER_LAYER_TYPE}, "differs by layer type.*full_attention"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+    ({"num_key_value_heads": 4}, "num_attention_heads 6 is not a multiple.*4"),
+    ({"head_dim": 7}, "head_dim is 7.*even"),
+    ({"hidden_size": 4}, "head_dim is 0"),
+    ({"hidden_size": "48"}, "hidden_size is '48'.*positive integer"),
+    ({"hidden_size": 48.0}, "hidden_size is 48.0.*positive integer"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers is 0.*positive integer"),
+    ({"vocab_size": -1}, "vocab_size is -1"),
+    ({"vocab_size": True}, "vocab_size is True"),
+    ({"intermediate_size": None}, "intermediate_size is missing"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'.*true or false"),
+    ({"attention_bias": 1}, "attention_bias is 1"),
+    ({"dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn'.*float32, bfloat16, float16"),
+    ({"torch_dtype": "float64"}, "torch_dtype is 'float64'"),
+    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+    ({"eos_token_id": [1, None]}, "eos_token_id"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
+    ({"model_type": "mistral", "layer_types": [FULL]}, "layer_types.*each of 3 layers"),
+    ({"model_type": "qwen3", "layer_types": [FULL, "linear_attention", FULL]}, r"layer_types\[1\]"),
+    ({"model_type": "qwen3", "layer_types": [FULL, SLIDING, FULL]}, "not in force"),
+    ({"model_type": "qwen2", "max_window_layers": "all"}, "max_window_layers"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSALS)
+def test_refuses_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_config(tiny(**fields), None)
+    assert "\n" not in str(caught.value)
+    assert "; " in str(caught.value) or ", " in str(caught.value)  # a remedy follows the problem
+
+
+def write_directory(directory: Path, content: bytes) -> Path:
+    (directory / "config.json").write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"\xff\xfe\x00{", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1]", "holds a JSON list, not an object"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
+    ],
+)
+def test_damaged_config_json(content: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        read_config(write_directory(tmp_path, content))
+
+
+def test_directory_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no config.json"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_config(tmp_path / "absent")
+    write_directory(tmp_path, b"{}")
+    with pytest.raises(UserError, match="is a file; give the model directory"):
+        read_config(tmp_path / "config.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_config(Path("a\0b"))
+    (tmp_path / "generation_config.json").write_text("nonsense")
+    with pytest.raises(UserError, match="generation_config.json is not valid JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        read_config(tmp_path)
+
+
+def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+        read_config(tmp_path)
+
+
+def test_reading_a_config_imports_nothing_heavy(tmp_path: Path) -> None:
+    write_directory(tmp_path, json.dumps(tiny()).encode())
+    code = (
+        "import sys; from pathlib import Path; import frontend.config, frontend.resolve;"
+        "import frontend.checkpoint, frontend.tokenizer, frontend.rope;"
+        f"frontend.config.read_config(Path({str(tmp_path)!r}));"
+        "heavy = {'torch', 'transformers', 'safetensors', 'tokenizers', 'huggingface_hub'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_resolve_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "weights.gguf").touch()
+    assert resolve_model(str(tmp_path)) == tmp_path
+    assert resolve_model("owner/name") == Path("owner/name")
+    if DEMO_DIRECTORY.is_dir():
+        assert resolve_model("demo") == DEMO_DIRECTORY
+    with pytest.raises(UserError, match="is a file"):
+        resolve_model("weights.gguf")
+    for name in ("absent", "./absent", "../absent/x", "/absent/x", "a/b/c", "~nobody/x", "a--b/c"):
+        with pytest.raises(UserError, match="there is no directory.*Hub id"):
+            resolve_model(name)
+    with pytest.raises(UserError, match="empty"):
+        resolve_model(" ")
+
+
+def test_hub_ids() -> None:
+    assert is_hub_id("Qwen/Qwen3-0.6B")
+    for name in ("qwen", "a/b/c", "/a/b", "a/b/", "a b/c", "a/..", "a/" + "b" * 99):
+        assert not is_hub_id(name)
+
+
+def hub_errors() -> list[tuple[Exception, str]]:
+    from huggingface_hub import errors
+
+    def without_init(kind: type[Exception]) -> Exception:
+        return kind.__new__(kind)  # the Hub's errors want a response to be built from
+
+    return [
+        (without_init(errors.GatedRepoError), "is gated; accept its licence"),
+        (without_init(errors.RepositoryNotFoundError), "no public model owner/name"),
+        (errors.LocalEntryNotFoundError("x"), "cannot be reached; connect"),
+        (errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("first line\nsecond line"), r"\(first line\)"),
+    ]
+
+
+def test_hub_failures_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    for error, message in hub_errors():
+        def fail(*args: object, error: Exception = error, **kwargs: object) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(UserError, match=message) as caught:
+            resolve_model("owner/name")
+        assert "\n" not in str(caught.value)
+
+
+def test_hub_download_takes_only_what_we_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def download(hub_id: str, **kwargs: Any) -> str:
+        asked.update(kwargs, hub_id=hub_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model("owner/name") == tmp_path
+    files = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+             "tokenizer.json", "chat_template.jinja", "pytorch_model.bin", "original/params.json",
+             "consolidated.safetensors", "README.md"]  # fmt: skip
+    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert list(huggingface_hub.utils.filter_repo_objects(files, **patterns)) == files[:5]

@@ -1,0 +1,418 @@
+"""Every CPU body against float64 references: storage types, odd shapes, ragged tiles, the cache."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+import numba as nb
+import torch
+
+from event_tensor.device_function import DeviceFunction, Tile, reads, writes
+from event_tensor.errors import UserError
+from persistent_runtime import device_functions as df
+from persistent_runtime import layout
+from persistent_runtime.cpu import intrinsics, numerics, registry
+from persistent_runtime.cpu.single_tile import run_tile
+
+DTYPES = ("float32", "bfloat16", "float16")
+TORCH = {name: getattr(torch, name) for name in DTYPES}
+# the relative spacing of each type, for results that are stored in it
+SPACING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+def stored(values, dtype):
+    """(array as bodies read it, the same values in float64)"""
+    rounded = torch.tensor(np.asarray(values, np.float32)).to(TORCH[dtype])
+    as_read = {"float32": rounded, "bfloat16": rounded.view(torch.uint16),
+               "float16": rounded.view(torch.int16)}[dtype]
+    return as_read.numpy().copy(), rounded.double().numpy()
+
+
+def from_storage(array, dtype):
+    tensor = torch.tensor(array.view(np.int16) if dtype != "float32" else array)
+    return (tensor if dtype == "float32" else tensor.view(TORCH[dtype])).double().numpy()
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def rms_normed(x, weight, eps):
+    x = x.astype(np.float64)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
+def assert_close(actual, expected, terms):
+    """Float32 sums of `terms` products: a few units in the last place of their magnitude."""
+    scale = np.abs(expected).max() + 1e-30
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=scale * 2e-7 * (4 + terms**0.5))
+
+
+def run_all(declaration, dtype, values, counts, step=None):
+    scratch_names = {"tile_m": values.get("tile_m", 1), "in_features": values.get("in_features", 1),
+                     "group_heads": values.get("group_heads", 1)}
+    scratch_bytes = declaration.scratch_bytes.evaluate(scratch_names)
+    for tile in np.ndindex(*counts):
+        run_tile(declaration, dtype, values, tile, scratch_bytes, step)
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+# (rows, in_features, out_features, tile_m, tile_n)
+SHAPES = [(1, 64, 48, 1, 16), (1, 333, 37, 4, 10), (33, 100, 61, 32, 24), (33, 256, 64, 8, 64),
+          (7, 19, 5, 16, 3), (64, 128, 130, 64, 64)]
+
+
+def linear_tiles(shape):
+    rows, in_features, out_features, tile_m, tile_n = shape
+    parameters = {"tile_m": tile_m, "tile_n": tile_n, "in_features": in_features,
+                  "weight_bytes": 2}
+    return parameters, (ceil_div(rows, tile_m), ceil_div(out_features, tile_n))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(dtype, shape, with_bias):
+    rng = np.random.default_rng(0)
+    rows, in_features, out_features, *_ = shape
+    parameters, counts = linear_tiles(shape)
+    x = normal(rng, rows, in_features)
+    weight, weight_value = stored(normal(rng, out_features, in_features), dtype)
+    norm, norm_value = stored(1 + 0.1 * normal(rng, in_features), dtype)
+    bias, bias_value = stored(normal(rng, out_features), dtype)
+    bias_value = bias_value if with_bias else 0
+    values = {"x": x, "weight": weight, "bias": bias if with_bias else None} | parameters
+
+    out = np.full((rows, out_features), np.nan, np.float32)
+    run_all(df.norm_linear, dtype, values | {"norm_weight": norm, "out": out, "eps": 1e-6}, counts)
+    expected = rms_normed(x, norm_value, 1e-6) @ weight_value.T + bias_value
+    assert_close(out, expected, in_features)
+
+    before = normal(rng, rows, out_features)
+    residual = before.copy()
+    run_all(df.linear_residual, dtype, values | {"residual": residual}, counts)
+    assert_close(residual, before + x.astype(np.float64) @ weight_value.T + bias_value,
+                 in_features)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 20, 150, 64, 150)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gate_up_silu(dtype, shape, with_bias):
+    rng = np.random.default_rng(1)
+    rows, in_features, out_features, *_ = shape
+    parameters, counts = linear_tiles(shape)
+    x = normal(rng, rows, in_features)
+    norm, norm_value = stored(1 + 0.1 * normal(rng, in_features), dtype)
+    gate, gate_value = stored(normal(rng, out_features, in_features), dtype)
+    up, up_value = stored(normal(rng, out_features, in_features), dtype)
+    biases = [stored(normal(rng, out_features), dtype) for _ in range(2)]
+    out = np.full((rows, out_features), np.nan, np.float32)
+    values = {"x": x, "norm_weight": norm, "gate_weight": gate, "up_weight": up, "out": out,
+              "eps": 1e-5} | parameters
+    if with_bias:
+        values |= {"gate_bias": biases[0][0], "up_bias": biases[1][0]}
+    run_all(df.norm_gate_up_silu, dtype, values, counts)
+    normed = rms_normed(x, norm_value, 1e-5)
+    g = normed @ gate_value.T + (biases[0][1] if with_bias else 0)
+    u = normed @ up_value.T + (biases[1][1] if with_bias else 0)
+    assert_close(out, g / (1 + np.exp(-g)) * u, 4 * in_features)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logit_rows, tile_m", [(1, 1), (3, 2)])
+def test_lm_head_and_select_token(dtype, logit_rows, tile_m):
+    rng = np.random.default_rng(2)
+    tokens, hidden, vocab, tile_n, max_context = 5, 72, 1013, 100, 16
+    x = normal(rng, tokens, hidden)
+    norm, norm_value = stored(1 + 0.1 * normal(rng, hidden), dtype)
+    weight, _ = stored(normal(rng, vocab, hidden), dtype)
+    tied = np.arange(7, vocab, 13)
+    weight[tied] = weight[7]  # equal logits: the lowest id must win wherever they are best
+    weight_value = from_storage(weight, dtype)
+    tiles = ceil_div(vocab, tile_n)
+    logit_row = np.array([99, 99, 4, 0, 2], np.int32)  # two entries before this step's
+    step = {layout.LOGIT_BASE: 2, layout.ROW_BASE: 3, layout.ROW_ADVANCE: 1}
+    logits = np.full((logit_rows, vocab), np.nan, np.float32)
+    tile_max = np.empty((logit_rows, tiles), np.float32)
+    tile_argmax = np.empty((logit_rows, tiles), np.int32)
+    run_all(df.norm_lm_head, dtype, {
+        "x": x, "logit_row": logit_row, "norm_weight": norm, "weight": weight, "logits": logits,
+        "tile_max": tile_max, "tile_argmax": tile_argmax, "tile_m": tile_m, "tile_n": tile_n,
+        "in_features": hidden, "weight_bytes": 2, "eps": 1e-6,
+    }, (ceil_div(logit_rows, tile_m), tiles), step)
+    rows = logit_row[2:2 + logit_rows]
+    assert_close(logits, rms_normed(x[rows], norm_value, 1e-6) @ weight_value.T, hidden)
+    for j in range(tiles):
+        part = logits[:, j * tile_n:(j + 1) * tile_n]
+        np.testing.assert_array_equal(tile_max[:, j], part.max(1))
+        np.testing.assert_array_equal(tile_argmax[:, j], part.argmax(1) + j * tile_n)
+
+    row_request = np.array([9, 9, 9, 3, 0, 1, 0, 2], np.int32)
+    row_position = np.array([99, 99, 99, 4, 0, 5, 0, 6], np.int32)
+    state = {"token_ids": np.zeros((4, max_context), np.int32),
+             "token_time": np.zeros((4, max_context), np.int64),
+             "stop_ids": np.array([vocab], np.int32),
+             "length_limit": np.full(4, max_context, np.int32),
+             "length": np.zeros(4, np.int32), "finished": np.zeros(4, np.int32)}
+    positions_before = row_position.copy()
+    earliest = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    run_all(df.select_token, dtype, state | {
+        "tile_max": tile_max, "tile_argmax": tile_argmax, "logit_row": logit_row,
+        "row_request": row_request, "row_position": row_position}, (logit_rows,), step)
+    latest = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    for answer, row in enumerate(rows):
+        request, position = row_request[3 + row], positions_before[3 + row] + 1
+        assert state["token_ids"][request, position] == logits[answer].argmax()
+        assert earliest <= state["token_time"][request, position] <= latest
+        assert state["length"][request] == position + 1
+        assert row_position[3 + row] == position
+    assert not state["finished"].any()
+
+
+@pytest.mark.parametrize("stop, limit, already, finished", [
+    ([5], 100, 0, 1), ([6, 5], 100, 0, 1), ([6], 100, 0, 0), ([6], 9, 0, 1), ([6], 10, 0, 0),
+    ([], 100, 0, 0), ([5], 100, 1, 1)])
+def test_select_token_ends_a_request(stop, limit, already, finished):
+    stop_ids = np.array(stop, np.int32)
+    length, done = np.array([8], np.int32), np.array([already], np.int32)
+    token_ids, row_position = np.zeros((1, 16), np.int32), np.array([7], np.int32)
+    run_all(df.select_token, "bfloat16", {
+        "tile_max": np.array([[1.0, 3.0, 3.0]], np.float32),
+        "tile_argmax": np.array([[0, 5, 9]], np.int32), "logit_row": np.zeros(1, np.int32),
+        "row_request": np.zeros(1, np.int32), "row_position": row_position,
+        "token_ids": token_ids, "token_time": np.zeros((1, 16), np.int64), "stop_ids": stop_ids,
+        "length_limit": np.array([limit], np.int32), "length": length, "finished": done,
+    }, (1,), {layout.ROW_ADVANCE: 1})
+    assert done[0] == finished
+    assert (token_ids[0, 8], length[0], row_position[0]) == ((0, 8, 7) if already else (5, 9, 8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embed_tokens(dtype):
+    rng = np.random.default_rng(3)
+    weight, value = stored(normal(rng, 50, 37), dtype)
+    token_ids = rng.integers(0, 50, (3, 9)).astype(np.int32)
+    row_request = np.array([0, 2, 0, 1, 2], np.int32)
+    row_position = np.array([0, 8, 3, 4, 0], np.int32)
+    out = np.empty((4, 37), np.float32)
+    run_all(df.embed_tokens, dtype, {
+        "token_ids": token_ids, "row_request": row_request, "row_position": row_position,
+        "weight": weight, "out": out, "tile_m": 3, "hidden_size": 37}, (2,), {layout.ROW_BASE: 1})
+    np.testing.assert_array_equal(out, value[token_ids[row_request, row_position]][1:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim, group_heads", [(64, 1), (80, 4), (128, 7), (36, 2)])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_rope_append(dtype, head_dim, group_heads, with_norm):
+    rng = np.random.default_rng(4)
+    rows, requests, kv_heads, max_context, eps = 5, 3, 2, 11, 1e-6
+    q = normal(rng, rows, kv_heads * group_heads, head_dim)
+    k, v = normal(rng, rows, kv_heads, head_dim), normal(rng, rows, kv_heads, head_dim)
+    angles = rng.uniform(0, 6, (max_context, head_dim // 2))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    q_norm, q_scale = stored(1 + 0.1 * normal(rng, head_dim), dtype)
+    k_norm, k_scale = stored(1 + 0.1 * normal(rng, head_dim), dtype)
+    row_request = np.array([9, 0, 0, 2, 1, 2], np.int32)
+    row_position = np.array([99, 3, 4, 10, 0, 7], np.int32)
+    at = row_position[1:]
+    caches = [stored(np.zeros((requests, kv_heads, max_context, head_dim)), dtype)[0]
+              for _ in range(2)]
+    q_rotated = np.empty((rows, kv_heads * group_heads * head_dim), np.float32)
+    run_all(df.rope_append, dtype, {
+        "q": q.reshape(rows, -1), "k": k.reshape(rows, -1), "v": v.reshape(rows, -1),
+        "q_norm": q_norm if with_norm else None, "k_norm": k_norm if with_norm else None,
+        "cos": cos, "sin": sin, "row_request": row_request, "row_position": row_position,
+        "q_rotated": q_rotated, "k_cache": caches[0], "v_cache": caches[1], "tile_m": 2,
+        "head_dim": head_dim, "group_heads": group_heads, "group_width": group_heads * head_dim,
+        "eps": eps}, (3, kv_heads), {layout.ROW_BASE: 1})
+
+    def rotated(x, scale):
+        x = rms_normed(x, scale, eps) if with_norm else x.astype(np.float64)
+        a, b = np.split(x, 2, axis=-1)
+        c, s = cos[at][:, None].astype(np.float64), sin[at][:, None].astype(np.float64)
+        return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+    assert_close(q_rotated.reshape(q.shape), rotated(q, q_scale), head_dim)
+    spacing = SPACING[dtype]
+    kept_k, kept_v = (from_storage(c, dtype)[row_request[1:], :, at] for c in caches)
+    np.testing.assert_allclose(kept_k, rotated(k, k_scale), rtol=spacing, atol=2e-6)
+    np.testing.assert_array_equal(kept_v, stored(v, dtype)[1])
+    assert np.count_nonzero(from_storage(caches[0], dtype).any(-1)) == rows * kv_heads
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim, group_heads, kv_splits, window, longest", [
+    (64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200),
+    (64, 4, 8, 3, 20), (36, 3, 2, 0, 100)])
+@pytest.mark.parametrize("tile_m", [1, 4])
+def test_attention(dtype, head_dim, group_heads, kv_splits, window, longest, tile_m):
+    rng = np.random.default_rng(5)
+    requests, kv_heads = 3, 2
+    # three neighbours of one request as in prefill, then rows of other requests
+    row_request = np.array([9, 0, 0, 0, 2, 1, 2], np.int32)
+    row_position = np.array([99, longest - 3, longest - 2, longest - 1, 0, longest // 2, 1],
+                            np.int32)
+    rows = len(row_request) - 1
+    heads = kv_heads * group_heads
+    q = 2 * normal(rng, rows, heads, head_dim)
+    k, k_value = stored(normal(rng, requests, kv_heads, longest, head_dim), dtype)
+    v, v_value = stored(normal(rng, requests, kv_heads, longest, head_dim), dtype)
+    scale = head_dim**-0.5
+    partial = np.full((rows, kv_splits, heads * head_dim), np.nan, np.float32)
+    stats = np.full((rows, kv_splits, heads * 2), np.nan, np.float32)
+    common = {"tile_m": tile_m, "head_dim": head_dim, "group_heads": group_heads,
+              "group_width": group_heads * head_dim, "kv_splits": kv_splits}
+    tiles = ceil_div(rows, tile_m)
+    run_all(df.attention, dtype, {
+        "q_rotated": q.reshape(rows, -1), "k_cache": k, "v_cache": v, "row_request": row_request,
+        "row_position": row_position, "partial": partial, "stats": stats, "window": window,
+        "scale": scale, "kv_bytes": 2, "context": longest} | common,
+        (tiles, kv_heads, kv_splits), {layout.ROW_BASE: 1})
+    out = np.full((rows, heads * head_dim), np.nan, np.float32)
+    run_all(df.attention_combine, dtype, {"partial": partial, "stats": stats, "out": out} | common,
+            (tiles, kv_heads))
+
+    for row in range(rows):
+        request, position = row_request[row + 1], row_position[row + 1]
+        begin = max(0, position - window + 1) if window else 0
+        for head in range(heads):
+            keys = k_value[request, head // group_heads, begin:position + 1]
+            scores = keys @ q[row, head].astype(np.float64) * scale
+            weights = np.exp(scores - scores.max())
+            expected = weights @ v_value[request, head // group_heads, begin:position + 1]
+            actual = out.reshape(rows, heads, head_dim)[row, head]
+            assert_close(actual, expected / weights.sum(), head_dim)
+        piece = ceil_div(position + 1 - begin, kv_splits)
+        for split in range(kv_splits):
+            if begin + split * piece > position:
+                maxima, sums = stats[row, split, ::2], stats[row, split, 1::2]
+                assert (maxima == -np.inf).all() and not sums.any()
+                assert not partial[row, split].any()
+
+
+def test_exp_is_within_two_ulp():
+    @nb.njit
+    def apply(x, out):
+        for i in range(len(x)):
+            out[i] = numerics.exp(x[i])
+
+    edges = [0.0, -0.0, -87.3, -87.4, -1e9, -np.inf, 89.0, 1e9, np.inf]
+    x = np.concatenate([np.linspace(-87.3, 88.3, 200001), edges]).astype(np.float32)
+    out = np.empty_like(x)
+    apply(x, out)
+    with np.errstate(over="ignore"):
+        exact = np.exp(x.astype(np.float64))
+    usual = (exact > 2.0**-126) & (exact < 2.0**128)
+    error = np.abs(out[usual] - exact[usual]) / np.spacing(exact[usual].astype(np.float32))
+    assert error.max() < 2
+    assert (out[exact <= 2.0**-126] <= 2.0**-126).all() and (out[exact == 0] == 0).all()
+    assert (out[exact >= 2.0**128] == np.inf).all()
+
+
+def test_storage_round_trips_like_torch():
+    like = {"bfloat16": np.uint16(0), "float16": np.int16(0)}
+
+    @nb.njit
+    def through(x, kept, back, zero):
+        for i in range(len(x)):
+            kept[i] = intrinsics.narrow(x[i], zero)
+            back[i] = intrinsics.widen(kept[i])
+
+    rng = np.random.default_rng(6)
+    bits = rng.integers(-2**31, 2**31, 100000).astype(np.int32)
+    x = np.concatenate([bits.view(np.float32), normal(rng, 1000),
+                        np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], np.float32)])
+    for dtype, zero in like.items():
+        kept, back = np.empty(len(x), zero.dtype), np.empty(len(x), np.float32)
+        through(x, kept, back, zero)
+        np.testing.assert_array_equal(back, torch.tensor(x).to(TORCH[dtype]).float().numpy())
+
+
+def test_atomics_and_clock():
+    @nb.njit
+    def exercise(counter):
+        before = intrinsics.monotonic_ns()
+        address = intrinsics.address_of(intrinsics.pointer_to(counter, np.int32(0)))
+        old = intrinsics.atomic_add(address, np.int32(5))
+        intrinsics.store_release(address + 4, np.int32(7))
+        intrinsics.pause()
+        intrinsics.yield_thread()
+        return old, intrinsics.load_acquire(address + 4), intrinsics.monotonic_ns() - before
+
+    counter = np.array([3, 0], np.int32)
+    old, stored_value, elapsed = exercise(counter.ctypes.data)
+    assert (old, stored_value, counter[0]) == (3, 7, 8)
+    assert 0 <= elapsed < 10**9
+
+
+doubled = DeviceFunction("doubled", axes=("i",),
+                         operands=(reads("x", Tile("i", 4)), writes("out", Tile("i", 4))))
+
+
+def test_a_body_from_outside_the_package(tmp_path, monkeypatch):
+    from persistent_runtime.cpu.arguments import FLOAT32, operand, record_offsets
+
+    offsets = record_offsets(doubled)
+
+    @registry.cpu_body(doubled)
+    def body(arguments, tile, step, scratch, like):
+        for k in range(tile[0] * 4, tile[0] * 4 + 4):
+            operand(arguments, offsets.out, FLOAT32)[k] = (
+                2 * operand(arguments, offsets.x, FLOAT32)[k])
+
+    monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
+    before = nb.config.CACHE_DIR
+    x, out = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
+    run_all(doubled, "float32", {"x": x, "out": out}, (2,))
+    np.testing.assert_array_equal(out, 2 * x)
+    assert nb.config.CACHE_DIR == before
+    assert list(tmp_path.rglob("*doubled*.nbc"))
+
+
+def test_unusable_requests_are_refused():
+    with pytest.raises(UserError, match="no CPU body"):
+        registry.compile_body(DeviceFunction("nobody", (), ()), "float32")
+    with pytest.raises(UserError, match="int3"):
+        registry.compile_body(df.embed_tokens, "int3")
+
+
+COMPILE_TWO = """
+from persistent_runtime import device_functions as df
+from persistent_runtime.cpu import registry
+for dtype in ("float32", "bfloat16"):
+    registry.compile_body(df.embed_tokens, dtype)
+print([(c.cache_hit, c.note) for c in registry.COMPILATIONS])
+"""
+
+
+def compile_in_new_process(cache):
+    environment = os.environ | {"EVENT_TENSOR_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-c", COMPILE_TWO], env=environment, check=True,
+                          capture_output=True, text=True)
+    return eval(done.stdout)
+
+
+def test_cache_hits_in_a_second_process(tmp_path):
+    assert compile_in_new_process(tmp_path) == [(False, "")] * 2
+    assert compile_in_new_process(tmp_path) == [(True, "")] * 2
+    for entry in tmp_path.rglob("*.nbc"):
+        entry.write_bytes(b"damaged")
+    records = compile_in_new_process(tmp_path)
+    assert all(not hit and "not cached" in note for hit, note in records)
+
+
+def test_unwritable_cache_is_reported_and_survived(tmp_path):
+    (tmp_path / "file").write_text("")
+    records = compile_in_new_process(tmp_path / "file")
+    assert all(not hit and "EVENT_TENSOR_CACHE" in note for hit, note in records)
