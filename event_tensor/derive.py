@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from event_tensor.device_function import Operand, Tile
+from event_tensor.device_function import Operand, Region, Tile
 from event_tensor.edges import Edge, IndexMap
 from event_tensor.graph import Call, Graph, covers
 from event_tensor.ordering import Ordering, OrderingIndex, Overlap, size_ratio
@@ -27,6 +27,7 @@ from event_tensor.tensors import EventTensor, TensorSpec
 class _Access:
     call: Call
     operand: Operand
+    region: tuple[Region, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,10 @@ def derive_events(graph: Graph) -> Graph:
     events: dict[tuple[int, IndexMap], EventTensor] = {}
     for call in graph.calls:
         index.add_call(call)
-        hazards = [hazard for operand, tensor in call.accesses()
-                   for hazard in _hazards(call, operand, tensor, history[tensor])]
+        accesses = [(_Access(call, operand, call.region(operand)), tensor)
+                    for operand, tensor in call.accesses()]
+        hazards = [hazard for access, tensor in accesses
+                   for hazard in _hazards(access, tensor, history[tensor])]
         # nearest producers first: later candidates are then often implied by chains through them;
         # among those of one producer, the edge that orders most pairs first
         hazards.sort(key=lambda h: (-h.producer.index, len(h.ordering)))
@@ -68,30 +71,29 @@ def derive_events(graph: Graph) -> Graph:
                 events[key] = EventTensor(shape, name=name)
                 out_edges[hazard.producer.index].append(Edge(events[key], producer_map))
             in_edges[call.index].append(Edge(events[key], consumer_map))
-        for operand, tensor in call.accesses():
-            _record(history[tensor], call, operand, tensor)
+        for access, tensor in accesses:
+            _record(history[tensor], access, tensor)
     return Graph(graph.name, [
         replace(call, in_edges=call.in_edges + tuple(in_edges[call.index]),
                 out_edges=call.out_edges + tuple(out_edges[call.index]))
         for call in graph.calls])
 
 
-def _hazards(call: Call, operand: Operand, tensor: TensorSpec,
-             history: list[_Access]) -> list[_Hazard]:
+def _hazards(access: _Access, tensor: TensorSpec, history: list[_Access]) -> list[_Hazard]:
     return [
-        _Hazard(earlier.call, call, tensor, _tile_ordering(earlier, _Access(call, operand), tensor))
+        _Hazard(earlier.call, access.call, tensor, _tile_ordering(earlier, access, tensor))
         for earlier in history
-        if earlier.call is not call and (operand.writes or earlier.operand.writes)]
+        if earlier.call is not access.call and (access.operand.writes or earlier.operand.writes)]
 
 
-def _record(history: list[_Access], call: Call, operand: Operand, tensor: TensorSpec) -> None:
+def _record(history: list[_Access], access: _Access, tensor: TensorSpec) -> None:
     """After a write of the whole tensor, earlier accesses are ordered through it.
 
     An access of the same call stays: two operands of one call may name one tensor.
     """
-    if operand.writes and covers(call, operand, tensor):
-        history[:] = [access for access in history if access.call is call]
-    history.append(_Access(call, operand))
+    if access.operand.writes and covers(access.call, access.operand, tensor):
+        history[:] = [earlier for earlier in history if earlier.call is access.call]
+    history.append(access)
 
 
 def _tile_ordering(p: _Access, c: _Access, tensor: TensorSpec) -> Ordering:
@@ -99,7 +101,7 @@ def _tile_ordering(p: _Access, c: _Access, tensor: TensorSpec) -> Ordering:
     p_grid = dict(zip(p.call.function.axes, p.call.tile_num, strict=True))
     overlaps: list[Overlap] = []
     used: set[tuple[str, str]] = set()
-    regions = zip(p.call.region(p.operand), c.call.region(c.operand), tensor.shape, strict=True)
+    regions = zip(p.region, c.region, tensor.shape, strict=True)
     for p_part, c_part, dim in regions:
         if not (isinstance(p_part, Tile) and isinstance(c_part, Tile)):
             continue

@@ -109,16 +109,29 @@ def implies(known: Ordering, wanted: Ordering) -> bool:
 
 
 class OrderingIndex:
-    """The orderings that the edges of the calls seen so far guarantee."""
+    """The orderings that the edges of the calls seen so far guarantee.
+
+    Layers repeat the same shapes, so compositions are remembered by shape, not by call.
+    """
 
     def __init__(self) -> None:
-        self._calls: dict[int, Call] = {}
+        self._shapes: dict[tuple[tuple[str, ...], tuple[Expr, ...]], int] = {}
+        self._shape_of: dict[int, int] = {}
+        self._grids: list[dict[str, Expr]] = []
+        self._ids: dict[Ordering, int] = {}
+        self._orderings: list[Ordering] = []
         self._notifiers: dict[EventTensor, list[tuple[int, Edge]]] = defaultdict(list)
-        self._direct: dict[int, list[tuple[int, Ordering]]] = defaultdict(list)
+        self._direct: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self._composed: dict[tuple[int, int, int, int, int], int | None] = {}
+        self._implied: dict[tuple[int, int], bool] = {}
 
     def add_call(self, call: Call) -> None:
         """Take the call's written edges into account; producers come before consumers."""
-        self._calls[call.index] = call
+        shape = (call.function.axes, call.tile_num)
+        if shape not in self._shapes:
+            self._shapes[shape] = len(self._grids)
+            self._grids.append(dict(zip(*shape, strict=True)))
+        self._shape_of[call.index] = self._shapes[shape]
         for edge in call.in_edges:
             for producer, out_edge in self._notifiers[edge.event]:
                 ordering = edge_ordering(out_edge, edge)
@@ -128,36 +141,56 @@ class OrderingIndex:
             self._notifiers[edge.event].append((call.index, edge))
 
     def add(self, producer: int, consumer: int, ordering: Ordering) -> None:
-        self._direct[consumer].append((producer, ordering))
+        self._direct[consumer].append((producer, self._id(ordering)))
 
     def is_implied(self, producer: int, consumer: int, wanted: Ordering) -> bool:
         """Whether a chain of known edges orders all the pairs in `wanted`."""
-        frontier: list[tuple[int, Ordering]] = list(self._direct[consumer])
-        seen: set[tuple[int, Ordering]] = set(frontier)
+        wanted_id = self._id(wanted)
+        frontier = list(self._direct[consumer])
+        seen = set(frontier)
         while frontier:
             middle, ordering = frontier.pop()
             if middle == producer:
-                if implies(ordering, wanted):
+                if self._implies(ordering, wanted_id):
                     return True
                 continue
-            if middle < producer:
-                continue
             for earlier, first in self._direct[middle]:
-                composed = compose(first, ordering)
-                if composed is None or not self._has_tiles_for_all(
-                        earlier, middle, consumer, first, ordering):
+                if earlier < producer:
                     continue
-                if (earlier, composed) not in seen:
+                composed = self._compose(earlier, middle, consumer, first, ordering)
+                if composed is not None and (earlier, composed) not in seen:
                     seen.add((earlier, composed))
                     frontier.append((earlier, composed))
         return False
 
+    def _id(self, ordering: Ordering) -> int:
+        if ordering not in self._ids:
+            self._ids[ordering] = len(self._orderings)
+            self._orderings.append(ordering)
+        return self._ids[ordering]
 
-    def _has_tiles_for_all(self, producer: int, middle: int, consumer: int, first: Ordering,
-                           second: Ordering) -> bool:
+    def _implies(self, known: int, wanted: int) -> bool:
+        key = (known, wanted)
+        if key not in self._implied:
+            self._implied[key] = implies(self._orderings[known], self._orderings[wanted])
+        return self._implied[key]
+
+    def _compose(self, producer: int, middle: int, consumer: int, first: int, second: int
+                 ) -> int | None:
+        shapes = (self._shape_of[producer], self._shape_of[middle], self._shape_of[consumer])
+        key = (*shapes, first, second)
+        if key not in self._composed:
+            before, after = self._orderings[first], self._orderings[second]
+            composed = compose(before, after)
+            if composed is not None and not self._has_tiles_for_all(shapes, before, after):
+                composed = None
+            self._composed[key] = None if composed is None else self._id(composed)
+        return self._composed[key]
+
+    def _has_tiles_for_all(self, shapes: tuple[int, int, int], first: Ordering, second: Ordering
+                           ) -> bool:
         """Whether every tile of the producer and of the consumer finds its tile in between."""
-        p, x, c = (dict(zip(self._calls[k].function.axes, self._calls[k].tile_num, strict=True))
-                   for k in (producer, middle, consumer))
+        p, x, c = (self._grids[shape] for shape in shapes)
         constrained = {a.c_axis for a in first} | {b.p_axis for b in second}
         return (
             all(lower_bound(x[axis]) >= 1 for axis in x if axis not in constrained)

@@ -78,6 +78,10 @@ class TaskTable:
         return replace(self, notify_indptr=_indptr(task, self.num_tasks), notify_event=event,
                        event_count=np.bincount(event, minlength=self.num_events))
 
+    def tasks_of(self, call: int) -> IntArray:
+        """Indices of the tasks of one call."""
+        return np.arange(self.call_begin[call], self.call_begin[call + 1])
+
     def task_name(self, task: int) -> str:
         """`down_proj[3, 0]`"""
         call = self.graph.calls[int(self.call[task])]

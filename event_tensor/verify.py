@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from event_tensor.device_function import Indexed, Operand, Span, Tile
 from event_tensor.errors import GraphError, RaceError
-from event_tensor.graph import Call, Graph, covers
+from event_tensor.graph import Call, Graph
+from event_tensor.races import check_races
 from event_tensor.reachability import Ancestors, ancestors
-from event_tensor.task_table import IntArray, Runtime, TaskTable, instantiate
+from event_tensor.task_table import Runtime, TaskTable, instantiate
 from event_tensor.tensors import RUNTIME, TensorSpec
 
 
@@ -64,7 +62,7 @@ def verify_table(table: TaskTable) -> Ancestors:
     _check_waits(table)
     order = ancestors(table)
     _check_runtime_reads(table, order)
-    _check_races(table, order)
+    check_races(table, order)
     return order
 
 
@@ -111,7 +109,7 @@ def _check_runtime_reads(table: TaskTable, order: Ancestors) -> None:
 
 def _require_order(table: TaskTable, order: Ancestors, writer: int, call: Call,
                    tensor: TensorSpec, event: str) -> None:
-    earlier, later = _tasks(table, writer), _tasks(table, call.index)
+    earlier, later = table.tasks_of(writer), table.tasks_of(call.index)
     ordered = order.before(earlier[None, :], later[:, None])
     if not ordered.all():
         l, e = np.argwhere(~ordered)[0]
@@ -119,143 +117,3 @@ def _require_order(table: TaskTable, order: Ancestors, writer: int, call: Call,
             f"task {table.task_name(int(later[l]))} evaluates an edge of {event} from "
             f"{tensor.name!r} before {table.task_name(int(earlier[e]))} must have written it; "
             f"add an event between them")
-
-
-@dataclass(frozen=True, slots=True)
-class _Boxes:
-    """The regions that the tasks of one call access through one operand."""
-
-    call: Call
-    operand: Operand
-    tasks: IntArray
-    low: IntArray  # [tasks, rank]
-    high: IntArray
-    distinct: npt.NDArray[np.bool_] | None  # [rank]: tiles are disjoint there by promise
-
-
-def _check_races(table: TaskTable, order: Ancestors) -> None:
-    history: dict[TensorSpec, list[_Boxes]] = defaultdict(list)
-    for call in table.graph.calls:
-        if table.call_begin[call.index] == table.call_begin[call.index + 1]:
-            continue
-        for operand, tensor in call.accesses():
-            boxes = _boxes(table, call, operand, tensor)
-            if operand.writes:
-                _check_own_tiles(table, boxes, tensor)
-            for earlier in history[tensor]:
-                if operand.writes or earlier.operand.writes:
-                    _check_pair(table, order, earlier, boxes, tensor)
-            if operand.writes and covers(call, operand, tensor):
-                history[tensor] = [b for b in history[tensor] if b.call is call]
-            if tensor.role != "weight" or operand.writes:
-                history[tensor].append(boxes)
-
-
-def _tasks(table: TaskTable, call: int) -> IntArray:
-    return np.arange(table.call_begin[call], table.call_begin[call + 1])
-
-
-def _boxes(table: TaskTable, call: Call, operand: Operand, tensor: TensorSpec) -> _Boxes:
-    tasks = _tasks(table, call.index)
-    tile = table.tile[tasks]
-    local = {**table.bindings, **{axis: tile[:, k] for k, axis in enumerate(call.function.axes)}}
-    low, high, distinct = [], [], []
-    for part, dim in zip(call.region(operand), tensor.shape, strict=True):
-        extent = int(dim.evaluate(table.bindings))
-        start, stop = np.zeros(len(tasks), np.int64), np.full(len(tasks), extent, np.int64)
-        if isinstance(part, Tile):
-            size = int(part.size.evaluate(table.bindings))
-            start = local[part.axis] * size
-            stop = np.minimum(start + size, extent)
-        elif isinstance(part, Span):
-            start = np.broadcast_to(part.start.evaluate(local), len(tasks))
-            stop = np.minimum(start + part.length.evaluate(local), extent)
-            if (start < 0).any():
-                raise GraphError(f"{call.name}: operand {operand.name!r} starts below 0 of "
-                                 f"{tensor.name!r}; correct its region")
-        low.append(start)
-        high.append(stop)
-        distinct.append(isinstance(part, Indexed) and part.distinct)
-    shape = (len(tasks), len(tensor.shape))
-    return _Boxes(call, operand, tasks, np.array(low).T.reshape(shape),
-                  np.array(high).T.reshape(shape), np.array(distinct) if any(distinct) else None)
-
-
-def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArray
-             ) -> npt.NDArray[np.bool_]:
-    """[a, b]: do the boxes share an element?"""
-    rank = low_a.shape[1]
-    result = np.ones((len(low_a), len(low_b)), bool)
-    for d in range(rank):
-        result &= (np.maximum(low_a[:, None, d], low_b[None, :, d])
-                   < np.minimum(high_a[:, None, d], high_b[None, :, d]))
-    return result
-
-
-def _check_pair(table: TaskTable, order: Ancestors, earlier: _Boxes, later: _Boxes,
-                tensor: TensorSpec) -> None:
-    """Tasks with equal boxes are compared once: a row read by 100 tiles is one question."""
-    box_a, group_a = _unique_boxes(earlier)
-    box_b, group_b = _unique_boxes(later)
-    rank = earlier.low.shape[1]
-    shared = _overlap(box_a[:, :rank], box_a[:, rank:], box_b[:, :rank], box_b[:, rank:])
-    for b in range(len(box_b)):
-        first = earlier.tasks[shared[group_a, b]]
-        second = later.tasks[group_b == b]
-        if earlier.call is later.call:  # one task may name a tensor twice
-            ordered = first[None, :] == second[:, None]
-        else:
-            ordered = order.before(first[None, :], second[:, None])
-        if not ordered.all():
-            l, e = np.argwhere(~ordered)[0]
-            _raise_race(table, earlier, later, tensor, int(first[e]), int(second[l]))
-
-
-def _raise_race(table: TaskTable, earlier: _Boxes, later: _Boxes, tensor: TensorSpec, first: int,
-                second: int) -> None:
-    verbs = {"read": "reads", "write": "writes", "update": "updates"}
-    raise RaceError(
-        f"{table.task_name(first)} {verbs[earlier.operand.access]} and "
-        f"{table.task_name(second)} {verbs[later.operand.access]} overlapping parts of "
-        f"{tensor.name!r}, and no chain of events orders them; leave the edges out to have them "
-        f"derived, or add an event")
-
-
-def _unique_boxes(boxes: _Boxes) -> tuple[IntArray, IntArray]:
-    rows = np.concatenate([boxes.low, boxes.high], axis=1)
-    unique, group = np.unique(rows, axis=0, return_inverse=True)
-    return unique, group.ravel()
-
-
-def _check_own_tiles(table: TaskTable, boxes: _Boxes, tensor: TensorSpec) -> None:
-    """Tiles of one call run at once: what they write must not overlap."""
-    low, high = boxes.low, boxes.high
-    if boxes.distinct is not None:
-        axes = [boxes.call.function.axes.index(part.axis) if part.axis else None
-                for part in boxes.operand.region if isinstance(part, Indexed) and part.distinct]
-        columns = [table.tile[boxes.tasks, a][:, None] for a in axes if a is not None]
-        low = np.concatenate([low[:, ~boxes.distinct], *columns], axis=1)
-        high = np.concatenate([high[:, ~boxes.distinct], *(c + 1 for c in columns)], axis=1)
-    if len(low) < 2 or _are_disjoint_by_order(low, high):
-        return
-    shared = _overlap(low, high, low, high)
-    np.fill_diagonal(shared, False)
-    if shared.any():
-        a, b = np.argwhere(shared)[0]
-        raise RaceError(
-            f"{table.task_name(int(boxes.tasks[a]))} and {table.task_name(int(boxes.tasks[b]))} "
-            f"write overlapping parts of {tensor.name!r} and run at the same time; give each tile "
-            f"its own part")
-
-
-def _are_disjoint_by_order(low: IntArray, high: IntArray) -> bool:
-    """Quick sufficient test: equal tile starts are distinct and tiles end where the next begins."""
-    starts = np.unique(low, axis=0)
-    if len(starts) != len(low):
-        return False
-    for d in range(low.shape[1]):
-        edges = np.unique(low[:, d])
-        following = np.append(edges[1:], np.iinfo(np.int64).max)
-        if (high[:, d] > following[np.searchsorted(edges, low[:, d])]).any():
-            return False
-    return True

@@ -17,7 +17,7 @@ from event_tensor.graph import Graph
 from event_tensor.printer import format_graph, format_tasks
 from frontend.config import DecoderConfig
 from frontend.operators import Operators
-from frontend.tiles import ATTENTION_ROWS, choose_kv_splits
+from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.cpu.launch import Segment
@@ -118,6 +118,17 @@ class Decoder:
             total += size * (4 if self.dtype == "float32" else 2)
         return total
 
+    @property
+    def tiles(self) -> TileConfig:
+        return self._operators.tiles
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes reserved per role of tensor: weight, activation, kv_cache, control."""
+        total: dict[str, int] = {}
+        for spec, memory in self._buffers.owners().items():
+            total[spec.role] = total.get(spec.role, 0) + int(memory.nbytes)
+        return total
+
     def bindings(self, tokens: int, logit_rows: int, context: int) -> dict[str, int]:
         """Sizes of one step: rows, rows that want a token, longest context."""
         splits = choose_kv_splits(self.config, self.kernel.target, tokens, context)
@@ -200,6 +211,7 @@ class Decoder:
         length = self._control("length")
         seen = len(result.prompt_ids)
         text = self.tokenizer.stream() if self.tokenizer else None
+        limit, stop_ids = self._control("length_limit")[0], self._control("stop_ids")
         running = True
         while running:
             running = launch.is_running  # asked before the length, so the last tokens are seen
@@ -211,7 +223,7 @@ class Decoder:
                 result.output_ids.append(token_id)
                 result.token_times_ns.append(int(times[position]))
                 piece = text.push(token_id) if text else ""
-                if text and position + 1 == available and not running:
+                if text and (position + 1 == limit or token_id in stop_ids):
                     piece += text.flush()
                 yield Token(token_id, piece, int(times[position]))
             seen = available

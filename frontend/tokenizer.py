@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Files from which transformers can build a tokenizer when there is no tokenizer.json.
 OTHER_TOKENIZER_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (or not yet) a character
+LLAMA_TOKENIZER_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 MAX_HELD_TOKENS = 8  # a character has at most 4 bytes, so at most 4 tokens: more is not a character
 MAX_HELD_CHARACTERS = 3  # an unfinished character shows as one to three replacement characters
@@ -105,7 +106,10 @@ def from_tokenizer_json(directory: Path) -> Tokenizer:
     config_path = directory / "tokenizer_config.json"
     if config_path.exists():
         try:
-            apply_tokenizer_config(tokenizer, read_json(config_path))
+            config = read_json(config_path)
+            add_special_tokens(tokenizer, config)
+            if is_rebuilt_as_llama(tokenizer, config, directory):
+                rebuild_as_llama(tokenizer, config)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{config_path} describes its special tokens in a way we cannot read ({error}); "
@@ -121,7 +125,7 @@ def from_tokenizer_json(directory: Path) -> Tokenizer:
     )
 
 
-def apply_tokenizer_config(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
+def add_special_tokens(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
     """Adds the special tokens that only tokenizer_config.json names, as transformers does.
 
     Its add_bos_token and add_eos_token do not count beside a tokenizer.json, there as here: the
@@ -144,6 +148,31 @@ def apply_tokenizer_config(tokenizer: "tokenizers.Tokenizer", config: dict[str, 
     for text in map(token_text, (*named, *extra)):
         if text and text not in special:
             tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
+
+
+def is_rebuilt_as_llama(
+    tokenizer: "tokenizers.Tokenizer", config: dict[str, Any], directory: Path
+) -> bool:
+    """Whether transformers loads this as LlamaTokenizer, over the head of its tokenizer.json."""
+    from tokenizers.models import BPE
+
+    is_spelled_in_bytes = isinstance(tokenizer.model, BPE) and tokenizer.model.byte_fallback
+    if not is_spelled_in_bytes or config.get("tokenizer_class") not in LLAMA_TOKENIZER_CLASSES:
+        return False
+    model_path = directory / "config.json"
+    model_type = read_json(model_path).get("model_type") if model_path.exists() else None
+    return model_type not in ("mistral", "qwen2")  # these it loads by model type, not by class
+
+
+def rebuild_as_llama(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
+    """LlamaTokenizer marks where words begin by its own rule, whatever tokenizer.json says."""
+    from tokenizers.pre_tokenizers import Metaspace
+
+    scheme = "always" if config.get("legacy") else "first"
+    if config.get("add_prefix_space") is False:
+        scheme = "never"
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
 
 
 def token_text(token: object) -> str | None:

@@ -117,6 +117,21 @@ def test_tokenizer_config_is_honoured(
     check_against_transformers(save(byte_level(with_bos), tmp_path, **config))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3", None])
+@pytest.mark.parametrize(
+    "config", [{}, {"legacy": True}, {"legacy": None, "tokenizer_class": "LlamaTokenizerFast"}]
+)
+def test_the_llama_class_overrides_the_file(
+    kind: str, model_type: str | None, config: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "unk_token": "<unk>"}
+    save(KINDS[kind](), tmp_path, **fields | config)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    check_against_transformers(tmp_path)
+
+
 def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     tokenizer = byte_level()
     tokenizer.enable_truncation(4)

@@ -17,6 +17,7 @@ from persistent_runtime.cpu.arguments import (
 from persistent_runtime.cpu.intrinsics import advance, device_jit, widen
 from persistent_runtime.cpu.numerics import ONE, exp, largest, matmul_rows, rms_norm
 from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.vectors import begin_stream
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
@@ -37,6 +38,13 @@ def add_bias(out, out_stride, rows, bias, columns):  # noqa: ANN201
             row[n] += widen(bias[n])
 
 
+@device_jit
+def norm_rows(x, rows, norm_weight, length, eps, scratch):
+    """scratch[m] = rms_norm(x[m]) for `rows` rows."""
+    for m in range(rows):
+        rms_norm(advance(x, m * length), norm_weight, length, eps, advance(scratch, m * length))
+
+
 @cpu_body(device_functions.norm_linear)
 def norm_linear(arguments, tile, step, scratch, like):  # noqa: ANN201
     """out = rms_norm(x) @ weight.T + bias"""
@@ -45,13 +53,12 @@ def norm_linear(arguments, tile, step, scratch, like):  # noqa: ANN201
     first, last = tile_range(tile[0], arguments[NORM_LINEAR.tile_m], tokens)
     begin, end = tile_range(tile[1], arguments[NORM_LINEAR.tile_n],
                             dim(arguments, NORM_LINEAR.weight, 0))
+    weight = advance(operand(arguments, NORM_LINEAR.weight, like), begin * length)
+    begin_stream(weight)  # arrives while the rows are normalised
     x = operand(arguments, NORM_LINEAR.x, FLOAT32)
     norm_weight = operand(arguments, NORM_LINEAR.norm_weight, like)
     eps = float_parameter(arguments, NORM_LINEAR.eps)
-    for m in range(first, last):
-        rms_norm(advance(x, m * length), norm_weight, length, eps,
-                 advance(scratch, (m - first) * length))
-    weight = advance(operand(arguments, NORM_LINEAR.weight, like), begin * length)
+    norm_rows(advance(x, first * length), last - first, norm_weight, length, eps, scratch)
     out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
     matmul_rows(weight, end - begin, length, scratch, length, last - first, out, out_stride, 0)
     if is_given(arguments, NORM_LINEAR.bias):
@@ -94,12 +101,11 @@ def norm_gate_up_silu(arguments, tile, step, scratch, like):
     begin, end = tile_range(tile[1], arguments[GATE_UP.tile_n],
                             dim(arguments, GATE_UP.gate_weight, 0))
     rows = last - first
+    begin_stream(advance(operand(arguments, GATE_UP.gate_weight, like), begin * length))
     x = operand(arguments, GATE_UP.x, FLOAT32)
     norm_weight = operand(arguments, GATE_UP.norm_weight, like)
     eps = float_parameter(arguments, GATE_UP.eps)
-    for m in range(first, last):
-        rms_norm(advance(x, m * length), norm_weight, length, eps,
-                 advance(scratch, (m - first) * length))
+    norm_rows(advance(x, first * length), rows, norm_weight, length, eps, scratch)
     out = operand(arguments, GATE_UP.out, FLOAT32)
     gate = advance(scratch, rows * length)
     # the gate's columns wait in the spare scratch while the up columns are computed
@@ -128,6 +134,8 @@ def norm_lm_head(arguments, tile, step, scratch, like):
     logit_rows, vocab = dim(arguments, LM_HEAD.logits, 0), dim(arguments, LM_HEAD.logits, 1)
     first, last = tile_range(tile[0], arguments[LM_HEAD.tile_m], logit_rows)
     begin, end = tile_range(tile[1], arguments[LM_HEAD.tile_n], vocab)
+    weight = advance(operand(arguments, LM_HEAD.weight, like), begin * length)
+    begin_stream(weight)
     x = operand(arguments, LM_HEAD.x, FLOAT32)
     norm_weight = operand(arguments, LM_HEAD.norm_weight, like)
     eps = float_parameter(arguments, LM_HEAD.eps)
@@ -135,7 +143,6 @@ def norm_lm_head(arguments, tile, step, scratch, like):
         row = logit_entry(arguments, LM_HEAD.logit_row, step, m)
         rms_norm(advance(x, row * length), norm_weight, length, eps,
                  advance(scratch, (m - first) * length))
-    weight = advance(operand(arguments, LM_HEAD.weight, like), begin * length)
     logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
     matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0)
     tiles = dim(arguments, LM_HEAD.tile_max, 1)

@@ -96,7 +96,8 @@ def _stream_rows(weight, weight_rows, length, x, out, keep):
     """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
     keep_out_of_line()
     for n in range(weight_rows):
-        dot_block(advance(weight, n * length), x, 0, length, advance(out, n), 0, keep, 1, 1)
+        dot_block(advance(weight, n * length), x, 0, length, advance(out, n), 0, keep,
+                  (weight_rows - n) * length - 1, 1, 1)
 
 
 def _panel_of(x_rows):  # noqa: ANN202
@@ -106,7 +107,7 @@ def _panel_of(x_rows):  # noqa: ANN202
     def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep):
         for n in range(0, weight_rows, WEIGHT_ROWS):
             dot_block(advance(weight, n * length), x, x_stride, length, advance(out, n),
-                      out_stride, keep, WEIGHT_ROWS, x_rows)
+                      out_stride, keep, 0, WEIGHT_ROWS, x_rows)
 
     return panel
 

@@ -30,6 +30,9 @@ MANY_REGISTERS = "+avx512f" in _enabled or "+neon" in _enabled  # 32 vector regi
 # Independent accumulators that hide the latency of two fused multiply-adds per cycle.
 ACCUMULATORS_IN_FLIGHT = 8
 
+# Hardware prefetchers stop at the end of a page; this far ahead, memory's latency is hidden.
+FETCH_AHEAD_BYTES, CACHE_LINE_BYTES = 4096, 64
+
 MULTIPLY_ADD = ("contract",)
 
 
@@ -117,20 +120,21 @@ def _zeroed(builder: ir.IRBuilder, kind: ir.Type) -> ir.Value:
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, weight_rows,
-              x_rows):
+def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, stream,
+              weight_rows, x_rows):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
     `weight_rows` (a power of two) and `x_rows` are literals; weight rows follow one another. keep
-    is 0 or 1, and with 0 the old contents are not looked at.
+    is 0 or 1, and with 0 the old contents are not looked at. A single row fetches weights ahead
+    from memory, up to `stream` elements from the first, because they are read once and in order.
     """
     storage = weight.dtype
     n_rows, m_rows = weight_rows.literal_value, x_rows.literal_value
     signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
-                           weight_rows, x_rows)
+                           types.int64, weight_rows, x_rows)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        weight, x, x_stride, length, out, out_stride, keep, _, _ = args
+        weight, x, x_stride, length, out, out_stride, keep, stream, _, _ = args
         vector = ir.VectorType(F32, LANES)
         unroll = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
         accumulators = [[[_zeroed(builder, vector) for _ in range(unroll)]
@@ -151,6 +155,8 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
 
         with cgutils.for_range_slice(builder, _constant(0), rounded_down(unroll),
                                      _constant(unroll * LANES), I64) as (k, _):
+            if n_rows * m_rows == 1:
+                _fetch_ahead(builder, weight, k, unroll * LANES, stream, storage)
             for part in range(unroll):
                 products(builder.add(k, _constant(part * LANES)), part)
         whole = rounded_down(1)
@@ -169,6 +175,39 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
                                      sums_kind.as_pointer())
             old = builder.select(keeps, builder.load(target, align=4), ir.Constant(sums_kind, None))
             builder.store(builder.fadd(old, sums), target, align=4)
+
+    return signature, codegen
+
+
+def _fetch_line(builder: ir.IRBuilder, address: ir.Value) -> None:
+    byte_pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte_pointer, I32, I32, I32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    # to read (0), not worth keeping (0), data (1)
+    operands = [ir.Constant(I32, flag) for flag in (0, 0, 1)]
+    builder.call(prefetch, [builder.bitcast(address, byte_pointer), *operands])
+
+
+def _fetch_ahead(builder: ir.IRBuilder, weight: ir.Value, k: ir.Value, count: int,
+                 stream: ir.Value, storage: types.Type) -> None:
+    """Prefetches the `count` elements that lie FETCH_AHEAD_BYTES behind `weight[k]`."""
+    element_bytes = storage.bitwidth // 8
+    for line in range(0, count * element_bytes, CACHE_LINE_BYTES):
+        at = builder.add(k, _constant((FETCH_AHEAD_BYTES + line) // element_bytes))
+        at = builder.select(builder.icmp_signed("<", at, stream), at, stream)
+        _fetch_line(builder, builder.gep(weight, [at]))
+
+
+@intrinsic
+def begin_stream(typing_context, weight):
+    """Prefetches what `dot_block` does not: the first FETCH_AHEAD_BYTES of a run of weights."""
+    signature = types.void(weight)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
+        first = builder.bitcast(args[0], ir.IntType(8).as_pointer())
+        with cgutils.for_range_slice(builder, _constant(0), _constant(FETCH_AHEAD_BYTES),
+                                     _constant(CACHE_LINE_BYTES), I64) as (offset, _):
+            _fetch_line(builder, builder.gep(first, [offset]))
 
     return signature, codegen
 

@@ -1,0 +1,180 @@
+"""Races: tasks that touch overlapping regions, one writing, with no chain of events between them.
+
+Accesses to a tensor are compared in program order. A call that overwrites the whole tensor closes
+its history: what came before is ordered through it. Layers of a model repeat the same shapes, so
+which tiles overlap is worked out once per pair of shapes; only their order is asked each time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.device_function import Indexed, Operand, Region, Span, Tile
+from event_tensor.errors import GraphError, RaceError
+from event_tensor.graph import Call, covers
+from event_tensor.reachability import Ancestors
+from event_tensor.task_table import IntArray, TaskTable
+from event_tensor.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class _Boxes:
+    """The boxes that the tiles of a call access through one operand, one row per task."""
+
+    key: Hashable  # equal keys mean equal boxes
+    low: IntArray  # [tasks, rank]
+    high: IntArray
+    own_conflict: tuple[int, int] | None  # two tiles of the call that write one place
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    call: Call
+    operand: Operand
+    boxes: _Boxes
+
+
+def check_races(table: TaskTable, order: Ancestors) -> None:
+    """Raises RaceError naming two tasks and the tensor they race for."""
+    _RaceCheck(table, order).run()
+
+
+class _RaceCheck:
+    def __init__(self, table: TaskTable, order: Ancestors) -> None:
+        self.table = table
+        self.order = order
+        self._boxes: dict[Hashable, _Boxes] = {}
+        self._pairs: dict[tuple[Hashable, Hashable], tuple[IntArray, IntArray]] = {}
+
+    def run(self) -> None:
+        history: dict[TensorSpec, list[_Access]] = defaultdict(list)
+        written = {tensor for call in self.table.graph.calls
+                   for operand, tensor in call.accesses() if operand.writes}
+        for call in self.table.graph.calls:
+            if self.table.call_begin[call.index] == self.table.call_begin[call.index + 1]:
+                continue
+            for operand, tensor in call.accesses():
+                if tensor in written:
+                    access = _Access(call, operand, self._boxes_of(call, operand, tensor))
+                    self._check(access, history[tensor], tensor)
+                    if operand.writes and covers(call, operand, tensor):
+                        history[tensor] = [a for a in history[tensor] if a.call is call]
+                    history[tensor].append(access)
+
+    def _check(self, access: _Access, history: list[_Access], tensor: TensorSpec) -> None:
+        conflict = access.boxes.own_conflict
+        if access.operand.writes and conflict is not None:
+            first = int(self.table.call_begin[access.call.index])
+            raise RaceError(
+                f"{self.table.task_name(first + conflict[0])} and "
+                f"{self.table.task_name(first + conflict[1])} write overlapping parts of "
+                f"{tensor.name!r} and run at the same time; give each tile its own part")
+        for earlier in history:
+            if access.operand.writes or earlier.operand.writes:
+                self._check_pair(earlier, access, tensor)
+
+    def _check_pair(self, earlier: _Access, later: _Access, tensor: TensorSpec) -> None:
+        key = (earlier.boxes.key, later.boxes.key)
+        if key not in self._pairs:
+            self._pairs[key] = _overlapping(earlier.boxes, later.boxes)
+        first, second = self._pairs[key]
+        first = first + self.table.call_begin[earlier.call.index]
+        second = second + self.table.call_begin[later.call.index]
+        if earlier.call is later.call:  # one task may name a tensor twice
+            ordered = first == second
+        else:
+            ordered = self.order.before(first, second)
+        if not ordered.all():
+            k = int(np.argmin(ordered))
+            verbs = {"read": "reads", "write": "writes", "update": "updates"}
+            raise RaceError(
+                f"{self.table.task_name(int(first[k]))} {verbs[earlier.operand.access]} and "
+                f"{self.table.task_name(int(second[k]))} {verbs[later.operand.access]} "
+                f"overlapping parts of {tensor.name!r}, and no chain of events orders them; leave "
+                f"the edges out to have them derived, or add an event")
+
+    def _boxes_of(self, call: Call, operand: Operand, tensor: TensorSpec) -> _Boxes:
+        table = self.table
+        first, last = table.call_begin[call.index], table.call_begin[call.index + 1]
+        tile = table.tile[first:last, :len(call.function.axes)]
+        extents = tuple(int(d.evaluate(table.bindings)) for d in tensor.shape)
+        region = call.region(operand)
+        released = tile.tobytes() if any(edge.is_trigger for edge in call.in_edges) else None
+        key = (call.function.axes, call.tile_num, region, extents, operand.writes, released)
+        if key not in self._boxes:
+            self._boxes[key] = self._compute(key, call, operand, tensor, region, extents, tile)
+        return self._boxes[key]
+
+    def _compute(self, key: Hashable, call: Call, operand: Operand, tensor: TensorSpec,
+                 region: tuple[Region, ...], extents: tuple[int, ...], tile: IntArray) -> _Boxes:
+        local = {**self.table.bindings,
+                 **{axis: tile[:, k] for k, axis in enumerate(call.function.axes)}}
+        low = np.zeros((len(tile), len(extents)), np.int64)
+        high = np.tile(np.array(extents, np.int64).reshape(1, -1), (len(tile), 1))
+        for d, (part, extent) in enumerate(zip(region, extents, strict=True)):
+            if isinstance(part, Tile):
+                size = int(part.size.evaluate(self.table.bindings))
+                low[:, d] = local[part.axis] * size
+                high[:, d] = np.minimum(low[:, d] + size, extent)
+            elif isinstance(part, Span):
+                low[:, d] = part.start.evaluate(local)
+                high[:, d] = np.minimum(low[:, d] + part.length.evaluate(local), extent)
+                if (low[:, d] < 0).any():
+                    raise GraphError(f"{call.name}: operand {operand.name!r} starts below 0 of "
+                                     f"{tensor.name!r}; correct its region")
+        conflict = _own_conflict(call, region, tile, low, high) if operand.writes else None
+        return _Boxes(key, low, high, conflict)
+
+
+def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArray
+             ) -> npt.NDArray[np.bool_]:
+    """[a, b]: do the boxes share an element?"""
+    result = np.ones((len(low_a), len(low_b)), bool)
+    for d in range(low_a.shape[1]):
+        result &= (np.maximum(low_a[:, None, d], low_b[None, :, d])
+                   < np.minimum(high_a[:, None, d], high_b[None, :, d]))
+    return result
+
+
+def _overlapping(a: _Boxes, b: _Boxes) -> tuple[IntArray, IntArray]:
+    """Pairs (tile of a, tile of b) whose boxes overlap."""
+    first, second = np.nonzero(_overlap(a.low, a.high, b.low, b.high))
+    return first, second
+
+
+def _own_conflict(call: Call, region: tuple[Region, ...], tile: IntArray, low: IntArray,
+                  high: IntArray) -> tuple[int, int] | None:
+    """Tiles of one call run at once: what they write must not overlap."""
+    promised = [d for d, part in enumerate(region) if isinstance(part, Indexed) and part.distinct]
+    if promised:
+        axes = [call.function.axes.index(part.axis) for part in region
+                if isinstance(part, Indexed) and part.distinct and part.axis]
+        kept = [d for d in range(low.shape[1]) if d not in promised]
+        low = np.concatenate([low[:, kept], tile[:, axes]], axis=1)
+        high = np.concatenate([high[:, kept], tile[:, axes] + 1], axis=1)
+    if len(low) < 2 or _is_grid_of_disjoint_boxes(low, high):
+        return None
+    shared = _overlap(low, high, low, high)
+    np.fill_diagonal(shared, False)
+    if not shared.any():
+        return None
+    first, second = np.argwhere(shared)[0]
+    return int(first), int(second)
+
+
+def _is_grid_of_disjoint_boxes(low: IntArray, high: IntArray) -> bool:
+    """Quick sufficient test: starts are distinct, and along each dimension a box ends before the
+    next start."""
+    if len(np.unique(low, axis=0)) != len(low):
+        return False
+    for d in range(low.shape[1]):
+        starts = np.unique(low[:, d])
+        following = np.append(starts[1:], np.iinfo(np.int64).max)
+        if (high[:, d] > following[np.searchsorted(starts, low[:, d])]).any():
+            return False
+    return True

@@ -1,0 +1,217 @@
+"""The command `event-tensor`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from event_tensor.errors import EventTensorError, UserError
+from frontend.console import (
+    INTERRUPTED,
+    Progress,
+    exit_soon_after_interrupt,
+    print_json,
+    replace_unprintable,
+)
+
+if TYPE_CHECKING:
+    from frontend.decoder import Decoder, Generation
+
+REFUSED = 2  # exit code: something the user gave cannot be used
+FAILED = 1
+
+app = typer.Typer(
+    name="event-tensor", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
+    help="Compiles a language model's whole decode loop into one persistent kernel.")
+
+Model = Annotated[str, typer.Argument(
+    metavar="MODEL", help="demo, a directory in Hugging Face layout, or a Hub id.")]
+Backend = Annotated[str, typer.Option(metavar="auto|cpu", help="Where to run.")]
+Schedule = Annotated[str, typer.Option(
+    metavar="auto|static|round_robin|unfused",
+    help="How tasks are placed on workers: static follows the critical path; unfused puts a "
+         "barrier after each operator.")]
+Workers = Annotated[int | None, typer.Option(
+    help="Threads of the kernel.", show_default="one per core")]
+Dtype = Annotated[str, typer.Option(
+    metavar="auto|float32|bfloat16|float16", help="Type of weights and KV cache; auto takes the "
+    "checkpoint's.")]
+MaxContext = Annotated[int | None, typer.Option(
+    help="Positions of the KV cache.", show_default="the model's limit, at most 4096")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+
+
+def main() -> None:
+    """Entry point: every error a person can act on is one line and exit code 2."""
+    replace_unprintable()
+    exit_soon_after_interrupt()
+    try:
+        app()
+    except EventTensorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def compile_model(model: str, **options: Any) -> Decoder:
+    """compile_decode_loop with a progress bar for whoever watches."""
+    from frontend.compile import compile_decode_loop
+
+    with Progress() as progress:
+        return compile_decode_loop(model, progress=progress, **options)
+
+
+def parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--prompt-ids {text!r} is not a list of integers; write it like "
+                        f"1,2,3") from None
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
+    prompt_ids: Annotated[str | None, typer.Option(
+        metavar="1,2,3", help="The token ids to continue; needs no tokenizer.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 128,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    max_context: MaxContext = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    ignore_eos: Annotated[bool, typer.Option(
+        "--ignore-eos", help="Continue past the end-of-text token.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Continue a prompt, token by token as the kernel makes them."""
+    if (prompt is None) == (prompt_ids is None):
+        raise UserError("give either --prompt TEXT or --prompt-ids 1,2,3")
+    if temperature != 0:
+        raise UserError(f"--temperature {temperature:g} is not available: decoding is greedy only "
+                        f"for now; leave it at 0")
+    given = parse_ids(prompt_ids) if prompt_ids is not None else prompt
+    assert given is not None
+    decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
+                            max_context=max_context)
+    if json_output:
+        result = decoder.generate(given, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    else:
+        result = stream_to_stdout(decoder, given, max_new_tokens, ignore_eos)
+    record = generation_record(decoder, result, "static" if schedule == "auto" else schedule)
+    if json_output:
+        print_json(record)
+    else:
+        print(summary_line(record), file=sys.stderr)
+
+
+def stream_to_stdout(decoder: Decoder, prompt: str | list[int], max_new_tokens: int,
+                     ignore_eos: bool) -> Generation:
+    """Writes text as it comes; token ids where the model has no tokenizer."""
+    from frontend.decoder import Generation
+
+    result = Generation([])
+    stream = decoder.stream(prompt, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos,
+                            result=result)
+    with closing(stream):  # ends the launch, also after Ctrl-C or a closed pipe
+        try:
+            for token in stream:
+                sys.stdout.write(token.text if decoder.tokenizer else f"{token.id} ")
+                sys.stdout.flush()
+        finally:
+            print(flush=True)
+    return result
+
+
+def generation_record(decoder: Decoder, result: Generation, schedule: str) -> dict[str, Any]:
+    """The JSON contract of `generate`."""
+    return {
+        "prompt_ids": result.prompt_ids, "output_ids": result.output_ids, "text": result.text,
+        "ttft_ms": round(result.ttft_ms, 4), "tpot_ms": result.tpot_ms,
+        "tokens_per_second": round(result.tokens_per_second, 2), "backend": decoder.backend,
+        "schedule": schedule, "workers": decoder.num_workers,
+        "launches": result.launches, "compilations": decoder.compilations}
+
+
+def summary_line(record: dict[str, Any]) -> str:
+    tpot = record["tpot_ms"]
+    return ", ".join([
+        f"TTFT {record['ttft_ms']:.1f} ms", *([f"TPOT p50 {tpot['p50']:.2f} ms"] if tpot else []),
+        f"{record['tokens_per_second']:.1f} tok/s", f"{record['backend']} backend",
+        f"{record['schedule']} schedule", f"{record['workers']} workers"])
+
+
+@app.command(name="inspect")
+def inspect_model(
+    model: Model,
+    what: Annotated[str, typer.Option(metavar="graph|schedule|kernel",
+                                      help="Which view of the decode step.")] = "schedule",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    max_context: MaxContext = None,
+    json_output: Json = False,
+) -> None:
+    """Show the decode step: its graph, its schedule, or the compiled kernel."""
+    from frontend.inspection import VIEWS
+
+    if what not in VIEWS:
+        raise UserError(f"--what {what} is unknown; use one of {', '.join(VIEWS)}")
+    decoder = compile_model(model, schedule=schedule, workers=workers, dtype=dtype,
+                            max_context=max_context)
+    record_of, show = VIEWS[what]
+    record = {"what": what, "model": model, **record_of(decoder)}
+    if json_output:
+        print_json(record)
+    else:
+        show(record)
+
+
+@app.command()
+def doctor(json_output: Json = False) -> None:
+    """Check this machine: versions, processor, caches, and a generation against transformers."""
+    from frontend.doctor import examine, show
+
+    with Progress() as progress:
+        record = examine(progress)
+    if json_output:
+        print_json(record)
+    else:
+        show(record)
+    if not record["passed"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def bench(
+    model: Model,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
+    depth: Annotated[int, typer.Option(
+        help="Random tokens before the prompt; the time to the first token includes them.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Rounds; sides take turns in each.")] = 5,
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    schedule: Schedule = "auto",
+    seed: Annotated[int, typer.Option(help="Of the prompt and of the order of turns.")] = 0,
+    compare: Annotated[str, typer.Option(
+        metavar="transformers", help="Measure these as well, in the same rounds.")] = "",
+    json_output: Json = False,
+) -> None:
+    """Measure TTFT, TPOT and bandwidth, beside the correctness of the same build."""
+    from frontend.bench import BenchOptions, run_bench, show
+
+    options = BenchOptions(model, prompt_tokens, new_tokens, depth, repeats, workers, dtype,
+                           schedule, seed, tuple(name for name in compare.split(",") if name))
+    with Progress() as progress:
+        record = run_bench(options, progress)
+    if json_output:
+        print_json(record)
+    else:
+        show(record)

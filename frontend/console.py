@@ -1,0 +1,89 @@
+"""What the commands print: tables, one JSON object, and progress where someone is watching."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+GRACE_S = 0.35  # from Ctrl-C to the end, whatever native code is running
+SILENT_S = 0.7  # start-up shorter than this needs no progress bar
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Exactly one JSON object on stdout, in ASCII, so that any terminal encoding takes it."""
+    print(json.dumps(record))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """The first column is text, the others are figures."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def replace_unprintable() -> None:
+    """Characters that the terminal's encoding lacks come out as `?` instead of as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def exit_soon_after_interrupt() -> None:
+    """A second way out after Ctrl-C: the interpreter notices a signal only between two steps of
+    its own, and a compiler or a library's import may keep it from taking one for seconds."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(reader, 1) != bytes([signal.SIGINT]):
+            pass
+        time.sleep(GRACE_S)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, name="interrupt", daemon=True).start()
+
+
+class Progress:
+    """A progress bar on stderr, shown only to a terminal and only if there is time to read it."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+        self._watched = sys.stderr.isatty()
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if not self._watched or (time.monotonic() - self._begin < SILENT_S and self._bar is None):
+            return
+        if self._bar is None:
+            import rich.progress
+            from rich.console import Console
+
+            self._bar = rich.progress.Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bar.add_task(phase, total=total)
+        self._bar.update(self._tasks[phase], completed=done)
