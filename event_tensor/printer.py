@@ -49,8 +49,8 @@ def format_tasks(table: TaskTable) -> str:
     """Every task with its waits and notifies."""
     lines = [f"{table.num_tasks} tasks, {table.num_events} events"]
     for task in range(table.num_tasks):
-        waits = table.wait_event[table.wait_indptr[task]:table.wait_indptr[task + 1]]
-        notifies = table.notify_event[table.notify_indptr[task]:table.notify_indptr[task + 1]]
+        waits = table.waits_of(task)
+        notifies = table.notifies_of(task)
         text = f"  {table.task_name(task)}"
         if len(waits):
             text += " wait " + ", ".join(

@@ -112,14 +112,14 @@ class _RaceCheck:
 
     def _compute(self, key: Hashable, call: Call, operand: Operand, tensor: TensorSpec,
                  region: tuple[Region, ...], extents: tuple[int, ...], tile: IntArray) -> _Boxes:
-        local = {**self.table.bindings,
-                 **{axis: tile[:, k] for k, axis in enumerate(call.function.axes)}}
+        coordinates = {axis: tile[:, k] for k, axis in enumerate(call.function.axes)}
+        local = {**self.table.bindings, **coordinates}
         low = np.zeros((len(tile), len(extents)), np.int64)
         high = np.tile(np.array(extents, np.int64).reshape(1, -1), (len(tile), 1))
         for d, (part, extent) in enumerate(zip(region, extents, strict=True)):
             if isinstance(part, Tile):
                 size = int(part.size.evaluate(self.table.bindings))
-                low[:, d] = local[part.axis] * size
+                low[:, d] = coordinates[part.axis] * size
                 high[:, d] = np.minimum(low[:, d] + size, extent)
             elif isinstance(part, Span):
                 low[:, d] = part.start.evaluate(local)

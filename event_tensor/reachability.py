@@ -49,14 +49,15 @@ def waves(table: TaskTable) -> list[IntArray]:
         pending[tasks] -= counts
         ready = tasks[pending[tasks] == 0]
     if done < table.num_tasks:
-        stuck = np.setdiff1d(np.arange(table.num_tasks), np.concatenate([*result, np.zeros(0, int)]))
+        stuck = np.setdiff1d(np.arange(table.num_tasks), 
+                             np.concatenate([*result, np.zeros(0, int)]))
         raise CycleError(_describe_stuck(table, stuck, remaining))
     return result
 
 
 def _describe_stuck(table: TaskTable, stuck: IntArray, remaining: IntArray) -> str:
     task = int(stuck[0])
-    waited = table.wait_event[table.wait_indptr[task]:table.wait_indptr[task + 1]]
+    waited = table.waits_of(task)
     event = int(next((e for e in waited if remaining[e] > 0), waited[0]))
     return (f"{len(stuck)} tasks can never run: task {table.task_name(task)} waits on "
             f"{table.event_name(event)}, which lacks {int(remaining[event])} of "
@@ -72,7 +73,8 @@ class Ancestors:
 
     def before(self, earlier: IntArray, later: IntArray) -> npt.NDArray[np.bool_]:
         """Element-wise (broadcasting): is `earlier` ordered before `later`?"""
-        return (self.bits[later, earlier >> 3] >> (earlier & 7).astype(np.uint8)) & 1 != 0
+        bits = self.bits[later, earlier >> 3] >> (earlier & 7).astype(np.uint8)
+        return np.asarray(bits & 1, bool)
 
 
 def ancestors(table: TaskTable) -> Ancestors:

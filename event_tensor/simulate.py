@@ -36,7 +36,7 @@ def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed
     finished: list[int] = []
 
     def is_ready(task: int) -> bool:
-        events = table.wait_event[table.wait_indptr[task]:table.wait_indptr[task + 1]]
+        events = table.waits_of(task)
         return bool((arrived[events] >= table.event_count[events]).all())
 
     total = sum(map(len, queues)) if queues is not None else table.num_tasks
@@ -67,7 +67,7 @@ def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed
             free.add(worker)
             if on_finish:
                 on_finish(task)
-            for event in table.notify_event[table.notify_indptr[task]:table.notify_indptr[task + 1]]:
+            for event in table.notifies_of(task):
                 arrived[event] += 1
             finished.append(task)
     return finished
@@ -79,7 +79,7 @@ def _describe(table: TaskTable, queues: list[list[int]] | None, heads: list[int]
         int(q[h]) for q, h in zip(queues, heads, strict=True) if h < len(q)]
     parts = []
     for task in stuck[:4]:
-        events = table.wait_event[table.wait_indptr[task]:table.wait_indptr[task + 1]]
+        events = table.waits_of(task)
         event = int(next(e for e in events if arrived[e] < table.event_count[e]))
         parts.append(f"{table.task_name(task)} waits on {table.event_name(event)} "
                      f"({int(arrived[event])} of {int(table.event_count[event])})")

@@ -196,9 +196,7 @@ def as_expr(value: ExprLike) -> Expr:
     return Constant(int(value))
 
 
-_IDENTITIES: dict[tuple[str, int], bool] = {  # (operator, right operand) that changes nothing
-    ("+", 0): True, ("-", 0): True, ("*", 1): True, ("//", 1): True, ("ceil_div", 1): True,
-}
+_IDENTITIES = {("+", 0), ("-", 0), ("*", 1), ("//", 1), ("ceil_div", 1)}  # x op number is x
 
 
 def _binary(op: str, left: ExprLike, right: ExprLike) -> Expr:

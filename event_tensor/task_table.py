@@ -15,7 +15,7 @@ import numpy.typing as npt
 from event_tensor.edges import Edge, IndexRange
 from event_tensor.errors import CountError, GraphError
 from event_tensor.graph import Call, Graph
-from event_tensor.symbols import Expr
+from event_tensor.symbols import Expr, Symbol
 from event_tensor.tensors import RUNTIME, EventTensor
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -78,6 +78,14 @@ class TaskTable:
         return replace(self, notify_indptr=_indptr(task, self.num_tasks), notify_event=event,
                        event_count=np.bincount(event, minlength=self.num_events))
 
+    def waits_of(self, task: int) -> IntArray:
+        """Events that one task waits for."""
+        return self.wait_event[self.wait_indptr[task]:self.wait_indptr[task + 1]]
+
+    def notifies_of(self, task: int) -> IntArray:
+        """Events that one task notifies."""
+        return self.notify_event[self.notify_indptr[task]:self.notify_indptr[task + 1]]
+
     def tasks_of(self, call: int) -> IntArray:
         """Indices of the tasks of one call."""
         return np.arange(self.call_begin[call], self.call_begin[call + 1])
@@ -90,13 +98,15 @@ class TaskTable:
 
     def event_name(self, event: int) -> str:
         """`E_act[3]`"""
-        for tensor, begin in self.event_begin.items():
-            size = int(np.prod(self.event_shape[tensor], dtype=np.int64))
-            if begin <= event < begin + size:
-                index = np.unravel_index(event - begin, self.event_shape[tensor] or (1,))
-                indices = index if self.event_shape[tensor] else ()
-                return f"{tensor.name}[{', '.join(str(int(i)) for i in indices)}]"
-        return f"event {event}"
+        tensor = self.event_tensor(event)
+        shape = self.event_shape[tensor]
+        indices = np.unravel_index(event - self.event_begin[tensor], shape) if shape else ()
+        return f"{tensor.name}[{', '.join(str(int(i)) for i in indices)}]"
+
+    def event_tensor(self, event: int) -> EventTensor:
+        """The event tensor that an event belongs to."""
+        return next(tensor for tensor, begin in self.event_begin.items()
+                    if begin <= event < begin + int(np.prod(self.event_shape[tensor])))
 
 
 def instantiate(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | None = None
@@ -107,13 +117,11 @@ def instantiate(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | No
     trigger releases are then left out. Raises GraphError for an unbound symbol, a map out of
     range or a data-dependent edge without values, CountError for a count that does not match.
     """
-    for call in graph.calls:
-        for expr in call.tile_num:
-            for node in expr.walk():
-                at_least = getattr(node, "at_least", None)
-                if at_least is not None and bindings.get(node.name, at_least) < at_least:
-                    raise GraphError(f"symbol {node.name!r} is bound to {bindings[node.name]}; "
-                                     f"it must be at least {at_least}")
+    for symbol in {node for call in graph.calls for expr in call.tile_num for node in expr.walk()
+                   if isinstance(node, Symbol)}:
+        if bindings.get(symbol.name, symbol.at_least) < symbol.at_least:
+            raise GraphError(f"symbol {symbol.name!r} is bound to {bindings[symbol.name]}; it must "
+                             f"be at least {symbol.at_least}")
     return _Instantiation(graph, bindings, runtime or {}).run()
 
 
@@ -211,7 +219,8 @@ class _Instantiation:
                 start = np.broadcast_to(index.start.evaluate(local), count)[task]
                 stop = np.broadcast_to(index.stop.evaluate(local), count)[task]
                 lengths = np.maximum(stop - start, 0)
-                offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                ends = np.cumsum(lengths)
+                offsets = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
                 value = np.repeat(start, lengths) + offsets
                 task, event = np.repeat(task, lengths), np.repeat(event, lengths)
             else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from event_tensor.symbols import Constant, Expr, ExprLike, as_expr
+from event_tensor.errors import GraphError
+from event_tensor.symbols import Expr, ExprLike, as_expr
 
 Role = Literal["weight", "activation", "kv_cache", "control"]
 
@@ -60,8 +61,6 @@ class TensorRead(Expr):
     indices: tuple[Expr, ...]
 
     def evaluate(self, bindings: Any) -> Any:
-        from event_tensor.errors import GraphError
-
         if self.tensor.name not in bindings:
             raise GraphError(
                 f"the edge reads tensor {self.tensor.name!r}, whose values exist only at run time; "
@@ -105,6 +104,3 @@ class EventTensor:
         dims = ", ".join(map(repr, self.shape))
         return f"{self.name}[{dims}]"
 
-
-SCALAR: tuple[Expr, ...] = ()
-ONE = Constant(1)

@@ -17,7 +17,7 @@ from event_tensor.graph import Call, Graph
 from event_tensor.races import check_races
 from event_tensor.reachability import Ancestors, ancestors
 from event_tensor.task_table import Runtime, TaskTable, instantiate
-from event_tensor.tensors import RUNTIME, TensorSpec
+from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 
 
 def verify(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | None = None) -> TaskTable:
@@ -75,8 +75,7 @@ def _check_waits(table: TaskTable) -> None:
         if table.call_begin[call.index] == table.call_begin[call.index + 1]}
     for position in np.flatnonzero(silent):
         event = int(table.wait_event[position])
-        owner = next(e for e, begin in reversed(table.event_begin.items()) if begin <= event)
-        if owner not in empty_producers:
+        if table.event_tensor(event) not in empty_producers:
             task = int(table.wait_task[position])
             raise GraphError(
                 f"task {table.task_name(task)} waits on {table.event_name(event)}, which no task "
@@ -91,7 +90,7 @@ def _check_runtime_reads(table: TaskTable, order: Ancestors) -> None:
         for operand, tensor in call.accesses():
             if operand.writes:
                 writers[tensor].append(call.index)
-    triggers = defaultdict(set)
+    triggers: dict[EventTensor, set[TensorSpec]] = defaultdict(set)
     for call in graph.calls:
         for edge in call.in_edges:
             if edge.is_trigger:
@@ -112,8 +111,8 @@ def _require_order(table: TaskTable, order: Ancestors, writer: int, call: Call,
     earlier, later = table.tasks_of(writer), table.tasks_of(call.index)
     ordered = order.before(earlier[None, :], later[:, None])
     if not ordered.all():
-        l, e = np.argwhere(~ordered)[0]
+        late, early = np.argwhere(~ordered)[0]
         raise RaceError(
-            f"task {table.task_name(int(later[l]))} evaluates an edge of {event} from "
-            f"{tensor.name!r} before {table.task_name(int(earlier[e]))} must have written it; "
+            f"task {table.task_name(int(later[late]))} evaluates an edge of {event} from "
+            f"{tensor.name!r} before {table.task_name(int(earlier[early]))} must have written it; "
             f"add an event between them")

@@ -96,8 +96,9 @@ def _choose_context(max_context: int | None, config: DecoderConfig) -> int:
     if max_context is None:
         return min(config.max_position_embeddings, DEFAULT_MAX_CONTEXT)
     if not 2 <= max_context <= config.max_position_embeddings:
-        raise UserError(f"max_context {max_context} is outside 2..{config.max_position_embeddings}, "
-                        f"the positions this model was made for (max_position_embeddings)")
+        raise UserError(
+            f"max_context {max_context} is outside 2..{config.max_position_embeddings}, the "
+            f"positions this model was made for (max_position_embeddings)")
     return max_context
 
 

@@ -57,6 +57,7 @@ class Megakernel:
         self.compilations = 1
         self.launches = 0
         self.arguments = ArgumentEncoder(self.graph)
+        self._schedule_inputs = _schedule_inputs(self.graph)
         self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
 
     @property
@@ -100,9 +101,7 @@ class Megakernel:
         self.launch([self.segment(bindings, buffers)], timeout_s=timeout_s).wait()
 
     def _shape_key(self, bindings: Mapping[str, int]) -> tuple[Any, ...]:
-        if not hasattr(self, "_key_exprs"):
-            self._key_exprs = _schedule_inputs(self.graph)
-        return tuple(expr.evaluate(bindings) for expr in self._key_exprs)
+        return tuple(expr.evaluate(bindings) for expr in self._schedule_inputs)
 
     def _scratch_bytes(self, segment: Segment) -> int:
         bindings = segment.encoded.schedule.table.bindings

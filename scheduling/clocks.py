@@ -71,7 +71,8 @@ def execution_order(schedule: StaticSchedule) -> list[int]:
     if len(sequence) < table.num_tasks:
         w = next(w for w in range(len(orders)) if heads[w] < len(orders[w]))
         task = orders[w][heads[w]]
-        event = next(e for e in wait_event[wait_indptr[task]:wait_indptr[task + 1]] if missing[e] > 0)
+        event = next(e for e in wait_event[wait_indptr[task]:wait_indptr[task + 1]]
+                     if missing[e] > 0)
         raise ScheduleError(
             f"worker {w} would wait forever: {table.task_name(task)} waits on "
             f"{table.event_name(event)} with {missing[event]} notifies still to come from tasks "

@@ -78,16 +78,86 @@ class Program:
         return {name: np.full(shape, UNWRITTEN) for name, shape in self.shapes.items()}
 
     def conflicts(self) -> np.ndarray:
-        """[tasks, tasks] bool: row before column in program order, overlapping, one writes."""
+        """[tasks, tasks] bool: row before column in program order, they overlap, one writes.
+
+        Tasks of one call have no order; where they conflict both directions are set.
+        """
         tasks = self.table.num_tasks
-        result = np.zeros((tasks, tasks), bool)
+        shared = np.zeros((tasks, tasks), bool)
         for name, shape in self.shapes.items():
-            touched, written = np.zeros((2, tasks, *shape), np.float32)
+            cells = int(np.prod(shape))
+            touched = np.zeros((tasks, *shape), np.float32)
+            written = np.zeros((tasks, *shape), np.float32)
             for task, boxes in enumerate(self.accesses):
                 for a in boxes:
                     if a.tensor == name:
                         touched[(task, *a.box)] = 1
-                        written[(task, *a.box)] |= 0 if not a.writes else 1  \
-                            if False else 0
-            result |= False
-        return result
+                        if a.writes:
+                            written[(task, *a.box)] = 1
+            common = written.reshape(tasks, cells) @ touched.reshape(tasks, cells).T > 0
+            shared |= common | common.T
+        np.fill_diagonal(shared, False)
+        call = self.table.call
+        return shared & (call[:, None] <= call[None, :])
+
+    def unordered(self, before: np.ndarray) -> np.ndarray:
+        """[k, 2]: conflicting pairs that `before` [tasks, tasks] leaves without an order."""
+        return np.argwhere(self.conflicts() & ~before)
+
+    def replay(self, seed: int, orders: Sequence[np.ndarray] | None = None, workers: int = 4,
+               table: TaskTable | None = None) -> list[int]:
+        """One seeded interleaving; `table` may be another with the same tasks.
+
+        Raises OrderError where a task reads, at its start or at its end, what program order would
+        not show it, where two tasks write a cell at once, or where the final memory differs.
+        """
+        memory = self.fresh_memory()
+
+        def check_reads(task: int, when: str, skip_updates: bool) -> None:
+            reads = [a for a in self.accesses[task] if a.reads]
+            for a, expected in zip(reads, self.expected[task], strict=True):
+                mine = any(b.writes and b.tensor == a.tensor for b in self.accesses[task])
+                if not (skip_updates and mine) and not np.array_equal(
+                        memory[a.tensor][a.box], expected):
+                    raise OrderError(f"{self.table.task_name(task)} sees a wrong {a.tensor} {when}")
+
+        def on_start(task: int) -> None:
+            check_reads(task, "when it starts", skip_updates=False)
+            for a in self.accesses[task]:
+                if a.writes:
+                    memory[a.tensor][a.box] = RUNNING - task
+
+        def on_finish(task: int) -> None:
+            check_reads(task, "before it ends", skip_updates=True)
+            for a in self.accesses[task]:
+                if a.writes:
+                    if (memory[a.tensor][a.box] != RUNNING - task).any():
+                        raise OrderError(f"{self.table.task_name(task)} shares its output "
+                                         f"{a.tensor} with a task that runs at the same time")
+                    memory[a.tensor][a.box] = task
+
+        finished = simulate(table or self.table, orders, seed=seed, workers=workers,
+                            on_start=on_start, on_finish=on_finish)
+        for name, cells in memory.items():
+            if not np.array_equal(cells, self.final[name]):
+                raise OrderError(f"{name} ends with values of other tasks than in program order")
+        return finished
+
+
+def ordered_by_events(table: TaskTable, orders: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """[tasks, tasks] bool: row certainly ends before column starts, by the events and, where
+    given, by the workers' orders. A task before itself means that it can never run."""
+    tasks, events = table.num_tasks, table.num_events
+    notifies = np.zeros((tasks, events), np.float32)
+    notifies[table.notify_task, table.notify_event] = 1
+    waits = np.zeros((events, tasks), np.float32)
+    waits[table.wait_event, table.wait_task] = 1
+    before = notifies @ waits > 0
+    for order in orders:
+        before[order[:-1], order[1:]] = True
+    while True:
+        step = before.astype(np.float32)
+        longer = before | (step @ step > 0)
+        if np.array_equal(longer, before):
+            return before
+        before = longer

@@ -1,0 +1,97 @@
+"""`event-tensor doctor`: what is installed, and whether it generates what transformers does."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+from event_tensor.errors import EventTensorError, UserError
+from frontend.compile import Progress, compile_decode_loop
+from frontend.console import print_table
+from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
+from frontend.resolve import resolve_model
+from persistent_runtime.cpu.launch import available_cores
+from persistent_runtime.cpu.registry import cache_directory
+
+PROMPT_IDS = [1, 2, 3, 4, 5]
+NEW_TOKENS = 8
+
+
+def examine(progress: Progress | None = None) -> dict[str, Any]:
+    """Facts and checks; `passed` says whether every check did."""
+    cache = cache_directory().parent
+    checks = [check_cache(), check_generation(progress)]
+    return {
+        "versions": versions(),
+        "cpu": {"name": cpu_name(), "cores": available_cores(), "features": cpu_features()},
+        "memory_gb": memory_gb(), "gpu": gpu_name(),
+        "cache": {"directory": str(cache), "mb": round(size_bytes(cache) / 1e6, 1)},
+        "checks": checks, "passed": all(check["passed"] for check in checks)}
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def check_cache() -> dict[str, Any]:
+    import tempfile
+
+    folder = cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return {"name": "kernel cache", "passed": False,
+                "detail": f"{error}; every start compiles anew until EVENT_TENSOR_CACHE names a "
+                          f"directory that can be written"}
+    return {"name": "kernel cache", "passed": True, "detail": "can be written"}
+
+
+def check_generation(progress: Progress | None) -> dict[str, Any]:
+    """Tokens in float32 must be those of transformers, one for one."""
+    from frontend.reference import generate_timed, load_transformers
+
+    name = "generation"
+    try:
+        try:
+            directory = resolve_model("demo")
+            decoder = compile_decode_loop(directory, dtype="float32", max_context=64,
+                                          progress=progress)
+            reference, subject = load_transformers(directory, "float32"), "the demo model"
+        except (UserError, OSError):  # an incomplete folder of the demo model
+            reference, subject = tiny_model(), "a small random model"
+            decoder = compile_decode_loop(reference, max_context=64, progress=progress)
+        ours = decoder.generate(PROMPT_IDS, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    except EventTensorError as error:
+        return {"name": name, "passed": False, "detail": str(error)}
+    theirs, _, _ = generate_timed(reference, PROMPT_IDS, NEW_TOKENS)
+    del reference
+    gc.collect()
+    equal = sum(a == b for a, b in zip(ours, theirs, strict=False))
+    return {"name": name, "passed": ours == theirs,
+            "detail": f"{equal} of {NEW_TOKENS} tokens of {subject} equal those of transformers "
+                      f"in float32"}
+
+
+def tiny_model() -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        initializer_range=0.1)).eval()
+
+
+def show(record: dict[str, Any]) -> None:
+    cpu, cache = record["cpu"], record["cache"]
+    rows = [[name, found or "missing"] for name, found in record["versions"].items()]
+    rows += [["processor", cpu["name"]], ["cores", cpu["cores"]],
+             ["features", " ".join(cpu["features"])], ["memory", f"{record['memory_gb']} GB"],
+             ["GPU", record["gpu"] or "none that torch sees"],
+             ["kernel cache", f"{cache['directory']}, {cache['mb']} MB"]]
+    print_table("event-tensor doctor", ["", "found"], rows)
+    for check in record["checks"]:
+        print(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['detail']}")

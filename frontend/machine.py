@@ -1,0 +1,82 @@
+"""Facts about this machine and this build that a measurement is worthless without."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "triton", "numba", "numpy", "transformers")
+# the features of a processor that decide how fast its kernels are
+NOTABLE_FEATURES = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-bf16", "neon", "sve",
+                    "bf16", "i8mm")
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages whose version matters here; None where one is missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def cpu_name() -> str:
+    """The model name the system gives, or LLVM's name of the architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    import llvmlite.binding
+
+    return str(llvmlite.binding.get_host_cpu_name())
+
+
+def cpu_features() -> list[str]:
+    from persistent_runtime.cpu.vectors import CPU_FEATURES
+
+    present = {part[1:] for part in CPU_FEATURES.split(",") if part.startswith("+")}
+    return [name for name in NOTABLE_FEATURES if name in present]
+
+
+def memory_gb() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held so far, mapped weights included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
+
+
+def gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def commit() -> str | None:
+    """The commit of the checkout this runs from, with -dirty for changes; None outside of one."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=folder,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def provenance() -> dict[str, Any]:
+    return {"versions": versions(), "cpu": cpu_name(), "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds")}
