@@ -9,7 +9,7 @@ from typing import Any
 from event_tensor.device_function import DeviceFunction, Indexed, Operand, Region, Span, Tile
 from event_tensor.edges import Edge, EdgeSpec, trace_edge
 from event_tensor.errors import GraphError
-from event_tensor.symbols import Constant, Expr, ExprLike, as_expr, ceil_div
+from event_tensor.symbols import Constant, Expr, ExprLike, as_expr, ceil_div, lower_bound
 from event_tensor.tensors import EventTensor, TensorSpec
 
 
@@ -30,6 +30,11 @@ class Call:
     def sizes(self) -> dict[str, Expr]:
         """Parameters that are sizes, as replacements for symbols in regions and costs."""
         return {k: v for k, v in self.parameters.items() if isinstance(v, Expr)}
+
+    @property
+    def is_triggered(self) -> bool:
+        """Whether events release the tiles, so that some may never run."""
+        return any(edge.is_trigger for edge in self.in_edges)
 
     def accesses(self) -> list[tuple[Operand, TensorSpec]]:
         """Every operand that is present, with its tensor."""
@@ -175,6 +180,8 @@ def _infer_tile_num(function: DeviceFunction, args: Sequence[TensorSpec | None],
 
 def covers(call: Call, operand: Operand, tensor: TensorSpec) -> bool:
     """Whether the tiles of the call together access every element of the tensor."""
+    if call.is_triggered:
+        return False
     grid = dict(zip(call.function.axes, call.tile_num, strict=True))
     axes: list[str] = []
     for part, dim in zip(call.region(operand), tensor.shape, strict=True):
@@ -187,4 +194,6 @@ def covers(call: Call, operand: Operand, tensor: TensorSpec) -> bool:
                 return False
         elif isinstance(part, Indexed):
             return False
-    return len(set(axes)) == len(axes)
+    # an axis that tiles nothing may be empty, and then the call has no tasks
+    return len(set(axes)) == len(axes) and all(
+        lower_bound(tiles) >= 1 for axis, tiles in grid.items() if axis not in axes)

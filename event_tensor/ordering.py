@@ -120,6 +120,7 @@ class OrderingIndex:
         self._grids: list[dict[str, Expr]] = []
         self._ids: dict[Ordering, int] = {}
         self._orderings: list[Ordering] = []
+        self._triggered: set[int] = set()
         self._notifiers: dict[EventTensor, list[tuple[int, Edge]]] = defaultdict(list)
         self._direct: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._composed: dict[tuple[int, int, int, int, int], int | None] = {}
@@ -132,6 +133,8 @@ class OrderingIndex:
             self._shapes[shape] = len(self._grids)
             self._grids.append(dict(zip(*shape, strict=True)))
         self._shape_of[call.index] = self._shapes[shape]
+        if call.is_triggered:
+            self._triggered.add(call.index)
         for edge in call.in_edges:
             for producer, out_edge in self._notifiers[edge.event]:
                 ordering = edge_ordering(out_edge, edge)
@@ -153,6 +156,8 @@ class OrderingIndex:
             if middle == producer:
                 if self._implies(ordering, wanted_id):
                     return True
+                continue
+            if middle in self._triggered:  # the tile in between may never run
                 continue
             for earlier, first in self._direct[middle]:
                 if earlier < producer:

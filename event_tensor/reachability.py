@@ -56,13 +56,26 @@ def waves(table: TaskTable) -> list[IntArray]:
 
 
 def _describe_stuck(table: TaskTable, stuck: IntArray, remaining: IntArray) -> str:
-    task = int(stuck[0])
-    waited = table.waits_of(task)
-    event = int(next((e for e in waited if remaining[e] > 0), waited[0]))
-    return (f"{len(stuck)} tasks can never run: task {table.task_name(task)} waits on "
-            f"{table.event_name(event)}, which lacks {int(remaining[event])} of "
-            f"{int(table.event_count[event])} notifies because its producers wait in a circle; "
-            f"remove one of the edges between them")
+    """Names a circle of tasks or, where the stuck tasks form none, a count out of reach."""
+    import networkx as nx  # only a broken graph needs it, and importing it takes a while
+
+    stuck_set = set(stuck.tolist())
+    producer_indptr, producer = table.producers()
+    graph = nx.DiGraph()
+    for task in stuck_set:
+        for event in table.waits_of(task):
+            before = producer[producer_indptr[event]:producer_indptr[event + 1]]
+            graph.add_edges_from((int(p), task) for p in before if int(p) in stuck_set)
+    try:
+        circle = [task for task, _ in nx.find_cycle(graph)]
+    except nx.NetworkXNoCycle:
+        task = int(stuck[0])
+        event = int(next(e for e in table.waits_of(task) if remaining[e] > 0))
+        return (f"task {table.task_name(task)} waits on {table.event_name(event)}, which lacks "
+                f"{int(remaining[event])} of {int(table.event_count[event])} notifies; correct its "
+                f"wait count or its edges")
+    names = " waits for ".join(table.task_name(task) for task in [*reversed(circle), circle[-1]])
+    return f"tasks wait in a circle: {names}; remove one of the edges between them"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ ceil_div(n + 3, 4) * 2
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -232,17 +233,27 @@ def _constant_factor(expr: Expr) -> tuple[int, Expr]:
     return 1, expr
 
 
-def lower_bound(expr: Expr) -> int:
-    """The smallest value `expr` can take for non-negative sizes, or 0 where that is not clear."""
+def lower_bound(expr: Expr) -> float:
+    """A value that `expr` never falls below; -inf where this analysis sees none."""
     if isinstance(expr, Constant):
         return expr.value
     if isinstance(expr, Symbol):
         return expr.at_least
-    if isinstance(expr, Binary) and expr.op not in "-%":
-        if expr.op in ("//", "ceil_div") and not isinstance(expr.right, Constant):
-            return 0
-        return int(_OPERATORS[expr.op].apply(lower_bound(expr.left), lower_bound(expr.right)))
-    return 0
+    if not isinstance(expr, Binary):
+        return -math.inf
+    left, right = lower_bound(expr.left), lower_bound(expr.right)
+    if expr.op == "+":
+        return left + right
+    if expr.op == "*" and left >= 0 and right >= 0:
+        return left * right
+    if expr.op == "max":
+        return max(left, right)
+    if expr.op == "min":
+        return min(left, right)
+    if expr.op in ("//", "ceil_div") and left >= 0 and right >= 1:
+        by_constant = isinstance(expr.right, Constant)
+        return float(_OPERATORS[expr.op].apply(left, right)) if by_constant else 0
+    return 0 if expr.op == "%" and right >= 1 else -math.inf
 
 
 def minimum(left: ExprLike, right: ExprLike) -> Expr:

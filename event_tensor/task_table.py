@@ -5,6 +5,7 @@ This is all that happens for a new shape, so it is vectorised over the tiles of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -176,7 +177,7 @@ class _Instantiation:
         grid = [int(n.evaluate(self.values)) for n in call.tile_num]
         if any(n < 0 for n in grid):
             raise GraphError(f"{call.name}: tile_num {call.tile_num} is negative: {grid}")
-        coordinates = np.indices(grid).reshape(len(grid), -1)
+        coordinates = np.indices(grid).reshape(len(grid), math.prod(grid))
         for edge in call.in_edges:
             if edge.is_trigger:
                 event = self._triggering_event(call, edge, coordinates, grid)

@@ -59,6 +59,7 @@ def verify_structure(graph: Graph) -> None:
 
 def verify_table(table: TaskTable) -> Ancestors:
     """Prove one instantiated table; returns the ancestor sets for further questions."""
+    check_counts(table)
     _check_waits(table)
     order = ancestors(table)
     _check_runtime_reads(table, order)

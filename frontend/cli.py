@@ -45,16 +45,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON objec
 
 
 def main() -> None:
-    """Entry point: every error a person can act on is one line and exit code 2."""
+    """Entry point of the command."""
     replace_unprintable()
     exit_soon_after_interrupt()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code. Every error that a person can act on becomes one line on stderr."""
     try:
-        app()
+        app(arguments, prog_name="event-tensor")
     except EventTensorError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
+        return REFUSED
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
 
 
 def compile_model(model: str, **options: Any) -> Decoder:

@@ -24,7 +24,9 @@ from persistent_runtime.cpu.launch import Segment
 from persistent_runtime.megakernel import Megakernel
 from scheduling.static_schedule import StaticSchedule
 
-POLL_S = 0.001
+# The host looks for new tokens about this often per token: each look borrows a worker's core.
+LOOKS_PER_TOKEN = 8
+SHORTEST_POLL_S, LONGEST_POLL_S = 0.0005, 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +214,13 @@ class Decoder:
         seen = len(result.prompt_ids)
         text = self.tokenizer.stream() if self.tokenizer else None
         limit, stop_ids = self._control("length_limit")[0], self._control("stop_ids")
+        pause_s = SHORTEST_POLL_S
         running = True
         while running:
             running = launch.is_running  # asked before the length, so the last tokens are seen
             available = int(length[0])
             if available == seen and running:
-                time.sleep(POLL_S)
+                time.sleep(pause_s)
             for position in range(seen, available):
                 token_id = int(token_ids[position])
                 result.output_ids.append(token_id)
@@ -226,6 +229,9 @@ class Decoder:
                 if text and (position + 1 == limit or token_id in stop_ids):
                     piece += text.flush()
                 yield Token(token_id, piece, int(times[position]))
+            if available - seen > 0 and len(result.token_times_ns) > 1:
+                gap_s = (result.token_times_ns[-1] - result.token_times_ns[-2]) / 1e9
+                pause_s = min(max(gap_s / LOOKS_PER_TOKEN, SHORTEST_POLL_S), LONGEST_POLL_S)
             seen = available
         launch.check()
 

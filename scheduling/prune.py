@@ -21,9 +21,10 @@ def prune_waits(schedule: StaticSchedule) -> StaticSchedule:
     for task in execution_order(schedule):
         clock = clocks.current[clocks.worker[task]].copy()
         awaited = wait_event[wait_indptr[task]:wait_indptr[task + 1]]
-        # an event whose producers finish latest often covers the others
+        # an event that adds most to what the worker knows often covers the others
         if len(awaited) > 1:
-            awaited = sorted(set(awaited), key=lambda e: -int(clocks.event[e].sum()))
+            known = {e: int(np.maximum(clocks.event[e], clock).sum()) for e in awaited}
+            awaited = sorted(known, key=lambda e: -known[e])
         needed = []
         for event in awaited:
             required = clocks.event[event]

@@ -1,0 +1,25 @@
+# Every target sets itself up: all it needs is Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test bench lint
+
+demo: $(INSTALLED)
+	@echo 'prompt: hacker:'
+	@$(BIN)/event-tensor generate demo --prompt 'hacker:' --max-new-tokens 120
+
+test: lint
+	$(BIN)/pytest -n 2 -q
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/cpu_decode.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@

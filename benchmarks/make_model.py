@@ -1,0 +1,77 @@
+"""Writes a model directory of a published shape with random weights: nothing to download.
+
+    python benchmarks/make_model.py qwen3-0.6b /tmp/qwen3-0.6b
+
+Speed depends on shapes and dtype, not on what the weights say.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+# fields of config.json in the Hub repositories named beside them
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": {  # Qwen/Qwen3-0.6B
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": True,
+        "bos_token_id": 151643, "eos_token_id": 151645},
+    "llama-3.2-1b": {  # meta-llama/Llama-3.2-1B
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 64, "vocab_size": 128256, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": True,
+        "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        "bos_token_id": 128000, "eos_token_id": 128001},
+}
+# Widths that no tile size divides, and weights large enough that no two logits come close.
+TINY: dict[str, Any] = {
+    "hidden_size": 72, "intermediate_size": 136, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 307, "max_position_embeddings": 512,
+    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1}
+TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+SHAPES = (*PUBLISHED, *(f"tiny-{family}" for family in TINY_FAMILIES))
+
+
+def model_config(shape: str, **overrides: Any) -> Any:
+    """The transformers config of a shape of SHAPES."""
+    fields = dict(PUBLISHED.get(shape) or TINY | {"model_type": shape.removeprefix("tiny-")})
+    fields |= overrides
+    return transformers.AutoConfig.for_model(**fields)
+
+
+def write_model(config: Any, directory: Path, *, dtype: str = "bfloat16", seed: int = 0) -> Path:
+    """config.json and random weights, drawn in `dtype` itself; norm weights lie around 1."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = model.to_empty(device="cpu")
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        is_norm = parameter.ndim == 1 and name.endswith("weight")
+        spread = 0.1 if is_norm else config.initializer_range
+        torch.nn.init.normal_(parameter, 1.0 if is_norm else 0.0, spread)
+    model.tie_weights()
+    model.save_pretrained(directory)
+    return directory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    write_model(model_config(options.shape), options.directory, dtype=options.dtype,
+                seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

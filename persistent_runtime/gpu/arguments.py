@@ -1,0 +1,95 @@
+"""How bodies read their argument record and the step's rows (layout.py has the layout)."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from event_tensor.device_function import DeviceFunction
+from persistent_runtime import layout
+
+# A step as bodies get it: a tuple of scalars in the order of the step record.
+STEP_INDEX = tl.constexpr(layout.STEP_INDEX)
+ROW_BASE = tl.constexpr(layout.ROW_BASE)
+LOGIT_BASE = tl.constexpr(layout.LOGIT_BASE)
+ROW_ADVANCE = tl.constexpr(layout.ROW_ADVANCE)
+
+
+class Constants(tl.constexpr):
+    """A namedtuple of numbers that device functions read by field name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "value" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.value, name)
+
+
+def record_offsets(declaration: DeviceFunction) -> Constants:
+    """The offsets of the argument record, for use as a global of bodies."""
+    offsets = layout.argument_offsets(declaration)
+    return Constants(namedtuple(f"{declaration.name}_offsets", offsets)(**offsets))
+
+
+@triton.jit
+def word(arguments, OFFSET: tl.constexpr):
+    """An int64 of the argument record: an address or an integer parameter."""
+    return tl.load(arguments + OFFSET)
+
+
+@triton.jit
+def operand(arguments, OFFSET: tl.constexpr, TYPE: tl.constexpr):
+    """Pointer to an operand's first element. Memory of operands is aligned to 16 bytes."""
+    address = tl.multiple_of(tl.load(arguments + (OFFSET + layout.ADDRESS)), 16)
+    return tl.multiple_of(address.to(tl.pointer_type(TYPE)), 16)
+
+
+@triton.jit
+def is_given(arguments, OFFSET: tl.constexpr):
+    """Whether the call bound this optional operand."""
+    return tl.load(arguments + (OFFSET + layout.ADDRESS)) != 0
+
+
+@triton.jit
+def dim(arguments, OFFSET: tl.constexpr, AXIS: tl.constexpr):
+    """Size of one dimension of an operand."""
+    return tl.load(arguments + (OFFSET + layout.DIMS + AXIS))
+
+
+@triton.jit
+def float_parameter(arguments, OFFSET: tl.constexpr):
+    return tl.load(arguments + OFFSET).to(tl.float64, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def tile_range(index, size, limit):
+    """[begin, end) of a tile, cut at the end of the dimension."""
+    begin = tl.minimum(index.to(tl.int64) * size, limit)
+    return begin, tl.minimum(begin + size, limit)
+
+
+@triton.jit
+def row_entry(arguments, OFFSET: tl.constexpr, step, row, mask):
+    """Entries of row_request or row_position for local rows `row` of this step; 0 where masked."""
+    entries = operand(arguments, OFFSET, tl.int32)
+    return tl.load(entries + step[ROW_BASE] + row, mask=mask, other=0).to(tl.int64)
+
+
+@triton.jit
+def logit_entry(arguments, OFFSET: tl.constexpr, step, row, mask):
+    """The token rows that logit rows `row` of this step answer; 0 where masked."""
+    entries = operand(arguments, OFFSET, tl.int32)
+    return tl.load(entries + step[LOGIT_BASE] + row, mask=mask, other=0).to(tl.int64)
+
+
+@triton.jit
+def kv_offset(arguments, CACHE: tl.constexpr, request, head, position):
+    """Element offset of a position's vector in a [requests, kv_heads, max_context, head_dim] cache.
+
+    Every access to a KV cache goes through here, so that paging can come in one place. Positions
+    from here to the end of the context follow one another at a distance of head_dim.
+    """
+    kv_heads, max_context = dim(arguments, CACHE, 1), dim(arguments, CACHE, 2)
+    return ((request * kv_heads + head) * max_context + position) * dim(arguments, CACHE, 3)

@@ -1,0 +1,122 @@
+"""Wait and notify: the only places where one worker sees what another has done.
+
+Memory order, thread by thread. A notify is a CTA barrier and then a release add by one thread: the
+barrier orders the stores of all threads of the CTA before that thread, and the release makes them
+visible to whoever acquires the counter's new value (release is cumulative). The barrier is written
+out because Triton before 3.9 puts none in front of an atomic. A wait is an acquire load by one
+thread and then a CTA barrier, which hands what that thread acquired to all the others. The poll is
+inline PTX, because the compiler deletes a plain load in a loop and an atomic costs two CTA
+barriers per poll.
+
+The interpreter runs the same protocol between processes, on atomics of the host.
+"""
+
+from __future__ import annotations
+
+import time
+
+import triton
+import triton.language as tl
+
+from persistent_runtime import layout
+
+# Lanes other than the polling thread report this, so that the maximum is what that thread saw.
+LOWEST = tl.constexpr(-(2**31))
+PAUSE_S = 2e-4  # an interpreted worker has no core of its own
+
+# $0 what the counter held; $1 a lane; $2 counter, $3 abort flag (addresses); $4 target; $5
+# timeout in ns. The deadline starts with the first poll that fails.
+POLL = tl.constexpr(f"""{{
+    .reg .pred done;
+    .reg .u32 thread, aborted;
+    .reg .u64 now, deadline;
+    mov.b32 $0, $1;
+    mov.b32 $0, {LOWEST.value};
+    mov.u32 thread, %tid.x;
+    setp.ne.u32 done, thread, 0;
+    @done bra DONE;
+    ld.acquire.gpu.global.s32 $0, [$2];
+    setp.ge.s32 done, $0, $4;
+    @done bra DONE;
+    mov.u64 deadline, %globaltimer;
+    add.u64 deadline, deadline, $5;
+POLL:
+    ld.acquire.gpu.global.s32 $0, [$2];
+    setp.ge.s32 done, $0, $4;
+    @done bra DONE;
+    ld.relaxed.gpu.global.u32 aborted, [$3];
+    setp.ne.u32 done, aborted, 0;
+    @done bra DONE;
+    mov.u64 now, %globaltimer;
+    setp.lt.u64 done, now, deadline;
+    @done bra POLL;
+    st.relaxed.gpu.global.u32 [$3], {layout.ABORT_TIMEOUT};
+DONE:
+}}""")
+
+
+def interpreter_clock_ns() -> int:
+    return time.monotonic_ns()
+
+
+def interpreter_pause() -> None:
+    time.sleep(PAUSE_S)
+
+
+# Only interpreted branches call these; the mark lets the compiler's search for dependencies pass.
+for _function in (interpreter_clock_ns, interpreter_pause):
+    _function.__triton_builtin__ = True
+
+
+@triton.jit
+def counter_at(address):
+    """int64 address → pointer to an int32 counter or flag."""
+    return address.to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def wait_event(counter, abort, target, timeout_ns, THREADS: tl.constexpr,
+               INTERPRETED: tl.constexpr):
+    """Waits until the int32 at address `counter` is at least `target`; returns what it held, which
+    is less than that only when the launch is aborted. Uniform over the CTA.
+
+    Raises the abort flag itself after `timeout_ns`. THREADS: threads of the CTA.
+    """
+    if INTERPRETED:
+        seen = tl.atomic_add(counter_at(counter), 0, sem="acquire")
+        flag = seen * 0
+        deadline = interpreter_clock_ns() + timeout_ns
+        while (seen < target) & (flag == 0):
+            interpreter_pause()
+            seen = tl.atomic_add(counter_at(counter), 0, sem="acquire")
+            flag = tl.atomic_add(counter_at(abort), 0, sem="relaxed")
+            if interpreter_clock_ns() > deadline:
+                tl.atomic_cas(counter_at(abort), 0, layout.ABORT_TIMEOUT, sem="relaxed")
+    else:
+        lane = tl.arange(0, THREADS)
+        polled = tl.inline_asm_elementwise(
+            POLL, "=&r,r,l,l,r,l", [lane, counter, abort, target.to(tl.int32), timeout_ns],
+            dtype=tl.int32, is_pure=False, pack=1)
+        seen = tl.max(polled, axis=0)
+        # hands what the polling thread acquired to every thread of the CTA
+        tl.debug_barrier()
+    return seen
+
+
+@triton.jit
+def notify_event(counter):
+    """Adds 1 to the int32 at address `counter` after everything this CTA has stored."""
+    tl.debug_barrier()  # all threads' stores come before the one thread that releases them
+    # release: publishes this tile's stores before the counter moves
+    tl.atomic_add(counter_at(counter), 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def globaltimer(INTERPRETED: tl.constexpr):
+    """Nanoseconds of the device's clock, one for all its workers; 0 in the interpreter."""
+    if INTERPRETED:
+        now = tl.full((), 0, tl.int64)
+    else:
+        now = tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [],
+                                        dtype=tl.int64, is_pure=False, pack=1)
+    return now

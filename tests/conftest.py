@@ -1,0 +1,87 @@
+"""What the tests share: small random models, and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_files import add_option, golden
+from hypothesis import HealthCheck, settings
+
+__all__ = ["golden"]
+
+# the same examples on every machine, and no clock in the verdict
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fixed")
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
+TinyModel = Callable[..., Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_option(parser)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """`tiny_model(family, dtype=..., seed=..., **config fields)` → a directory without tokenizer.
+
+    The same arguments give the same directory.
+    """
+    from benchmarks.make_model import model_config, write_model
+
+    made: dict[Any, Path] = {}
+
+    def make(family: str, *, dtype: str = "float32", seed: int = 0, **overrides: Any) -> Path:
+        key = (family, dtype, seed, repr(sorted(overrides.items())))
+        if key not in made:
+            directory = tmp_path_factory.mktemp(f"tiny-{family}-")
+            config = model_config(f"tiny-{family}", **overrides)
+            made[key] = write_model(config, directory, dtype=dtype, seed=seed)
+        return made[key]
+
+    return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """`command("generate", "demo", …)` in this process: it saves the imports."""
+    from frontend.cli import run
+
+    def call(*arguments: object) -> Ended:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        return Ended(code, *capfd.readouterr())
+
+    return call
+
+
+def command_environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_command("generate", "demo", …)` in a process of its own; keywords are environment
+    variables."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True,
+                              timeout=300, env=command_environment(**environment))
+
+    return run

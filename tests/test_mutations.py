@@ -1,0 +1,189 @@
+"""Every kind of damage is rejected by a named error exactly where it does harm.
+
+Harm is judged by tests/program_order.py, which shares no code with the proofs.
+"""
+
+import random
+from collections import Counter
+
+import mutations as m
+import pytest
+from program_order import Program
+from random_graphs import random_graph
+
+from event_tensor.derive import derive_events
+from event_tensor.errors import CountError, CycleError, GraphError, RaceError, ScheduleError
+from event_tensor.task_table import instantiate
+from event_tensor.verify import verify, verify_table
+from scheduling.policies import POLICIES
+from scheduling.prune import prune_waits
+from scheduling.target import generic_cpu
+from scheduling.verify_schedule import verify_schedule
+
+SEEDS = range(300)
+SCHEDULE_ERRORS = (ScheduleError, CountError, CycleError)
+
+
+def derived(seed):
+    example = random_graph(seed)
+    graph = derive_events(example.graph)
+    return graph, example.bindings[-1]
+
+
+def schedules(seed):
+    """A proved schedule of a random graph, pruned every other time, on 1 to 4 workers."""
+    graph, bindings = derived(seed)
+    policy = POLICIES[sorted(POLICIES)[seed % len(POLICIES)]]
+    schedule = policy(verify(graph, bindings), generic_cpu(1 + seed % 4))
+    return prune_waits(schedule) if seed % 2 else schedule
+
+
+@pytest.mark.parametrize("mutate", m.WEAKER_OR_OTHER_EVENTS, ids=lambda f: f.__name__)
+def test_changed_events_are_rejected_where_they_harm(mutate):
+    verdicts = Counter()
+    for seed in SEEDS:
+        rng = random.Random(seed)
+        graph, bindings = derived(seed)
+        damaged = mutate(instantiate(graph, bindings), rng)
+        if damaged is None:
+            continue
+        harmless = m.table_is_harmless(damaged)
+        verdicts[harmless] += 1
+        if harmless:
+            verify_table(damaged)
+            Program(damaged).replay(seed)
+        else:
+            with pytest.raises((RaceError, CycleError, GraphError)):
+                verify_table(damaged)
+    assert verdicts[False] > 40  # the mutation does bite
+
+
+@pytest.mark.parametrize("mutate", m.WRONG_COUNTS, ids=lambda f: f.__name__)
+def test_counts_that_are_not_met_are_rejected(mutate):
+    rejected = 0
+    for seed in SEEDS:
+        graph, bindings = derived(seed)
+        damaged = mutate(instantiate(graph, bindings), random.Random(seed))
+        if damaged is not None:
+            with pytest.raises((CountError, CycleError)):
+                verify_table(damaged)
+            rejected += 1
+    assert rejected > 200
+
+
+def test_a_lost_tile_breaks_declared_counts():
+    """With the counts written down, a smaller grid is found; inferred, it is another program."""
+    verdicts = Counter()
+    for seed in SEEDS:
+        graph, bindings = derived(seed)
+        table = instantiate(graph, bindings)
+        counted = m.declare_counts(graph, table)
+        shrunk = m.shrink_grid(counted, bindings, random.Random(seed)) if counted else None
+        if shrunk is None:
+            continue
+        try:
+            smaller = verify(shrunk, bindings)
+        except (CountError, GraphError) as error:
+            verdicts[type(error).__name__] += 1
+        else:  # the lost tile notified nothing that is counted
+            assert m.table_is_harmless(smaller)
+            verdicts["harmless"] += 1
+    assert verdicts["CountError"] > 60
+
+
+def test_shrunk_maps_are_rejected_where_they_harm():
+    verdicts = Counter()
+    for seed in SEEDS:
+        graph, bindings = derived(seed)
+        shrunk = m.shrink_map(graph, random.Random(seed))
+        if shrunk is None:
+            continue
+        try:
+            table = verify(shrunk, bindings)
+        except (GraphError, RaceError) as error:
+            verdicts[type(error).__name__] += 1
+            if isinstance(error, RaceError):
+                assert not m.table_is_harmless(instantiate(shrunk, bindings))
+        else:
+            assert m.table_is_harmless(table)
+            verdicts["harmless"] += 1
+    assert verdicts["GraphError"] + verdicts["RaceError"] > 40
+
+
+def test_declared_counts_that_contradict_the_edges():
+    for seed in range(60):
+        graph, bindings = derived(seed)
+        counted = m.declare_counts(graph, instantiate(graph, bindings))
+        if counted is None:
+            continue
+        verify(counted, bindings)
+        wrong = m.declare_counts(graph, m.replace(
+            instantiate(graph, bindings), event_count=instantiate(graph, bindings).event_count + 1))
+        with pytest.raises(CountError, match="would never be reached; leave wait_count out"):
+            verify(wrong, bindings)
+
+
+@pytest.mark.parametrize("mutate", m.ORDERS, ids=lambda f: f.__name__)
+def test_changed_orders_are_rejected_where_they_harm(mutate):
+    verdicts = Counter()
+    for seed in SEEDS:
+        damaged = mutate(schedules(seed), random.Random(seed))
+        if damaged is None:
+            continue
+        harmless = m.schedule_is_harmless(damaged)
+        verdicts[harmless] += 1
+        if harmless:
+            verify_schedule(damaged)
+            Program(damaged.source).replay(seed, damaged.orders, table=damaged.table)
+        else:
+            with pytest.raises(ScheduleError):
+                verify_schedule(damaged)
+    assert verdicts[False] > 60 and verdicts[True] > 20
+
+
+@pytest.mark.parametrize("mutate", m.PLACEMENTS, ids=lambda f: f.__name__)
+def test_lost_and_repeated_tasks_are_rejected(mutate):
+    rejected = 0
+    for seed in SEEDS:
+        damaged = mutate(schedules(seed), random.Random(seed))
+        if damaged is not None:
+            with pytest.raises(ScheduleError, match="place every task once"):
+                verify_schedule(damaged)
+            rejected += 1
+    assert rejected > 280
+
+
+@pytest.mark.parametrize("mutate", (*m.WEAKER_OR_OTHER_EVENTS, *m.WRONG_COUNTS),
+                         ids=lambda f: f.__name__)
+def test_changed_events_of_a_schedule_are_rejected_where_they_harm(mutate):
+    verdicts = Counter()
+    for seed in SEEDS:
+        schedule = schedules(seed)
+        table = mutate(schedule.table, random.Random(seed))
+        if table is None:
+            continue
+        damaged = m.replace(schedule, table=table)
+        harmless = m.schedule_is_harmless(damaged)
+        verdicts[harmless] += 1
+        if harmless:
+            verify_schedule(damaged)
+            Program(damaged.source).replay(seed, damaged.orders, table=damaged.table)
+        else:
+            with pytest.raises(SCHEDULE_ERRORS):
+                verify_schedule(damaged)
+    assert verdicts[False] > 30
+
+
+def test_every_wait_that_pruning_leaves_is_needed():
+    """Without any one of them the schedule breaks: in 200 random schedules, wait by wait."""
+    left = 0
+    for seed in range(200):
+        schedule = prune_waits(schedules(seed))
+        table = schedule.table
+        for k in range(len(table.wait_event)):
+            fewer = m.replace(schedule, table=table.with_waits(
+                m._without(table.wait_task, k), m._without(table.wait_event, k)))
+            left += 1
+            with pytest.raises(ScheduleError, match="keep that wait"):
+                verify_schedule(fewer)
+    assert left > 300
