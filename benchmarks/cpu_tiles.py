@@ -104,6 +104,38 @@ def make_case(shape: tuple[int, int], rows: int, dtype: str, threads: int, tile_
         copies * size * zero.itemsize, 2 * copies * size * rows, (x, out, norm))
 
 
+def make_attention_case(context: int, group_heads: int, dtype: str, threads: int,
+                        pool_words: np.ndarray) -> Case:
+    """One row of decode over a long context, as many layers of caches as the pool holds."""
+    kv_heads, head_dim, zero = 8, 128, STORAGE[dtype]
+    heads = kv_heads * group_heads
+    values = pool_words.view(zero.dtype)
+    shape = (1, kv_heads, context, head_dim)
+    size = kv_heads * context * head_dim
+    layers = len(values) // (2 * size)
+    q = np.random.default_rng(0).standard_normal((1, heads * head_dim)).astype(np.float32)
+    partial = np.zeros((1, 1, heads * head_dim), np.float32)
+    stats = np.zeros((1, 1, heads * 2), np.float32)
+    request, position = np.zeros(1, np.int32), np.full(1, context - 1, np.int32)
+    records = []
+    for layer in range(layers):
+        k, v = (values[(2 * layer + part) * size:][:size].reshape(shape) for part in (0, 1))
+        records.append(pack_arguments(df.attention, {
+            "q_rotated": q, "k_cache": k, "v_cache": v, "row_request": request,
+            "row_position": position, "partial": partial, "stats": stats, "tile_m": 1,
+            "head_dim": head_dim, "group_heads": group_heads,
+            "group_width": group_heads * head_dim, "kv_splits": 1, "scale": head_dim**-0.5}))
+    tiles = np.zeros((kv_heads, layout.MAX_TILE_RANK), np.int32)
+    tiles[:, 1] = np.arange(kv_heads)
+    scratch_bytes = df.attention.scratch_bytes.evaluate({"group_heads": group_heads})
+    return Case(
+        f"attention[1 rows, context={context}, {heads} heads on {kv_heads}]",
+        compile_body(df.attention, dtype).address, records, np.array_split(tiles, threads),
+        [np.empty(scratch_bytes // 4, np.float32) for _ in range(threads)],
+        layers * 2 * size * zero.itemsize, layers * 4 * size * group_heads,
+        (q, partial, stats, request, position))
+
+
 def time_read(pool: ThreadPoolExecutor, words: np.ndarray, threads: int) -> float:
     begin = time.perf_counter()
     list(pool.map(read_bytes, np.array_split(words, threads)))
@@ -136,6 +168,8 @@ def main() -> None:
     cases = [case(shape, 1, shape[0] < shape[1]) for shape in GEMV_SHAPES]
     cases += [case(shape, rows, shape[0] < shape[1])
               for rows in GEMM_ROWS for shape in GEMV_SHAPES[:2]]
+    cases += [make_attention_case(4096, group_heads, options.dtype, options.threads, words)
+              for group_heads in (1, 2, 4, 7)]
     cases = [c for c in cases if options.filter in c.name]
     seconds: dict[str, list[float]] = {c.name: [] for c in cases} | {"read": []}
     with ThreadPoolExecutor(options.threads) as pool:

@@ -113,7 +113,7 @@ class _RaceCheck:
     def _compute(self, key: Hashable, call: Call, operand: Operand, tensor: TensorSpec,
                  region: tuple[Region, ...], extents: tuple[int, ...], tile: IntArray) -> _Boxes:
         coordinates = {axis: tile[:, k] for k, axis in enumerate(call.function.axes)}
-        local = {**self.table.bindings, **coordinates}
+        local = {**self.table.bindings, **self.table.runtime, **coordinates}
         low = np.zeros((len(tile), len(extents)), np.int64)
         high = np.tile(np.array(extents, np.int64).reshape(1, -1), (len(tile), 1))
         for d, (part, extent) in enumerate(zip(region, extents, strict=True)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,6 +43,7 @@ class TaskTable:
     event_shape: Mapping[EventTensor, tuple[int, ...]]
     bytes: npt.NDArray[np.float64]  # [tasks]
     flops: npt.NDArray[np.float64]
+    runtime: Runtime = field(default_factory=dict)  # sample values of data-dependent edges
 
     @property
     def num_tasks(self) -> int:
@@ -131,6 +132,7 @@ class _Instantiation:
         self.graph = graph
         self.values: dict[str, Any] = {**bindings, **runtime}
         self.bindings = dict(bindings)
+        self.runtime = runtime
         self.event_begin: dict[EventTensor, int] = {}
         self.event_shape: dict[EventTensor, tuple[int, ...]] = {}
         self.num_events = 0
@@ -167,7 +169,7 @@ class _Instantiation:
             np.concatenate(tiles) if tiles else np.zeros((0, MAX_TILE_RANK), np.int64),
             _indptr(wait_task, num_tasks), wait_event, _indptr(notify_task, num_tasks),
             notify_event, np.zeros(self.num_events, np.int64), self.event_begin, self.event_shape,
-            cost_columns[0], cost_columns[1])
+            cost_columns[0], cost_columns[1], self.runtime)
         counts = np.bincount(notify_event, minlength=self.num_events)
         self._check_declared_counts(table, counts)
         return replace(table, event_count=counts)

@@ -1,8 +1,8 @@
 """Proof that a task table is safe under every execution its events allow.
 
-Checked: every wait can be satisfied, no circle of waits, tensors that edges read exist before
-they are read, and no race: two tasks that touch overlapping regions of a tensor, one of them
-writing, are ordered by a chain of events.
+Checked: counts equal the notifies, every wait can be satisfied, no circle of waits, tensors that
+edges read exist before they are read, and no race: two tasks that touch overlapping regions of a
+tensor, one of them writing, are ordered by a chain of events.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from event_tensor.errors import GraphError, RaceError
+from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Call, Graph
 from event_tensor.races import check_races
 from event_tensor.reachability import Ancestors, ancestors
@@ -50,7 +50,8 @@ def verify_structure(graph: Graph) -> None:
                         f"edge {call.name} – {edge.event.name} depends on {tensor.name!r}, which "
                         f"no call before it writes; add the call that computes it")
         for edge in call.out_edges:
-            if edge.is_data_dependent and edge.event.wait_count is not RUNTIME:
+            at_runtime = edge.event.wait_count is RUNTIME and edge.event.count_from is not None
+            if edge.is_data_dependent and not at_runtime:
                 raise GraphError(
                     f"{call.name} chooses at run time which event of {edge.event.name} it "
                     f"notifies, so its counts exist only there; declare wait_count=RUNTIME and "
@@ -65,6 +66,18 @@ def verify_table(table: TaskTable) -> Ancestors:
     _check_runtime_reads(table, order)
     check_races(table, order)
     return order
+
+
+def check_counts(table: TaskTable) -> None:
+    """Raises CountError for an awaited event whose count is not the number of its notifies."""
+    arrivals = np.bincount(table.notify_event, minlength=table.num_events)
+    awaited = np.unique(table.wait_event)
+    wrong = awaited[arrivals[awaited] != table.event_count[awaited]]
+    if len(wrong):
+        event = int(wrong[0])
+        raise CountError(
+            f"{table.event_name(event)} waits for {int(table.event_count[event])} notifies and "
+            f"{int(arrivals[event])} tasks notify it; infer the count again after changing edges")
 
 
 def _check_waits(table: TaskTable) -> None:

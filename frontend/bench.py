@@ -196,8 +196,9 @@ def show(record: dict[str, Any]) -> None:
         f"{record['model']} {record['dtype']}, pp{record['prompt_tokens']} "
         f"tg{record['new_tokens']}{depth}, {record['workers']} workers, {record['cpu']}",
         ["batch 1", "TTFT ms", "TPOT p50", "p90", "p99", "tok/s", "TPOT ratio"], rows)
+    cached = " (the weights stay in the cache)" if record["bandwidth_fraction"] > 1 else ""
     print(f"{record['bandwidth_gb_s']:.1f} GB/s, {record['bandwidth_fraction']:.0%} of the "
-          f"measured peak of {record['peak_bandwidth_gb_s']:.1f} GB/s; peak memory "
+          f"measured peak of {record['peak_bandwidth_gb_s']:.1f} GB/s{cached}; peak memory "
           f"{record['peak_rss_mb']:.0f} MB")
     found = record["correctness"]
     print(f"{found['tokens_equal']} of {found['tokens_compared']} tokens equal those of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,14 @@ def main() -> None:
     """Entry point of the command."""
     replace_unprintable()
     exit_soon_after_interrupt()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads any more
+        pass
+    # taking torch and LLVM apart piece by piece takes the interpreter longer than a second
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

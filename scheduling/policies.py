@@ -127,7 +127,7 @@ def with_global_events(table: TaskTable) -> TaskTable:
                 if stage[call.index] else (),
                 out_edges=(Edge(events[stage[call.index]], _to_scalar(call.function.axes)),))
         for call in calls])
-    return instantiate(graph, table.bindings)
+    return instantiate(graph, table.bindings, table.runtime)
 
 
 def _to_scalar(axes: tuple[str, ...]) -> IndexMap:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from event_tensor.errors import CountError, ScheduleError
+from event_tensor.errors import ScheduleError
+from event_tensor.verify import check_counts
 from scheduling.clocks import ClockBuilder, execution_order, required_clocks
 from scheduling.static_schedule import StaticSchedule
 
@@ -20,13 +21,7 @@ def verify_schedule(schedule: StaticSchedule) -> StaticSchedule:
     if not np.array_equal(table.tile, source.tile) or not np.array_equal(table.call, source.call):
         raise ScheduleError("the schedule's tasks are not those of the proved table; schedule "
                             "that table again")
-    arrivals = np.bincount(table.notify_event, minlength=table.num_events)
-    wrong = np.flatnonzero((arrivals != table.event_count)[np.unique(table.wait_event)])
-    if len(wrong):
-        event = int(np.unique(table.wait_event)[wrong[0]])
-        raise CountError(
-            f"{table.event_name(event)} waits for {int(table.event_count[event])} notifies and "
-            f"{int(arrivals[event])} tasks notify it; infer the count again after changing edges")
+    check_counts(table)
     clocks = ClockBuilder(schedule)
     wait_indptr, wait_event = table.wait_indptr.tolist(), table.wait_event.tolist()
     notify_indptr, notify_event = table.notify_indptr.tolist(), table.notify_event.tolist()

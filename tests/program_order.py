@@ -36,8 +36,8 @@ def accesses(table: TaskTable) -> list[list[Access]]:
     result: list[list[Access]] = []
     for task in range(table.num_tasks):
         call = table.graph.calls[int(table.call[task])]
-        local = {**table.bindings, **{axis: int(table.tile[task, k])
-                                      for k, axis in enumerate(call.function.axes)}}
+        local = {**table.bindings, **table.runtime,
+                 **{axis: int(table.tile[task, k]) for k, axis in enumerate(call.function.axes)}}
         boxes = []
         for operand, tensor in call.accesses():
             box = []

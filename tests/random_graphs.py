@@ -60,7 +60,8 @@ def graphs() -> st.SearchStrategy[RandomGraph]:
 def build_graph(rng: random.Random) -> RandomGraph:
     """2–8 calls over 1–5 tensors of rank 1–2 whose sizes follow n ≥ 1 and m ≥ 0 or 1."""
     n, m = Symbol("n"), Symbol("m", at_least=rng.choice((0, 1)))
-    bindings = [{"n": 1, "m": m.at_least}, {"n": 2, "m": 3}, {"n": rng.randint(3, 4), "m": rng.randint(1, 5)}]
+    bindings = [{"n": 1, "m": m.at_least}, {"n": 2, "m": 3},
+                {"n": rng.randint(3, 4), "m": rng.randint(1, 5)}]
     dims = (n, m, 4 * n, 6 * m, n + m, Constant(12), Constant(8))
     tensors = [
         TensorSpec(f"T{k}", tuple(rng.choice(dims) for _ in range(rng.choice((1, 1, 2)))), "int32")

@@ -9,6 +9,8 @@ import time
 import pytest
 from conftest import COMMAND, command_environment
 
+from frontend.console import Progress
+
 PROMPT = ("--prompt", "kernel:")
 
 
@@ -168,6 +170,18 @@ def test_a_closed_pipe_is_quiet(tiny_model):
     process.stdout.close()
     assert process.wait(timeout=20) != 0
     assert process.stderr.read() == b""
+
+
+def test_progress_shows_only_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("frontend.console.SILENT_S", 0.0)
+    for watched in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda watched=watched: watched, raising=False)
+        with Progress() as progress:
+            for done in range(3):
+                progress("compiling", done + 1, 3)
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert ("compiling" in shown.err) == watched
 
 
 @pytest.mark.parametrize("what", ["graph", "schedule", "kernel"])

@@ -20,7 +20,7 @@ from scheduling.prune import prune_waits
 from scheduling.target import generic_cpu
 from scheduling.verify_schedule import verify_schedule
 
-SEEDS = range(300)
+SEEDS = range(200)
 SCHEDULE_ERRORS = (ScheduleError, CountError, CycleError)
 
 
@@ -49,12 +49,16 @@ def test_changed_events_are_rejected_where_they_harm(mutate):
             continue
         harmless = m.table_is_harmless(damaged)
         verdicts[harmless] += 1
-        if harmless:
-            verify_table(damaged)
-            Program(damaged).replay(seed)
-        else:
+        if not harmless:
             with pytest.raises((RaceError, CycleError, GraphError)):
                 verify_table(damaged)
+        elif (damaged.event_count[damaged.wait_event] == 0).any():
+            # a wait that nobody answers is refused even where another wait makes up for it
+            with pytest.raises(GraphError, match="which no task notifies"):
+                verify_table(damaged)
+        else:
+            verify_table(damaged)
+            Program(damaged).replay(seed)
     assert verdicts[False] > 40  # the mutation does bite
 
 
@@ -64,11 +68,15 @@ def test_counts_that_are_not_met_are_rejected(mutate):
     for seed in SEEDS:
         graph, bindings = derived(seed)
         damaged = mutate(instantiate(graph, bindings), random.Random(seed))
-        if damaged is not None:
-            with pytest.raises((CountError, CycleError)):
-                verify_table(damaged)
-            rejected += 1
-    assert rejected > 200
+        if damaged is None:
+            continue
+        if m.table_is_harmless(damaged):  # nobody waits for that event
+            verify_table(damaged)
+            continue
+        with pytest.raises(CountError):
+            verify_table(damaged)
+        rejected += 1
+    assert rejected > 150
 
 
 def test_a_lost_tile_breaks_declared_counts():
@@ -88,7 +96,7 @@ def test_a_lost_tile_breaks_declared_counts():
         else:  # the lost tile notified nothing that is counted
             assert m.table_is_harmless(smaller)
             verdicts["harmless"] += 1
-    assert verdicts["CountError"] > 60
+    assert verdicts["CountError"] > 40
 
 
 def test_shrunk_maps_are_rejected_where_they_harm():
@@ -150,7 +158,7 @@ def test_lost_and_repeated_tasks_are_rejected(mutate):
             with pytest.raises(ScheduleError, match="place every task once"):
                 verify_schedule(damaged)
             rejected += 1
-    assert rejected > 280
+    assert rejected > 180
 
 
 @pytest.mark.parametrize("mutate", (*m.WEAKER_OR_OTHER_EVENTS, *m.WRONG_COUNTS),

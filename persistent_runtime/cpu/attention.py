@@ -27,6 +27,7 @@ from persistent_runtime.cpu.numerics import (
     sum_rows,
 )
 from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.vectors import maximum
 
 ROPE = record_offsets(device_functions.rope_append)
 ATTENTION = record_offsets(device_functions.attention)
@@ -105,23 +106,22 @@ def split_range(arguments, position, split):
 
 
 @device_jit
-def attend_block(q, k, v, length, head_dim, group_heads, scale, scores, partial, stats):
-    """Folds `length` positions into a row's running softmax of all heads of the group.
+def attend_block(q, k, v, length, remaining, head_dim, group_heads, scale, scores, partial,
+                 stats):
+    """Folds `length` of the `remaining` positions into a row's running softmax of all its heads.
 
-    q, partial: [group_heads, head_dim]; k, v: [length, head_dim]; stats: [group_heads, 2] with
+    q, partial: [group_heads, head_dim]; k, v: [remaining, head_dim]; stats: [group_heads, 2] with
     the running maximum and sum; scores: [group_heads, KV_BLOCK] of scratch.
     """
-    matmul_rows(k, length, head_dim, q, head_dim, group_heads, scores, KV_BLOCK, 0)
+    values, keys_to_come = length * head_dim, (remaining - length) * head_dim
+    matmul_rows(k, length, head_dim, q, head_dim, group_heads, scores, KV_BLOCK, 0, v, values)
     for g in range(group_heads):
         row = advance(scores, g * KV_BLOCK)
         old_max = stats[2 * g]
-        new_max = old_max
-        for t in range(length):
-            row[t] *= scale
-            new_max = row[t] if row[t] > new_max else new_max
+        new_max = max(old_max, maximum(row, length) * scale)
         total = ZERO
         for t in range(length):
-            row[t] = exp(row[t] - new_max)
+            row[t] = exp(row[t] * scale - new_max)
             total += row[t]
         if new_max > old_max:
             decay = exp(old_max - new_max)
@@ -130,7 +130,8 @@ def attend_block(q, k, v, length, head_dim, group_heads, scale, scores, partial,
             for d in range(g * head_dim, (g + 1) * head_dim):
                 partial[d] *= decay
         stats[2 * g + 1] += total
-    sum_rows(scores, KV_BLOCK, v, length, head_dim, partial, group_heads)
+    sum_rows(scores, KV_BLOCK, v, length, head_dim, partial, group_heads, advance(k, values),
+             keys_to_come)
 
 
 @device_jit
@@ -165,13 +166,14 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, lik
         for row in range(first, last):
             position = row_entry(arguments, ATTENTION.row_position, step, row)
             begin, end = split_range(arguments, position, split)
-            begin, end = max(begin, block), min(end, block + KV_BLOCK)
-            if begin < end:
+            begin, block_end = max(begin, block), min(end, block + KV_BLOCK)
+            if begin < block_end:
                 kept_k = kv_offset(arguments, ATTENTION.k_cache, request, head, begin)
                 kept_v = kv_offset(arguments, ATTENTION.v_cache, request, head, begin)
                 attend_block(
                     advance(q, row * width + group * head_dim), advance(k_cache, kept_k),
-                    advance(v_cache, kept_v), end - begin, head_dim, group_heads, scale, scratch,
+                    advance(v_cache, kept_v), block_end - begin, end - begin, head_dim, group_heads,
+                    scale, scratch,
                     advance(partials, (row * kv_splits + split) * width + group * head_dim),
                     advance(all_stats, (row * kv_splits + split) * stats_width + group * 2))
 

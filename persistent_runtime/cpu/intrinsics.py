@@ -56,6 +56,17 @@ def address_of(typing_context, pointer):
 
 
 @intrinsic
+def item_bytes(typing_context, pointer):
+    """Size of a pointer's elements."""
+    size = pointer.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(I64, size)
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
 def advance(typing_context, pointer, elements):
     """The pointer `elements` further on."""
     signature = pointer(pointer, types.int64)

@@ -60,7 +60,8 @@ def norm_linear(arguments, tile, step, scratch, like):  # noqa: ANN201
     eps = float_parameter(arguments, NORM_LINEAR.eps)
     norm_rows(advance(x, first * length), last - first, norm_weight, length, eps, scratch)
     out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
-    matmul_rows(weight, end - begin, length, scratch, length, last - first, out, out_stride, 0)
+    matmul_rows(weight, end - begin, length, scratch, length, last - first, out, out_stride, 0,
+                weight, 0)
     if is_given(arguments, NORM_LINEAR.bias):
         bias = advance(operand(arguments, NORM_LINEAR.bias, like), begin)
         add_bias(out, out_stride, last - first, bias, end - begin)
@@ -79,7 +80,8 @@ def linear_residual(arguments, tile, step, scratch, like):
     weight = advance(operand(arguments, LINEAR_RESIDUAL.weight, like), begin * length)
     residual = advance(operand(arguments, LINEAR_RESIDUAL.residual, FLOAT32),
                        first * out_stride + begin)
-    matmul_rows(weight, end - begin, length, x, length, last - first, residual, out_stride, 1)
+    matmul_rows(weight, end - begin, length, x, length, last - first, residual, out_stride, 1,
+                weight, 0)
     if is_given(arguments, LINEAR_RESIDUAL.bias):
         bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, like), begin)
         add_bias(residual, out_stride, last - first, bias, end - begin)
@@ -115,8 +117,10 @@ def norm_gate_up_silu(arguments, tile, step, scratch, like):
         up = advance(out, first * out_stride + n)
         gate_weight = advance(operand(arguments, GATE_UP.gate_weight, like), n * length)
         up_weight = advance(operand(arguments, GATE_UP.up_weight, like), n * length)
-        matmul_rows(gate_weight, width, length, scratch, length, rows, gate, width, 0)
-        matmul_rows(up_weight, width, length, scratch, length, rows, up, out_stride, 0)
+        matmul_rows(gate_weight, width, length, scratch, length, rows, gate, width, 0,
+                    gate_weight, 0)
+        matmul_rows(up_weight, width, length, scratch, length, rows, up, out_stride, 0,
+                    up_weight, 0)
         if is_given(arguments, GATE_UP.gate_bias):
             bias = advance(operand(arguments, GATE_UP.gate_bias, like), n)
             add_bias(gate, width, rows, bias, width)
@@ -144,7 +148,8 @@ def norm_lm_head(arguments, tile, step, scratch, like):
         rms_norm(advance(x, row * length), norm_weight, length, eps,
                  advance(scratch, (m - first) * length))
     logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
-    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0)
+    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0,
+                weight, 0)
     tiles = dim(arguments, LM_HEAD.tile_max, 1)
     tile_max = operand(arguments, LM_HEAD.tile_max, FLOAT32)
     tile_argmax = operand(arguments, LM_HEAD.tile_argmax, INT32)

@@ -17,10 +17,18 @@ from persistent_runtime.cpu.intrinsics import (
     device_jit,
     exact_jit,
     float32_from_bits,
+    item_bytes,
     keep_out_of_line,
     widen,
 )
-from persistent_runtime.cpu.vectors import LANES, MANY_REGISTERS, dot_block, sum_rows_block
+from persistent_runtime.cpu.vectors import (
+    FETCH_AHEAD_BYTES,
+    LANES,
+    MANY_REGISTERS,
+    dot_block,
+    maximum,
+    sum_rows_block,
+)
 
 ZERO, ONE, MINUS_INFINITY = np.float32(0), np.float32(1), np.float32(-np.inf)
 
@@ -79,15 +87,16 @@ def rms_norm(x, weight, length, eps, out):
 @device_jit
 def largest(values, length):
     """The maximum of `length` >= 1 float32, and the index of its first occurrence."""
-    best, index = values[0], 0
+    best = maximum(values, length)
     for k in range(length):
-        if values[k] > best:
-            best, index = values[k], k
-    return best, index
+        if values[k] == best:
+            return best, k
+    return best, 0
 
 
 # A block of WEIGHT_ROWS x X_ROWS accumulators must fit the registers beside its operands.
 WEIGHT_ROWS, X_ROWS = (4, 6) if MANY_REGISTERS else (2, 4)
+SHORT_ROW = 16 * LANES  # below it, one row at a time cannot keep enough sums in flight
 PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while x rows pass by
 
 
@@ -95,57 +104,71 @@ PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while x 
 def _stream_rows(weight, weight_rows, length, x, out, keep):
     """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
     keep_out_of_line()
+    distance = FETCH_AHEAD_BYTES // item_bytes(weight)
     for n in range(weight_rows):
-        dot_block(advance(weight, n * length), x, 0, length, advance(out, n), 0, keep,
-                  (weight_rows - n) * length - 1, 1, 1)
+        row = advance(weight, n * length)
+        dot_block(row, x, 0, length, advance(out, n), 0, keep, advance(row, distance),
+                  (weight_rows - n) * length - distance, 1, 1)
 
 
 def _panel_of(x_rows):  # noqa: ANN202
     """A function that multiplies `x_rows` rows of x with a multiple of WEIGHT_ROWS weight rows."""
 
     @device_jit
-    def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep):
+    def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead,
+              ahead_length):
         for n in range(0, weight_rows, WEIGHT_ROWS):
-            dot_block(advance(weight, n * length), x, x_stride, length, advance(out, n),
-                      out_stride, keep, 0, WEIGHT_ROWS, x_rows)
+            done = n * length
+            dot_block(advance(weight, done), x, x_stride, length, advance(out, n), out_stride,
+                      keep, advance(ahead, done), ahead_length - done, WEIGHT_ROWS, x_rows)
 
     return panel
 
 
-_panel_6, _panel_4, _panel_2 = _panel_of(X_ROWS), _panel_of(4), _panel_of(2)
+_panel_6, _panel_4 = _panel_of(X_ROWS), _panel_of(4)
+_panel_2, _panel_1 = _panel_of(2), _panel_of(1)
 
 
 @device_jit
-def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep):
+def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead,
+                ahead_length):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k].
 
     weight: [weight_rows, length] of any storage type; x: [x_rows, length] float32 at `x_stride`;
-    out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
+    out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1. The
+    `ahead_length` elements at `ahead` are fetched into the cache meanwhile, for what comes next.
     """
     keep_out_of_line()
-    whole = weight_rows - weight_rows % WEIGHT_ROWS if x_rows > 1 else 0
+    in_panels = x_rows > 1 or length < SHORT_ROW
+    whole = weight_rows - weight_rows % WEIGHT_ROWS if in_panels else 0
     panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
     for n in range(0, whole, panel_rows):
         rows = min(panel_rows, whole - n)
         panel = advance(weight, n * length)
+        fetch, fetch_length = advance(ahead, n * length), ahead_length - n * length
         m = 0
         while m < x_rows:
             left = x_rows - m
             x_block = advance(x, m * x_stride)
-            out_block = advance(out, m * out_stride + n)
+            target = advance(out, m * out_stride + n)
             # 8 is 4 + 4, because 6 + 2 leaves registers idle
             if left >= X_ROWS and left != 8:
-                _panel_6(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                _panel_6(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
+                         fetch_length)
                 m += X_ROWS
             elif left >= 4:
-                _panel_4(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                _panel_4(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
+                         fetch_length)
                 m += 4
             elif left >= 2:
-                _panel_2(panel, rows, length, x_block, x_stride, out_block, out_stride, keep)
+                _panel_2(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
+                         fetch_length)
                 m += 2
             else:
-                _stream_rows(panel, rows, length, x_block, out_block, keep)
+                _panel_1(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
+                         fetch_length)
                 m += 1
+            fetch_length = 0  # it is in the cache now
     if whole < weight_rows:
         for m in range(x_rows):
             _stream_rows(advance(weight, whole * length), weight_rows - whole, length,
@@ -159,15 +182,17 @@ def _row_sum_of(out_rows):  # noqa: ANN202
     """A function that adds weighted rows onto `out_rows` rows, all `width` columns of them."""
 
     @device_jit
-    def row_sum(coefficient, coefficient_stride, rows, length, width, out):
+    def row_sum(coefficient, coefficient_stride, rows, length, width, out, ahead, ahead_length):
         d = 0
         while d + ROW_VECTORS * LANES <= width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width, out_rows, ROW_VECTORS)
+                           advance(out, d), width, advance(ahead, d),
+                           ahead_length - d, out_rows, ROW_VECTORS)
             d += ROW_VECTORS * LANES
         while d < width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width - d, out_rows, 1)
+                           advance(out, d), width - d, advance(ahead, d),
+                           ahead_length - d, out_rows, 1)
             d += LANES
 
     return row_sum
@@ -177,21 +202,27 @@ _row_sum_4, _row_sum_2, _row_sum_1 = _row_sum_of(4), _row_sum_of(2), _row_sum_of
 
 
 @device_jit
-def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_rows):
+def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead,
+             ahead_length):
     """out[m, d] += Σ_t coefficient[m, t] * rows[t, d].
 
     coefficient: [out_rows, length] float32; rows: [length, width] of any storage type;
-    out: [out_rows, width] float32.
+    out: [out_rows, width] float32. The `ahead_length` elements at `ahead` are fetched
+    into the cache meanwhile, for what comes next.
     """
     m = 0
     while m < out_rows:
         factors, target = advance(coefficient, m * coefficient_stride), advance(out, m * width)
         if out_rows - m >= 4:
-            _row_sum_4(factors, coefficient_stride, rows, length, width, target)
+            _row_sum_4(factors, coefficient_stride, rows, length, width, target, ahead,
+                       ahead_length)
             m += 4
         elif out_rows - m >= 2:
-            _row_sum_2(factors, coefficient_stride, rows, length, width, target)
+            _row_sum_2(factors, coefficient_stride, rows, length, width, target, ahead,
+                       ahead_length)
             m += 2
         else:
-            _row_sum_1(factors, coefficient_stride, rows, length, width, target)
+            _row_sum_1(factors, coefficient_stride, rows, length, width, target, ahead,
+                       ahead_length)
             m += 1
+        ahead_length = 0  # it is in the cache now

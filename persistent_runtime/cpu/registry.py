@@ -33,7 +33,7 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import FASTMATH, device_jit
-from persistent_runtime.cpu.vectors import CPU_FEATURES
+from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16, CPU_FEATURES
 
 Body = Callable[..., None]
 
@@ -108,6 +108,8 @@ def compile_body(declaration: DeviceFunction, dtype: str) -> CompiledBody:
     """
     if dtype not in STORAGE:
         raise UserError(f"dtype {dtype!r} has no CPU bodies; use one of {', '.join(STORAGE)}")
+    if dtype == "float16" and not CONVERTS_FLOAT16:
+        raise UserError("this CPU has no float16 conversions; use float32 or bfloat16")
     body = body_of(declaration)
     with _lock:
         if (body, dtype) not in _compiled:
@@ -176,9 +178,14 @@ def compile_entry(entry: FunctionType, signature: Any, name: str = "", dtype: st
     else:
         try:
             with _numba_cache_in(directory):
-                function = build(cache=True)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
-            # a full disk or a damaged entry; the code itself compiles without the disk's help
+                try:
+                    function = build(cache=True)
+                except (EOFError, pickle.UnpicklingError):
+                    note = f"replaced a damaged entry in {directory}"
+                    for path in directory.rglob(f"*.{entry.__qualname__}-*"):
+                        path.unlink(missing_ok=True)
+                    function = build(cache=True)
+        except OSError as error:  # a full disk, say; the code itself compiles without it
             note = f"not cached in {directory}: {error}"
             function = build(cache=False)
     COMPILATIONS.append(Compilation(name, dtype, function.cache_hits > 0,

@@ -26,12 +26,15 @@ CPU_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]
 _enabled = set(CPU_FEATURES.split(","))
 LANES = 16 if "+avx512f" in _enabled else 8 if "+avx" in _enabled else 4  # float32 per register
 MANY_REGISTERS = "+avx512f" in _enabled or "+neon" in _enabled  # 32 vector registers, else 16
+# x86 before 2012 converts float16 in a library that compiled code cannot reach
+CONVERTS_FLOAT16 = "+f16c" in _enabled or "+sse2" not in _enabled
 
 # Independent accumulators that hide the latency of two fused multiply-adds per cycle.
 ACCUMULATORS_IN_FLIGHT = 8
 
 # Hardware prefetchers stop at the end of a page; this far ahead, memory's latency is hidden.
 FETCH_AHEAD_BYTES, CACHE_LINE_BYTES = 4096, 64
+LARGEST_FETCHING_BLOCK = 16  # with more products per weight, arithmetic is what takes the time
 
 MULTIPLY_ADD = ("contract",)
 
@@ -120,21 +123,23 @@ def _zeroed(builder: ir.IRBuilder, kind: ir.Type) -> ir.Value:
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, stream,
-              weight_rows, x_rows):
+def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, ahead,
+              ahead_length, weight_rows, x_rows):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
     `weight_rows` (a power of two) and `x_rows` are literals; weight rows follow one another. keep
-    is 0 or 1, and with 0 the old contents are not looked at. A single row fetches weights ahead
-    from memory, up to `stream` elements from the first, because they are read once and in order.
+    is 0 or 1, and with 0 the old contents are not looked at. While a weight is read, its
+    counterpart in `ahead`, which has `ahead_length` elements, is fetched into the cache (but not
+    by large blocks).
     """
     storage = weight.dtype
     n_rows, m_rows = weight_rows.literal_value, x_rows.literal_value
     signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
-                           types.int64, weight_rows, x_rows)
+                           weight, types.int64, weight_rows, x_rows)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        weight, x, x_stride, length, out, out_stride, keep, stream, _, _ = args
+        (weight, x, x_stride, length, out, out_stride, keep, ahead, ahead_length, _,
+         _) = args
         vector = ir.VectorType(F32, LANES)
         unroll = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
         accumulators = [[[_zeroed(builder, vector) for _ in range(unroll)]
@@ -155,8 +160,9 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
 
         with cgutils.for_range_slice(builder, _constant(0), rounded_down(unroll),
                                      _constant(unroll * LANES), I64) as (k, _):
-            if n_rows * m_rows == 1:
-                _fetch_ahead(builder, weight, k, unroll * LANES, stream, storage)
+            if n_rows * m_rows <= LARGEST_FETCHING_BLOCK:
+                _fetch(builder, ahead, builder.mul(k, _constant(n_rows)),
+                       n_rows * unroll * LANES, ahead_length, storage)
             for part in range(unroll):
                 products(builder.add(k, _constant(part * LANES)), part)
         whole = rounded_down(1)
@@ -183,19 +189,52 @@ def _fetch_line(builder: ir.IRBuilder, address: ir.Value) -> None:
     byte_pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte_pointer, I32, I32, I32])
     prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    # to read (0), not worth keeping (0), data (1)
+    # to read (0), used once (0), data (1)
     operands = [ir.Constant(I32, flag) for flag in (0, 0, 1)]
     builder.call(prefetch, [builder.bitcast(address, byte_pointer), *operands])
 
 
-def _fetch_ahead(builder: ir.IRBuilder, weight: ir.Value, k: ir.Value, count: int,
-                 stream: ir.Value, storage: types.Type) -> None:
-    """Prefetches the `count` elements that lie FETCH_AHEAD_BYTES behind `weight[k]`."""
+def _fetch(builder: ir.IRBuilder, ahead: ir.Value, k: ir.Value, count: int,
+           ahead_length: ir.Value, storage: types.Type) -> None:
+    """Prefetches the lines of `count` elements from `ahead[k]`, none beyond its end."""
     element_bytes = storage.bitwidth // 8
     for line in range(0, count * element_bytes, CACHE_LINE_BYTES):
-        at = builder.add(k, _constant((FETCH_AHEAD_BYTES + line) // element_bytes))
-        at = builder.select(builder.icmp_signed("<", at, stream), at, stream)
-        _fetch_line(builder, builder.gep(weight, [at]))
+        at = builder.add(k, _constant(line // element_bytes))
+        inside = builder.icmp_signed("<", at, ahead_length)
+        _fetch_line(builder, builder.gep(ahead, [builder.select(inside, at, _constant(0))]))
+
+
+@intrinsic
+def maximum(typing_context, values, length):
+    """The largest of `length` float32, NaNs passed over; -inf for none."""
+    signature = types.float32(values, types.int64)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        values, length = args
+        vector = ir.VectorType(F32, LANES)
+        lowest = ir.Constant(vector, [float("-inf")] * LANES)
+        accumulator = cgutils.alloca_once(builder, vector)
+        builder.store(lowest, accumulator)
+
+        def keep_larger(candidate: ir.Value) -> None:
+            old = builder.load(accumulator)
+            larger = builder.fcmp_ordered(">", candidate, old)
+            builder.store(builder.select(larger, candidate, old), accumulator)
+
+        whole = builder.and_(length, _constant(-LANES))
+        with cgutils.for_range_slice(builder, _constant(0), whole, _constant(LANES),
+                                     I64) as (k, _):
+            keep_larger(_vector_load(builder, values, k, types.float32))
+        with builder.if_then(builder.icmp_signed("<", whole, length)):
+            mask = _first_lanes(builder, builder.sub(length, whole))
+            rest = _vector_load(builder, values, whole, types.float32, mask)
+            keep_larger(builder.select(mask, rest, lowest))
+        kind = ir.FunctionType(F32, [vector])
+        reduce = cgutils.get_or_insert_function(builder.module, kind,
+                                                f"llvm.vector.reduce.fmax.v{LANES}f32")
+        return builder.call(reduce, [builder.load(accumulator)])
+
+    return signature, codegen
 
 
 @intrinsic
@@ -222,19 +261,21 @@ def _total(builder: ir.IRBuilder, accumulators: list[ir.Value]) -> ir.Value:
 
 @intrinsic(prefer_literal=True)
 def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_stride, length, out,
-                   columns, out_rows, vectors):
+                   columns, ahead, ahead_length, out_rows, vectors):
     """out[m, d] += Σ_t coefficient[m, t] * rows[t, d] for `length` rows t and d < `columns`.
 
     `out_rows` and `vectors` are literals; `columns` is at most `vectors` * LANES, and rows of
-    `rows` and `out` are `row_stride` apart.
+    `rows` and `out` are `row_stride` apart. While an element of `rows` is read, its counterpart in
+    `ahead`, which has `ahead_length` elements, is fetched into the cache.
     """
     storage = rows.dtype
     m_rows, width = out_rows.literal_value, vectors.literal_value
     signature = types.void(coefficient, types.int64, rows, types.int64, types.int64, out,
-                           types.int64, out_rows, vectors)
+                           types.int64, rows, types.int64, out_rows, vectors)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        coefficient, coefficient_stride, rows, row_stride, length, out, columns, _, _ = args
+        (coefficient, coefficient_stride, rows, row_stride, length, out, columns, ahead,
+         ahead_length, _, _) = args
         vector = ir.VectorType(F32, LANES)
         # only the last vector may be cut; with several, the caller passes whole ones
         mask = _first_lanes(builder, columns) if width == 1 else None
@@ -247,7 +288,9 @@ def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_st
                 builder.store(_vector_load(builder, out, targets[m][v], types.float32, mask),
                               accumulators[m][v])
         with cgutils.for_range(builder, length) as loop:
-            row = builder.gep(rows, [builder.mul(loop.index, row_stride)])
+            first = builder.mul(loop.index, row_stride)
+            _fetch(builder, ahead, first, width * LANES, ahead_length, storage)
+            row = builder.gep(rows, [first])
             values = [_vector_load(builder, row, _constant(v * LANES), storage, mask)
                       for v in range(width)]
             for m in range(m_rows):

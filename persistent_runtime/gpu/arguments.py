@@ -34,9 +34,12 @@ def record_offsets(declaration: DeviceFunction) -> Constants:
 
 
 @triton.jit
-def word(arguments, OFFSET: tl.constexpr):
-    """An int64 of the argument record: an address or an integer parameter."""
-    return tl.load(arguments + OFFSET)
+def word(arguments, OFFSET: tl.constexpr, MULTIPLE_OF: tl.constexpr = 1):
+    """An integer parameter, promised to be a multiple of MULTIPLE_OF.
+
+    The promise has to be made here: a caller's would be lost when this function is inlined.
+    """
+    return tl.multiple_of(tl.load(arguments + OFFSET), MULTIPLE_OF)
 
 
 @triton.jit

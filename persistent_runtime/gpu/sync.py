@@ -22,7 +22,7 @@ from persistent_runtime import layout
 
 # Lanes other than the polling thread report this, so that the maximum is what that thread saw.
 LOWEST = tl.constexpr(-(2**31))
-PAUSE_S = 2e-4  # an interpreted worker has no core of its own
+PAUSE_S = 2e-3  # a poll costs an interpreted worker about as much
 
 # $0 what the counter held; $1 a lane; $2 counter, $3 abort flag (addresses); $4 target; $5
 # timeout in ns. The deadline starts with the first poll that fails.

@@ -1,0 +1,257 @@
+"""Bodies of attention: rotate and append, partial softmax over a split of the context, combine.
+
+The unit of work is a pair (row, query head of the group), flattened: pair p of a tile is row
+p // group_heads and head p % group_heads, so one block of vectors serves decode and prefill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from persistent_runtime import device_functions
+from persistent_runtime.gpu.arguments import (
+    dim,
+    float_parameter,
+    is_given,
+    kv_offset,
+    operand,
+    record_offsets,
+    row_entry,
+    tile_range,
+    word,
+)
+from persistent_runtime.gpu.linear import widened_dot
+from persistent_runtime.gpu.registry import Shape, gpu_body
+
+ROPE = record_offsets(device_functions.rope_append)
+ATTENTION = record_offsets(device_functions.attention)
+COMBINE = record_offsets(device_functions.attention_combine)
+FAR = tl.constexpr(2**62)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadConfiguration:
+    """head_block and half_block: head_dim and its half, rounded up to powers of two."""
+
+    weight: tl.dtype
+    interpreted: bool
+    head_block: int
+    half_block: int
+    pairs: int
+    kv_block: int
+    stages: int
+
+
+def head_configuration(shape: Shape) -> HeadConfiguration:
+    head_dim = max(shape.parameter("head_dim"))
+    return HeadConfiguration(
+        shape.weight, shape.interpreted, max(triton.next_power_of_2(head_dim), 16),
+        triton.next_power_of_2((head_dim + 1) // 2), shape.target.query_rows,
+        shape.target.kv_block, shape.target.kv_stages)
+
+
+@triton.jit
+def rotate(vectors, kept, norm, normed, cos, sin, there, head_dim, eps, OUT: tl.constexpr,
+           CONFIG: tl.constexpr):
+    """kept = rotate_half_rope(optional_norm(vectors)): element d pairs with d + head_dim / 2.
+
+    vectors, kept: [pairs] pointers to heads; cos, sin: [pairs] pointers; there: [pairs] mask.
+    """
+    HALF_BLOCK: tl.constexpr = CONFIG.half_block
+    half = head_dim // 2
+    d = tl.arange(0, HALF_BLOCK)[None, :]
+    mask = there[:, None] & (d < half)
+    a = tl.load(vectors[:, None] + d, mask=mask, other=0)
+    b = tl.load(vectors[:, None] + half + d, mask=mask, other=0)
+    c = tl.load(cos[:, None] + d, mask=mask, other=0)
+    s = tl.load(sin[:, None] + d, mask=mask, other=0)
+    if normed:
+        squares = tl.sum(a * a + b * b, axis=1)
+        factor = (1.0 / tl.sqrt(squares / head_dim.to(tl.float32) + eps))[:, None]
+        a = a * factor * tl.load(norm + d, mask=d < half, other=0).to(tl.float32)
+        b = b * factor * tl.load(norm + half + d, mask=d < half, other=0).to(tl.float32)
+    tl.store(kept[:, None] + d, (a * c - b * s).to(OUT), mask=mask)
+    tl.store(kept[:, None] + half + d, (b * c + a * s).to(OUT), mask=mask)
+
+
+@gpu_body(device_functions.rope_append, configure=head_configuration)
+@triton.jit
+def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
+    """q_rotated = rope(q); k_cache, v_cache at the row's position = rope(k), v"""
+    PAIRS: tl.constexpr = CONFIG.pairs
+    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
+    head_dim = word(arguments, ROPE.head_dim)
+    group_heads = word(arguments, ROPE.group_heads)
+    eps, head = float_parameter(arguments, ROPE.eps), tile[1].to(tl.int64)
+    q_stride, kv_stride = dim(arguments, ROPE.q, 1), dim(arguments, ROPE.k, 1)
+    first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.q, 0))
+    cos, sin = operand(arguments, ROPE.cos, tl.float32), operand(arguments, ROPE.sin, tl.float32)
+    q = operand(arguments, ROPE.q, tl.float32)
+    q_rotated = operand(arguments, ROPE.q_rotated, tl.float32)
+    q_norm = operand(arguments, ROPE.q_norm, CONFIG.weight)
+    k_norm = operand(arguments, ROPE.k_norm, CONFIG.weight)
+    for first_pair in tl.range(0, (last - first) * group_heads, PAIRS):
+        pair = first_pair + tl.arange(0, PAIRS)
+        row = first + pair // group_heads
+        there = row < last
+        angles = row_entry(arguments, ROPE.row_position, step, row, there) * (head_dim // 2)
+        at = row * q_stride + (head * group_heads + pair % group_heads) * head_dim
+        rotate(q + at, q_rotated + at, q_norm, is_given(arguments, ROPE.q_norm), cos + angles,
+               sin + angles, there, head_dim, eps, tl.float32, CONFIG)
+    for first_row in tl.range(first, last, PAIRS):
+        row = first_row + tl.arange(0, PAIRS)
+        there = row < last
+        request = row_entry(arguments, ROPE.row_request, step, row, there)
+        position = row_entry(arguments, ROPE.row_position, step, row, there)
+        angles = position * (head_dim // 2)
+        at = row * kv_stride + head * head_dim
+        k_cache = operand(arguments, ROPE.k_cache, CONFIG.weight)
+        k_cache += kv_offset(arguments, ROPE.k_cache, request, head, position)
+        rotate(operand(arguments, ROPE.k, tl.float32) + at, k_cache, k_norm,
+               is_given(arguments, ROPE.k_norm), cos + angles, sin + angles, there, head_dim, eps,
+               CONFIG.weight, CONFIG)
+        v_cache = operand(arguments, ROPE.v_cache, CONFIG.weight)
+        v_cache += kv_offset(arguments, ROPE.v_cache, request, head, position)
+        d = tl.arange(0, HEAD_BLOCK)[None, :]
+        mask = there[:, None] & (d < head_dim)
+        v = tl.load(operand(arguments, ROPE.v, tl.float32) + at[:, None] + d, mask=mask, other=0)
+        tl.store(v_cache[:, None] + d, v.to(CONFIG.weight), mask=mask)
+
+
+@triton.jit
+def split_range(arguments, position, split):
+    """[begin, end) of the positions that a row at `position` sees in this split; maybe empty."""
+    window, kv_splits = word(arguments, ATTENTION.window), word(arguments, ATTENTION.kv_splits)
+    visible_end = position + 1
+    visible_begin = tl.where(window > 0, tl.maximum(visible_end - window, 0), 0)
+    piece = (visible_end - visible_begin + kv_splits - 1) // kv_splits
+    begin = tl.minimum(visible_begin + split * piece, visible_end)
+    return begin, tl.minimum(begin + piece, visible_end)
+
+
+@triton.jit
+def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
+                 CONFIG: tl.constexpr):
+    """A block of pairs of rows [first, stop) of one request, over their split of the context."""
+    PAIRS: tl.constexpr = CONFIG.pairs
+    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
+    KV_BLOCK: tl.constexpr = CONFIG.kv_block
+    head_dim = word(arguments, ATTENTION.head_dim)
+    group_heads = word(arguments, ATTENTION.group_heads)
+    scale = float_parameter(arguments, ATTENTION.scale)
+    width = dim(arguments, ATTENTION.partial, 2)
+    stats_width = dim(arguments, ATTENTION.stats, 2)
+    pair = first_pair + tl.arange(0, PAIRS)
+    row = first + pair // group_heads
+    query_head = head * group_heads + pair % group_heads
+    there = row < stop
+    position = row_entry(arguments, ATTENTION.row_position, step, row, there)
+    begin, end = split_range(arguments, position, split)
+    sees = there & (begin < end)
+    context_begin = tl.min(tl.where(sees, begin, FAR), axis=0)
+    context_end = tl.max(tl.where(sees, end, 0), axis=0)
+
+    d = tl.arange(0, HEAD_BLOCK)
+    in_head = d < head_dim
+    mask = there[:, None] & in_head[None, :]
+    at = row * width + query_head * head_dim
+    q = tl.load(operand(arguments, ATTENTION.q_rotated, tl.float32) + at[:, None] + d[None, :],
+                mask=mask, other=0) * scale
+    k_cache = operand(arguments, ATTENTION.k_cache, CONFIG.weight)
+    k_cache += kv_offset(arguments, ATTENTION.k_cache, request, head, 0)
+    v_cache = operand(arguments, ATTENTION.v_cache, CONFIG.weight)
+    v_cache += kv_offset(arguments, ATTENTION.v_cache, request, head, 0)
+    partial = tl.zeros([PAIRS, HEAD_BLOCK], tl.float32)
+    largest = tl.full([PAIRS], float("-inf"), tl.float32)
+    total = tl.zeros([PAIRS], tl.float32)
+    for t0 in tl.range(context_begin, context_end, KV_BLOCK, num_stages=CONFIG.stages):
+        t = t0 + tl.arange(0, KV_BLOCK)
+        known = t < context_end
+        k = tl.load(k_cache + t[None, :] * head_dim + d[:, None],
+                    mask=known[None, :] & in_head[:, None], other=0)  # [head_dim, positions]
+        scores = widened_dot(q, k, tl.zeros([PAIRS, KV_BLOCK], tl.float32), CONFIG)
+        visible = (t[None, :] >= begin[:, None]) & (t[None, :] < end[:, None])
+        scores = tl.where(visible, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        # a pair that has seen nothing yet keeps -inf, whose difference would be NaN
+        base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        weights = tl.exp(scores - base[:, None])
+        decay = tl.exp(largest - base)
+        total = total * decay + tl.sum(weights, axis=1)
+        v = tl.load(v_cache + t[:, None] * head_dim + d[None, :],
+                    mask=known[:, None] & in_head[None, :], other=0)  # [positions, head_dim]
+        partial = widened_dot(weights, v, partial * decay[:, None], CONFIG)
+        largest = new_largest
+    kv_splits = word(arguments, ATTENTION.kv_splits)
+    slot = row * kv_splits + split
+    out = operand(arguments, ATTENTION.partial, tl.float32)
+    tl.store(out + (slot * width + query_head * head_dim)[:, None] + d[None, :], partial, mask=mask)
+    stats = operand(arguments, ATTENTION.stats, tl.float32) + slot * stats_width + 2 * query_head
+    tl.store(stats, largest, mask=there)
+    tl.store(stats + 1, total, mask=there)
+
+
+@gpu_body(device_functions.attention, configure=head_configuration)
+@triton.jit
+def attention(arguments, tile, step, CONFIG: tl.constexpr):
+    """partial, stats = unnormalised softmax(q_rotated @ k.T * scale) @ v over one split"""
+    PAIRS: tl.constexpr = CONFIG.pairs
+    first, last = tile_range(tile[0], word(arguments, ATTENTION.tile_m),
+                             dim(arguments, ATTENTION.q_rotated, 0))
+    head, split = tile[1].to(tl.int64), tile[2].to(tl.int64)
+    group_heads = word(arguments, ATTENTION.group_heads)
+    while first < last:
+        # rows of one request share its cache
+        request = row_entry(arguments, ATTENTION.row_request, step, first, True)
+        stop = first + 1
+        same = stop < last
+        while same:
+            same = row_entry(arguments, ATTENTION.row_request, step, stop, True) == request
+            stop += same.to(tl.int64)
+            same = same & (stop < last)
+        for first_pair in tl.range(0, (stop - first) * group_heads, PAIRS):
+            attend_pairs(arguments, step, first, stop, first_pair, request, head, split, CONFIG)
+        first = stop
+
+
+@gpu_body(device_functions.attention_combine, configure=head_configuration)
+@triton.jit
+def attention_combine(arguments, tile, step, CONFIG: tl.constexpr):
+    """out = Σ_s partial[s] * exp(max[s] - max) / Σ_s sum[s] * exp(max[s] - max)"""
+    PAIRS: tl.constexpr = CONFIG.pairs
+    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
+    head_dim = word(arguments, COMBINE.head_dim)
+    group_heads = word(arguments, COMBINE.group_heads)
+    kv_splits, width = word(arguments, COMBINE.kv_splits), dim(arguments, COMBINE.out, 1)
+    stats_width = dim(arguments, COMBINE.stats, 2)
+    first, last = tile_range(tile[0], word(arguments, COMBINE.tile_m), dim(arguments, COMBINE.out, 0))
+    d = tl.arange(0, HEAD_BLOCK)
+    for first_pair in tl.range(0, (last - first) * group_heads, PAIRS):
+        pair = first_pair + tl.arange(0, PAIRS)
+        row = first + pair // group_heads
+        query_head = tile[1].to(tl.int64) * group_heads + pair % group_heads
+        there = row < last
+        mask = there[:, None] & (d < head_dim)[None, :]
+        stats = operand(arguments, COMBINE.stats, tl.float32)
+        stats += row * kv_splits * stats_width + 2 * query_head
+        partials = operand(arguments, COMBINE.partial, tl.float32)
+        partials += row * kv_splits * width + query_head * head_dim
+        value = tl.zeros([PAIRS, HEAD_BLOCK], tl.float32)
+        largest = tl.full([PAIRS], float("-inf"), tl.float32)
+        total = tl.zeros([PAIRS], tl.float32)
+        for s in tl.range(0, kv_splits, num_stages=CONFIG.stages):
+            split_max = tl.load(stats + s * stats_width, mask=there, other=float("-inf"))
+            split_sum = tl.load(stats + s * stats_width + 1, mask=there, other=0)
+            partial = tl.load((partials + s * width)[:, None] + d[None, :], mask=mask, other=0)
+            new_largest = tl.maximum(largest, split_max)
+            base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+            decay, share = tl.exp(largest - base), tl.exp(split_max - base)
+            total = total * decay + split_sum * share
+            value = value * decay[:, None] + partial * share[:, None]
+            largest = new_largest
+        total = tl.where(there, total, 1.0)
+        out = operand(arguments, COMBINE.out, tl.float32) + row * width + query_head * head_dim
+        tl.store(out[:, None] + d[None, :], value / total[:, None], mask=mask)

@@ -1,0 +1,78 @@
+"""The worker compiled for a chip that need not be there, and what the compiler says of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from event_tensor.device_function import DeviceFunction
+from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.worker import run_worker
+
+# Bytes of shared memory that one CTA may have, by compute capability.
+SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+RESOURCE = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledWorker:
+    """registers: per thread. stack_bytes, spill_bytes: local memory per thread; 0 is right."""
+
+    arch: int
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+    ptx: str
+    seconds: float
+
+
+def compiler_options(num_warps: int) -> dict[str, Any]:
+    """Options of every compilation of the worker, for a launch as for a look at it."""
+    # fp fusion is stated because its default differs between versions
+    return {"num_warps": num_warps, "num_stages": 1, "launch_cooperative_grid": True,
+            "enable_fp_fusion": True}
+
+
+def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
+                   num_warps: int) -> CompiledWorker:
+    """Compiles `run_worker` for `sm_<arch>`; needs no GPU."""
+    bodies, values, fingerprint = kernel_tables(functions, configured)
+    names = ("launch", "first_worker")
+    constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
+                 "THREADS": 32 * num_warps, "INTERPRETED": False}
+    signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
+        constants, "constexpr")
+    source = ASTSource(run_worker, signature, constexprs=constants,
+                       attrs={(0,): [["tt.divisibility", 16]]})
+    begin = time.perf_counter()
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32),
+                              options=compiler_options(num_warps))
+    seconds = time.perf_counter() - begin
+    registers, stack, spill = resource_usage(compiled.asm["cubin"])
+    return CompiledWorker(arch, registers, stack, spill, compiled.metadata.shared,
+                          compiled.asm["ptx"], seconds)
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, stack bytes and local (spill) bytes per thread, read off the machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "--dump-resource-usage", file.name], check=True,
+                              capture_output=True, text=True).stdout
+    found = RESOURCE.search(text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {text}")
+    return int(found[1]), int(found[2]), int(found[3])

@@ -1,0 +1,162 @@
+"""The GPU worker without a GPU: the same source under Triton's interpreter, a process per worker.
+
+The interpreter runs the programs of a grid one after another, so a wait for a later one would
+never end. Here every worker is a forked process that runs one program, over memory they share;
+atomics are those of the host. TRITON_INTERPRET=1 must be set before triton is imported.
+
+Everything workers write must be shared memory: `persistent_runtime.buffers.allocate` is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import triton
+from triton.language import standard
+from triton.runtime import interpreter
+
+from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import EventTensorError, UserError
+from persistent_runtime import layout
+from persistent_runtime.buffers import allocate
+from persistent_runtime.cpu.launch import Segment
+from persistent_runtime.encode import address_of
+from persistent_runtime.gpu import arguments, sync
+from persistent_runtime.gpu.records import describe_stuck, fill_segment
+from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.worker import run_worker
+
+LEAVE_S = 5.0  # what an aborted worker may take for the task it is in
+
+
+class InterpretedKernel:
+    """The interface of `cpu.launch.CpuKernel`, run by the interpreter."""
+
+    def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
+                 progress: Callable[[int, int], None] | None = None, *,
+                 configured: Mapping[str, Any]) -> None:
+        if not triton.knobs.runtime.interpret:
+            raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
+        self.num_workers = num_workers
+        self.kinds = {function.name: k for k, function in enumerate(functions)}
+        self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
+        _rewrite_functions(self.bodies)
+        if progress:
+            progress(len(functions), len(functions))
+
+    def launch(self, segments: Sequence[Segment], scratch_bytes: int = 0, *,
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0
+               ) -> InterpretedLaunch:
+        """Start the workers and return at once; see `CpuKernel.launch`."""
+        return InterpretedLaunch(self, segments, finished, timeout_s)
+
+    def call_worker(self, record: npt.NDArray[np.int64], worker: int) -> None:
+        """Runs one worker to its end in this process."""
+        _patch_language_once()
+        run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
+                         self.fingerprint, THREADS=32, INTERPRETED=True)
+
+
+def _rewrite_functions(bodies: Sequence[Any]) -> None:
+    """Has the interpreter parse what the workers will call, once for all processes to come."""
+    modules = {body.fn.__module__ for body in bodies} | {
+        run_worker.fn.__module__, sync.__name__, arguments.__name__, standard.__name__}
+    for name in modules:
+        for value in list(vars(sys.modules[name]).values()):
+            if isinstance(value, interpreter.InterpretedFunction):
+                value.rewrite()
+
+
+def _patch_language_once() -> None:
+    """Triton replaces its language's builtins again at every call of a device function, which
+    takes most of the time. In a worker's process the first time is enough."""
+    original, patched = interpreter._patch_lang, set()
+
+    def patch(function: Any) -> Any:
+        modules = {id(value) for value in function.__globals__.values()
+                   if value is triton.language or value is triton.language.core}
+        if modules <= patched:
+            return None
+        patched.update(modules)
+        return original(function)
+
+    interpreter._patch_lang = patch
+
+
+class InterpretedLaunch:
+    """A running launch. `wait` returns when it is done and raises what went wrong."""
+
+    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment],
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+        workers = kernel.num_workers
+        self._segments = list(segments)
+        self._control = allocate((layout.CONTROL_WORDS,), "int32")
+        self._stuck = allocate((workers, layout.STUCK_WORDS), "int64")
+        records = allocate((max(len(self._segments), 1), layout.SEGMENT_WORDS), "int64")
+        record = allocate((layout.LAUNCH_WORDS,), "int64")
+        self._keep_alive: list[Any] = [finished, records, record]
+        for k, segment in enumerate(self._segments):
+            events = allocate((max(segment.encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
+            self._keep_alive.append(events)
+            encoded = segment.encoded
+            fill_segment(records[k], segment, [address_of(array) for array in (
+                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
+                segment.arguments, events)])
+        record[layout.NUM_WORKERS] = workers
+        record[layout.NUM_SEGMENTS] = len(self._segments)
+        record[layout.SEGMENTS] = address_of(records)
+        record[layout.CONTROL] = address_of(self._control)
+        record[layout.STUCK] = address_of(self._stuck)
+        record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
+        if finished is not None:
+            record[layout.FINISHED] = address_of(finished)
+            record[layout.NUM_REQUESTS] = len(finished)
+        context = multiprocessing.get_context("fork")
+        self._processes = [
+            context.Process(target=kernel.call_worker, args=(record, worker), daemon=True)
+            for worker in range(workers)]
+        for process in self._processes:
+            process.start()
+
+    @property
+    def is_running(self) -> bool:
+        if any(process.exitcode for process in self._processes):
+            self.abort()  # one worker died: the others would wait for it until the timeout
+        return any(process.is_alive() for process in self._processes)
+
+    def abort(self) -> None:
+        """Ask every worker to leave; returns when they have."""
+        if self._control[layout.ABORT] == 0:
+            self._control[layout.ABORT] = layout.ABORT_REQUESTED
+        deadline = time.monotonic() + LEAVE_S
+        for process in self._processes:
+            process.join(max(deadline - time.monotonic(), 0))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def wait(self, poll_s: float = 0.002) -> None:
+        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
+        try:
+            while self.is_running:
+                time.sleep(poll_s)
+        except BaseException:
+            self.abort()
+            raise
+        self.check()
+
+    def check(self) -> None:
+        """Raise DeadlockError if the workers gave up waiting."""
+        failed = [k for k, process in enumerate(self._processes) if process.exitcode]
+        if failed:
+            raise EventTensorError(f"interpreted workers {failed} failed; their tracebacks are on "
+                                   f"standard error")
+        if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
+            raise describe_stuck(self._stuck.tolist(), self._segments)

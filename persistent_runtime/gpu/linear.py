@@ -1,0 +1,308 @@
+"""Bodies of the matrix products: a matrix-vector path for one row, a tensor-core path for many.
+
+Both stream the tile's weights once from memory, all of its columns block after block in one flat
+loop, so that loads of the next block are in flight while one is being reduced. RMS norm costs no
+pass of its own: rows are multiplied by the norm's weight as they are read, squares are summed on
+the way, and the factor 1 / rms multiplies the finished sums.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from persistent_runtime import device_functions
+from persistent_runtime.gpu.arguments import (
+    dim,
+    float_parameter,
+    operand,
+    record_offsets,
+    tile_range,
+    word,
+)
+from persistent_runtime.gpu.registry import Shape, gpu_body
+
+NORM_LINEAR = record_offsets(device_functions.norm_linear)
+LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
+GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
+LM_HEAD = record_offsets(device_functions.norm_lm_head)
+ARGMAX_BLOCK = tl.constexpr(1024)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfiguration:
+    """Block sizes: of weights held at once by the one-row path, and of the tensor-core path."""
+
+    weight: tl.dtype
+    interpreted: bool
+    biased: bool  # whether any call has a bias
+    alignment: int  # rows of weights and activations start at multiples of so many elements
+    row_n: int
+    row_k: int
+    row_stages: int
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+
+
+def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
+    """Blocks for tiles that read `matrices` weight matrices at once."""
+    lengths = shape.parameter("in_features")
+    columns = max(shape.parameter("tile_n"))
+    kept = shape.target.row_elements // matrices
+    row_k = shape.largest_divisor(lengths, min(1024, kept))
+    row_n = max(min(kept // row_k, triton.next_power_of_2(columns)), 1)
+    wide = shape.target.tensor_columns // matrices
+    return LinearConfiguration(
+        shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
+        row_n, row_k, shape.target.row_stages,
+        shape.target.tensor_rows, max(min(wide, triton.next_power_of_2(columns)), 16),
+        shape.target.tensor_depth, shape.target.tensor_stages)
+
+
+@triton.jit
+def widened_dot(a, b, total, CONFIG: tl.constexpr):
+    """total + a @ b with a in float32 precision; b has the weights' type. [M, K] @ [K, N]
+
+    bfloat16 keeps eight bits, so a is split in two parts: weights are what has to be read, and
+    the second product costs no memory traffic.
+    """
+    if CONFIG.interpreted:
+        total = tl.dot(a, b.to(tl.float32), total, input_precision="ieee")
+    elif CONFIG.weight == tl.bfloat16:
+        high = a.to(tl.bfloat16)
+        low = (a - high.to(tl.float32)).to(tl.bfloat16)
+        total = tl.dot(high, b, total)
+        total = tl.dot(low, b, total)
+    elif CONFIG.weight == tl.float16:
+        # float16 has too few exponents for rows before their norm; tf32 holds float16 exactly
+        total = tl.dot(a, b.to(tl.float32), total, input_precision="tf32x3")
+    else:
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def finish(sums, ups, factor, biases, out, n, mask_n, mask, GATED: tl.constexpr,
+           ACCUMULATE: tl.constexpr, CONFIG: tl.constexpr):
+    """Norm factor, bias, gate or residual, and the store."""
+    sums = sums * factor
+    if CONFIG.biased:
+        sums += tl.load(biases[0] + n, mask=mask_n & biases[1], other=0).to(tl.float32)
+    if GATED:
+        ups = ups * factor
+        if CONFIG.biased:
+            ups += tl.load(biases[2] + n, mask=mask_n & biases[3], other=0).to(tl.float32)
+        sums = sums / (1.0 + tl.exp(-sums)) * ups
+    if ACCUMULATE:
+        sums += tl.load(out, mask=mask, other=0)
+    tl.store(out, sums, mask=mask)
+
+
+@triton.jit
+def multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED: tl.constexpr,
+                 GATED: tl.constexpr, ACCUMULATE: tl.constexpr, CONFIG: tl.constexpr):
+    """out[n] for n in [0, columns): one row x [length] against rows n of the weights."""
+    ROW_N: tl.constexpr = CONFIG.row_n
+    ROW_K: tl.constexpr = CONFIG.row_k
+    UP_N: tl.constexpr = CONFIG.row_n if GATED else 1
+    UP_K: tl.constexpr = CONFIG.row_k if GATED else 1
+    depths = tl.cdiv(length, ROW_K)
+    total = tl.zeros([ROW_N, ROW_K], tl.float32)
+    up_total = tl.zeros([UP_N, UP_K], tl.float32)
+    squares = tl.zeros([ROW_K], tl.float32)
+    for iteration in tl.range(0, tl.cdiv(columns, ROW_N) * depths, num_stages=CONFIG.row_stages):
+        depth = iteration % depths
+        n = iteration // depths * ROW_N + tl.arange(0, ROW_N)
+        k = depth * ROW_K + tl.arange(0, ROW_K)
+        mask_k, mask_n = k < length, n < columns
+        at = n[:, None] * length + k[None, :]
+        mask = mask_n[:, None] & mask_k[None, :]
+        w = tl.load(weights[0] + at, mask=mask, other=0, eviction_policy="evict_first")
+        value = tl.load(x + k, mask=mask_k, other=0, eviction_policy="evict_last")
+        if NORMED:
+            squares += value * value
+            value *= tl.load(norm + k, mask=mask_k, other=0,
+                             eviction_policy="evict_last").to(tl.float32)
+        total += w.to(tl.float32) * value[None, :]
+        if GATED:
+            w = tl.load(weights[1] + at, mask=mask, other=0, eviction_policy="evict_first")
+            up_total += w.to(tl.float32) * value[None, :]
+        if depth == depths - 1:
+            factor = 1.0
+            if NORMED:
+                factor = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / length.to(tl.float32) + eps)
+            finish(tl.sum(total, axis=1), tl.sum(up_total, axis=1), factor, biases, out + n, n,
+                   mask_n, mask_n, GATED, ACCUMULATE, CONFIG)
+            total = tl.zeros_like(total)
+            up_total = tl.zeros_like(up_total)
+            squares = tl.zeros_like(squares)
+
+
+@triton.jit
+def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, rows, columns, eps,
+                  NORMED: tl.constexpr, GATED: tl.constexpr, ACCUMULATE: tl.constexpr,
+                  GATHERED: tl.constexpr, CONFIG: tl.constexpr):
+    """out[m, n] for m in [0, rows), n in [0, columns); x_rows names row m of x if GATHERED."""
+    BLOCK_M: tl.constexpr = CONFIG.block_m
+    BLOCK_N: tl.constexpr = CONFIG.block_n
+    BLOCK_K: tl.constexpr = CONFIG.block_k
+    UP_M: tl.constexpr = CONFIG.block_m if GATED else 1
+    UP_N: tl.constexpr = CONFIG.block_n if GATED else 1
+    m_blocks = tl.cdiv(rows, BLOCK_M)
+    for block in tl.range(0, tl.cdiv(columns, BLOCK_N) * m_blocks):
+        m = block % m_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+        n = block // m_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask_m, mask_n = m < rows, n < columns
+        row = m
+        if GATHERED:
+            row = tl.load(x_rows + m, mask=mask_m, other=0)
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        up_total = tl.zeros([UP_M, UP_N], tl.float32)
+        squares = tl.zeros([BLOCK_M], tl.float32)
+        for k0 in tl.range(0, length, BLOCK_K, num_stages=CONFIG.stages):
+            k = k0 + tl.arange(0, BLOCK_K)
+            mask_k = k < length
+            value = tl.load(x + row[:, None] * length + k[None, :],
+                            mask=mask_m[:, None] & mask_k[None, :], other=0,
+                            eviction_policy="evict_last")
+            if NORMED:
+                squares += tl.sum(value * value, axis=1)
+                value *= tl.load(norm + k, mask=mask_k, other=0,
+                                 eviction_policy="evict_last").to(tl.float32)[None, :]
+            at = n[None, :] * length + k[:, None]
+            mask = mask_n[None, :] & mask_k[:, None]
+            w = tl.load(weights[0] + at, mask=mask, other=0, eviction_policy="evict_first")
+            total = widened_dot(value, w, total, CONFIG)
+            if GATED:
+                w = tl.load(weights[1] + at, mask=mask, other=0, eviction_policy="evict_first")
+                up_total = widened_dot(value, w, up_total, CONFIG)
+        factor = tl.full([BLOCK_M, 1], 1.0, tl.float32)
+        if NORMED:
+            factor = (1.0 / tl.sqrt(squares / length.to(tl.float32) + eps))[:, None]
+        finish(total, up_total, factor, biases, out + m[:, None] * out_stride + n[None, :],
+               n[None, :], mask_n[None, :], mask_m[:, None] & mask_n[None, :], GATED, ACCUMULATE,
+               CONFIG)
+
+
+@triton.jit
+def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride, length, first,
+             last, begin, end, eps, NORMED: tl.constexpr, GATED: tl.constexpr,
+             ACCUMULATE: tl.constexpr, GATHERED: tl.constexpr, CONFIG: tl.constexpr):
+    """One tile of act(rms_norm(x) @ weight.T + bias), added to or stored in out.
+
+    x_rows: pointer to the row of x for every m, looked at only if GATHERED.
+    """
+    ALIGNMENT: tl.constexpr = CONFIG.alignment
+    # from here on, everything is an int32 offset from the tile's corner
+    weights = (weight + begin * length, up_weight + begin * length)
+    biases = (bias + begin, bias.to(tl.int64) != 0, up_bias + begin, up_bias.to(tl.int64) != 0)
+    out += first * out_stride + begin
+    if GATHERED:
+        x_rows += first
+    else:
+        x += first * length
+    rows, columns = (last - first).to(tl.int32), (end - begin).to(tl.int32)
+    length = tl.multiple_of(length.to(tl.int32), ALIGNMENT)
+    out_stride = out_stride.to(tl.int32)
+    if rows == 1:
+        if GATHERED:
+            x += tl.load(x_rows) * length
+        multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
+                     ACCUMULATE, CONFIG)
+    else:
+        multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, rows, columns,
+                      eps, NORMED, GATED, ACCUMULATE, GATHERED, CONFIG)
+
+
+@gpu_body(device_functions.norm_linear, configure=lambda shape: linear_configuration(shape, 1))
+@triton.jit
+def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
+    """out = rms_norm(x) @ weight.T + bias"""
+    first, last = tile_range(tile[0], word(arguments, NORM_LINEAR.tile_m),
+                             dim(arguments, NORM_LINEAR.x, 0))
+    begin, end = tile_range(tile[1], word(arguments, NORM_LINEAR.tile_n),
+                            dim(arguments, NORM_LINEAR.weight, 0))
+    x = operand(arguments, NORM_LINEAR.x, tl.float32)
+    weight = operand(arguments, NORM_LINEAR.weight, CONFIG.weight)
+    bias = operand(arguments, NORM_LINEAR.bias, CONFIG.weight)
+    multiply(x, x, operand(arguments, NORM_LINEAR.norm_weight, CONFIG.weight), weight, weight,
+             bias, bias, operand(arguments, NORM_LINEAR.out, tl.float32),
+             dim(arguments, NORM_LINEAR.out, 1), word(arguments, NORM_LINEAR.in_features, CONFIG.alignment),
+             first, last, begin, end, float_parameter(arguments, NORM_LINEAR.eps),
+             True, False, False, False, CONFIG)
+
+
+@gpu_body(device_functions.linear_residual, configure=lambda shape: linear_configuration(shape, 1))
+@triton.jit
+def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
+    """residual += x @ weight.T + bias"""
+    first, last = tile_range(tile[0], word(arguments, LINEAR_RESIDUAL.tile_m),
+                             dim(arguments, LINEAR_RESIDUAL.x, 0))
+    begin, end = tile_range(tile[1], word(arguments, LINEAR_RESIDUAL.tile_n),
+                            dim(arguments, LINEAR_RESIDUAL.weight, 0))
+    x = operand(arguments, LINEAR_RESIDUAL.x, tl.float32)
+    weight = operand(arguments, LINEAR_RESIDUAL.weight, CONFIG.weight)
+    bias = operand(arguments, LINEAR_RESIDUAL.bias, CONFIG.weight)
+    multiply(x, x, weight, weight, weight, bias, bias,
+             operand(arguments, LINEAR_RESIDUAL.residual, tl.float32),
+             dim(arguments, LINEAR_RESIDUAL.residual, 1),
+             word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment), first, last, begin, end, 0.0,
+             False, False, True, False, CONFIG)
+
+
+@gpu_body(device_functions.norm_gate_up_silu,
+          configure=lambda shape: linear_configuration(shape, 2))
+@triton.jit
+def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
+    """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
+    first, last = tile_range(tile[0], word(arguments, GATE_UP.tile_m), dim(arguments, GATE_UP.x, 0))
+    begin, end = tile_range(tile[1], word(arguments, GATE_UP.tile_n),
+                            dim(arguments, GATE_UP.gate_weight, 0))
+    x = operand(arguments, GATE_UP.x, tl.float32)
+    multiply(x, x, operand(arguments, GATE_UP.norm_weight, CONFIG.weight),
+             operand(arguments, GATE_UP.gate_weight, CONFIG.weight),
+             operand(arguments, GATE_UP.up_weight, CONFIG.weight),
+             operand(arguments, GATE_UP.gate_bias, CONFIG.weight),
+             operand(arguments, GATE_UP.up_bias, CONFIG.weight),
+             operand(arguments, GATE_UP.out, tl.float32), dim(arguments, GATE_UP.out, 1),
+             word(arguments, GATE_UP.in_features, CONFIG.alignment), first, last, begin, end,
+             float_parameter(arguments, GATE_UP.eps), True, True, False, False, CONFIG)
+
+
+@gpu_body(device_functions.norm_lm_head, configure=lambda shape: linear_configuration(shape, 1))
+@triton.jit
+def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
+    """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
+    vocab = dim(arguments, LM_HEAD.logits, 1)
+    first, last = tile_range(tile[0], word(arguments, LM_HEAD.tile_m),
+                             dim(arguments, LM_HEAD.logits, 0))
+    begin, end = tile_range(tile[1], word(arguments, LM_HEAD.tile_n), vocab)
+    weight = operand(arguments, LM_HEAD.weight, CONFIG.weight)
+    logits = operand(arguments, LM_HEAD.logits, tl.float32)
+    rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[2]
+    multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
+             operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
+             weight, logits, vocab, word(arguments, LM_HEAD.in_features, CONFIG.alignment), first, last, begin, end,
+             float_parameter(arguments, LM_HEAD.eps), True, False, False, True, CONFIG)
+    tl.debug_barrier()  # the logits of this tile are read back, by other threads
+    tiles = dim(arguments, LM_HEAD.tile_max, 1)
+    tile_max = operand(arguments, LM_HEAD.tile_max, tl.float32) + tile[1]
+    tile_argmax = operand(arguments, LM_HEAD.tile_argmax, tl.int32) + tile[1]
+    for m in tl.range(first, last):
+        best = tl.full([ARGMAX_BLOCK], float("-inf"), tl.float32)
+        place = tl.zeros([ARGMAX_BLOCK], tl.int64) + begin
+        for n0 in tl.range(begin, end, ARGMAX_BLOCK):
+            n = n0 + tl.arange(0, ARGMAX_BLOCK)
+            value = tl.load(logits + m * vocab + n, mask=n < end, other=float("-inf"))
+            place = tl.where(value > best, n, place)
+            best = tl.where(value > best, value, best)
+        top = tl.max(best, axis=0)
+        tl.store(tile_max + m * tiles, top)
+        # the lowest column wins a tie
+        tl.store(tile_argmax + m * tiles,
+                 tl.min(tl.where(best == top, place, end - 1), axis=0).to(tl.int32))

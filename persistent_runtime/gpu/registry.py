@@ -1,0 +1,134 @@
+"""Device-function bodies of the GPU, and the block sizes each is compiled with.
+
+A body is a `@triton.jit` function `body(arguments, tile, step, CONFIG)`: a pointer to the argument
+record (int64), tuples of the tile's coordinates and of the step record's words, and a constexpr
+configuration. What a configuration holds is the body's own affair: the `configure` function given
+beside it makes one from the `Shape` of the calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton.language as tl
+
+from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import UserError
+from event_tensor.graph import Call, Graph
+from event_tensor.symbols import Expr
+from persistent_runtime import layout
+from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
+
+WEIGHT_TYPE = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
+BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.{name}"
+                       for name in ("attention", "linear", "tokens"))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a configuration may depend on: the calls of one device function in a graph."""
+
+    calls: tuple[Call, ...]
+    weight: tl.dtype
+    interpreted: bool
+    target: TileTarget
+
+    def parameter(self, name: str) -> list[int]:
+        """The values that calls give to an integer parameter, without those known only later."""
+        values = [call.parameters[name] for call in self.calls]
+        return sorted({int(v.evaluate({})) for v in values
+                       if isinstance(v, Expr) and not v.symbols()})
+
+    def is_bound(self, part: str) -> bool:
+        """Whether any call binds an optional operand whose name contains `part`."""
+        return any(part in operand.name and tensor is not None for call in self.calls
+                   for operand, tensor in zip(call.function.operands, call.args, strict=True))
+
+    @staticmethod
+    def largest_divisor(lengths: Sequence[int], limit: int) -> int:
+        """The largest power of two up to `limit` that wastes nothing of the given lengths, but
+        at least an eighth of `limit`: below, masked lanes cost less than short loads."""
+        size = limit
+        while size > max(limit // 8, 1) and any(length % size for length in lengths):
+            size //= 2
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredBody:
+    function: Any  # @triton.jit
+    configure: Callable[[Shape], Any]
+
+
+_bodies: dict[str, RegisteredBody] = {}
+
+
+def gpu_body(declaration: DeviceFunction, configure: Callable[[Shape], Any] = lambda shape: shape
+             ) -> Callable[[Any], Any]:
+    """Registers the decorated `@triton.jit` function as the GPU body of a device function.
+
+    configure: Shape → the configuration the body gets, any hashable value with a stable repr.
+    """
+
+    def register(function: Any) -> Any:
+        _bodies[declaration.name] = RegisteredBody(function, configure)
+        return function
+
+    return register
+
+
+def body_of(declaration: DeviceFunction) -> RegisteredBody:
+    """The registered body; raises UserError when there is none."""
+    if declaration.name not in _bodies:
+        for module in BUILTIN_BODIES:
+            importlib.import_module(module)
+    try:
+        return _bodies[declaration.name]
+    except KeyError:
+        raise UserError(
+            f"device function {declaration.name!r} has no GPU body; decorate one with "
+            f"@gpu_body({declaration.name}) from persistent_runtime.gpu.registry") from None
+
+
+def configurations(graph: Graph, dtype: str, *, target: str = "generic", interpreted: bool = False
+                   ) -> dict[str, Any]:
+    """Device function name → its configuration for the calls of a graph.
+
+    dtype: how weights and KV cache are stored. target: a key of `TILE_TARGETS`.
+    """
+    if dtype not in WEIGHT_TYPE:
+        raise UserError(f"dtype {dtype!r} has no GPU bodies; use one of {', '.join(WEIGHT_TYPE)}")
+    calls: dict[DeviceFunction, list[Call]] = {}
+    for call in graph.calls:
+        calls.setdefault(call.function, []).append(call)
+    tiles = TILE_TARGETS[target]
+    return {function.name: body_of(function).configure(
+        Shape(tuple(of_function), WEIGHT_TYPE[dtype], interpreted, tiles))
+        for function, of_function in calls.items()}
+
+
+def kernel_fingerprint(functions: Sequence[Any], configured: Sequence[Any] = ()) -> str:
+    """Changes when a body, a helper it calls, its configuration or the layout changes.
+
+    The compiler's own cache key does not see bodies that are passed in a tuple, and would hand
+    out a kernel with the old ones.
+    """
+    digest = hashlib.sha256(Path(layout.__file__).read_bytes())
+    for function in functions:
+        key = getattr(function, "cache_key", None)  # interpreted functions have none
+        digest.update(str(key or function.fn.__qualname__).encode() + b"\0")
+    digest.update(repr(tuple(configured)).encode())
+    return digest.hexdigest()
+
+
+def kernel_tables(functions: Sequence[DeviceFunction], configured: Mapping[str, Any]
+                  ) -> tuple[tuple[Any, ...], tuple[Any, ...], str]:
+    """What `run_worker` is compiled with: bodies, configurations and fingerprint, by kind."""
+    bodies = tuple(body_of(function).function for function in functions)
+    values = tuple(configured[function.name] for function in functions)
+    return bodies, values, kernel_fingerprint(bodies, values)

@@ -1,0 +1,122 @@
+"""Bodies at both ends of a step: token ids to rows, logits to the next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from persistent_runtime import device_functions
+from persistent_runtime.gpu.arguments import (
+    ROW_ADVANCE,
+    ROW_BASE,
+    dim,
+    logit_entry,
+    operand,
+    record_offsets,
+    row_entry,
+    tile_range,
+    word,
+)
+from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.sync import globaltimer
+
+EMBED = record_offsets(device_functions.embed_tokens)
+SELECT = record_offsets(device_functions.select_token)
+EMBED_ROWS, EMBED_COLUMNS = tl.constexpr(16), tl.constexpr(256)
+CANDIDATES, STOP_IDS = tl.constexpr(1024), tl.constexpr(32)
+NO_TILE = tl.constexpr(2**30)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenConfiguration:
+    weight: tl.dtype
+    interpreted: bool
+
+
+def token_configuration(shape: Shape) -> TokenConfiguration:
+    return TokenConfiguration(shape.weight, shape.interpreted)
+
+
+@gpu_body(device_functions.embed_tokens, configure=token_configuration)
+@triton.jit
+def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
+    """out[r] = weight[token_ids[request of r, position of r]]"""
+    hidden_size = word(arguments, EMBED.hidden_size)
+    first, last = tile_range(tile[0], word(arguments, EMBED.tile_m), dim(arguments, EMBED.out, 0))
+    token_ids = operand(arguments, EMBED.token_ids, tl.int32)
+    weight = operand(arguments, EMBED.weight, CONFIG.weight)
+    out = operand(arguments, EMBED.out, tl.float32)
+    for first_row in tl.range(first, last, EMBED_ROWS):
+        row = first_row + tl.arange(0, EMBED_ROWS)
+        there = row < last
+        request = row_entry(arguments, EMBED.row_request, step, row, there)
+        position = row_entry(arguments, EMBED.row_position, step, row, there)
+        place = request * dim(arguments, EMBED.token_ids, 1) + position
+        token = tl.load(token_ids + place, mask=there, other=0).to(tl.int64)
+        for column in tl.range(0, hidden_size, EMBED_COLUMNS):
+            k = column + tl.arange(0, EMBED_COLUMNS)
+            mask = there[:, None] & (k < hidden_size)[None, :]
+            value = tl.load(weight + token[:, None] * hidden_size + k[None, :], mask=mask)
+            tl.store(out + row[:, None] * hidden_size + k[None, :], value.to(tl.float32),
+                     mask=mask)
+
+
+@triton.jit
+def best_token(arguments, logit_row):
+    """The token of the largest tile maximum; tiles ascend, so the lowest id wins a tie."""
+    tiles = dim(arguments, SELECT.tile_max, 1)
+    tile_max = operand(arguments, SELECT.tile_max, tl.float32) + logit_row * tiles
+    tile_argmax = operand(arguments, SELECT.tile_argmax, tl.int32) + logit_row * tiles
+    best = tl.full([CANDIDATES], float("-inf"), tl.float32)
+    place = tl.zeros([CANDIDATES], tl.int32)
+    for first in tl.range(0, tiles.to(tl.int32), CANDIDATES):
+        j = first + tl.arange(0, CANDIDATES)
+        value = tl.load(tile_max + j, mask=j < tiles, other=float("-inf"))
+        place = tl.where(value > best, j, place)
+        best = tl.where(value > best, value, best)
+    winner = tl.min(tl.where(best == tl.max(best, axis=0), place, NO_TILE), axis=0)
+    return tl.load(tile_argmax + winner)
+
+
+@triton.jit
+def is_stop(arguments, token):
+    """1 if the token ends a request, else 0."""
+    stop_ids, count = operand(arguments, SELECT.stop_ids, tl.int32), dim(arguments,
+                                                                         SELECT.stop_ids, 0)
+    stops = tl.zeros([STOP_IDS], tl.int32)
+    for first in tl.range(0, count.to(tl.int32), STOP_IDS):
+        k = first + tl.arange(0, STOP_IDS)
+        stop_id = tl.load(stop_ids + k, mask=k < count, other=-1)
+        stops += ((stop_id == token) & (k < count)).to(tl.int32)
+    return tl.sum(stops, axis=0)
+
+
+@gpu_body(device_functions.select_token, configure=token_configuration)
+@triton.jit
+def select_token(arguments, tile, step, CONFIG: tl.constexpr):
+    """Appends the greedy choice of one logit row to its request, unless that has finished."""
+    logit_row = tile[0].to(tl.int64)
+    row = logit_entry(arguments, SELECT.logit_row, step, logit_row, True)
+    request = row_entry(arguments, SELECT.row_request, step, row, True)
+    finished = operand(arguments, SELECT.finished, tl.int32) + request
+    was_finished = tl.load(finished)
+    position = row_entry(arguments, SELECT.row_position, step, row, True) + 1
+    tl.debug_barrier()  # every thread has read what one thread is about to overwrite
+    if was_finished == 0:
+        token = best_token(arguments, logit_row)
+        place = request * dim(arguments, SELECT.token_ids, 1) + position
+        tl.store(operand(arguments, SELECT.token_ids, tl.int32) + place, token)
+        time_place = request * dim(arguments, SELECT.token_time, 1) + position
+        tl.store(operand(arguments, SELECT.token_time, tl.int64) + time_place,
+                 globaltimer(CONFIG.interpreted))
+        limit = tl.load(operand(arguments, SELECT.length_limit, tl.int32) + request)
+        if (position + 1 >= limit) | (is_stop(arguments, token) != 0):
+            tl.store(finished, 1)
+        row_position = operand(arguments, SELECT.row_position, tl.int32) + step[ROW_BASE] + row
+        tl.store(row_position, (position - 1 + step[ROW_ADVANCE]).to(tl.int32))
+        tl.debug_barrier()
+        # release: a host that sees the new length also sees the token, its time and `finished`
+        tl.atomic_xchg(operand(arguments, SELECT.length, tl.int32) + request,
+                       (position + 1).to(tl.int32), sem="release", scope="sys")

@@ -1,0 +1,89 @@
+"""Discrete-event estimate of a static schedule under the cost model: how long, and who waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduling.clocks import execution_order, positions
+from scheduling.static_schedule import StaticSchedule
+from scheduling.target import Target, task_costs_us
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Times of one step. A worker's `wait_us` is what it stands idle before its own tasks; after
+    its last task it is done."""
+
+    makespan_us: float
+    busy_us: tuple[float, ...]  # [workers]
+    wait_us: tuple[float, ...]  # [workers]
+
+    @property
+    def utilisation(self) -> float:
+        """Busy share of all workers' time, from 0 to 1."""
+        whole = self.makespan_us * len(self.busy_us)
+        return sum(self.busy_us) / whole if whole else 1.0
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """The latest notify of an event, and the latest from any other worker than that one's."""
+
+    end_us: float = 0.0
+    worker: int = -1
+    other_end_us: float = 0.0
+    has_other: bool = False
+
+    def notify(self, end_us: float, worker: int) -> None:
+        if worker == self.worker:
+            self.end_us = max(self.end_us, end_us)
+            return
+        if self.worker >= 0:
+            self.other_end_us = max(min(end_us, self.end_us), self.other_end_us)
+            self.has_other = True
+        if end_us >= self.end_us:
+            self.end_us, self.worker = end_us, worker
+
+    def seen_us(self, worker: int, dependency_us: float) -> float:
+        """When `worker` may go on."""
+        if worker != self.worker:
+            return self.end_us + dependency_us if self.worker >= 0 else 0.0
+        return max(self.end_us, self.other_end_us + dependency_us if self.has_other else 0.0)
+
+
+def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
+    """Run the schedule under the cost model of `target`.
+
+    A task starts when its worker is free and its events have fired; a notify takes
+    `target.dependency_us` to reach another worker and nothing to reach its own. Raises
+    ScheduleError for a schedule whose workers would block.
+    """
+    table = schedule.table
+    costs = task_costs_us(table, target).tolist()
+    worker_of = positions(schedule)[0].tolist()
+    wait_indptr, wait_event = table.wait_indptr.tolist(), table.wait_event.tolist()
+    notify_indptr, notify_event = table.notify_indptr.tolist(), table.notify_event.tolist()
+    arrivals = [_Arrival() for _ in range(table.num_events)]
+    free = [0.0] * schedule.num_workers
+    busy = [0.0] * schedule.num_workers
+    wait = [0.0] * schedule.num_workers
+    for task in execution_order(schedule):
+        worker = worker_of[task]
+        start = free[worker]
+        for event in wait_event[wait_indptr[task]:wait_indptr[task + 1]]:
+            start = max(start, arrivals[event].seen_us(worker, target.dependency_us))
+        wait[worker] += start - free[worker]
+        busy[worker] += costs[task]
+        free[worker] = start + costs[task]
+        for event in notify_event[notify_indptr[task]:notify_indptr[task + 1]]:
+            arrivals[event].notify(free[worker], worker)
+    return Estimate(max(free, default=0.0), tuple(busy), tuple(wait))
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """A line for the whole and one for each worker."""
+    lines = [f"estimate: {estimate.makespan_us:.1f} us on {len(estimate.busy_us)} workers, "
+             f"{estimate.utilisation:.0%} busy"]
+    lines += [f"  worker {w}: busy {busy:.1f} us, waits {wait:.1f} us"
+              for w, (busy, wait) in enumerate(zip(estimate.busy_us, estimate.wait_us, strict=True))]
+    return "\n".join(lines) + "\n"

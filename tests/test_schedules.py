@@ -1,0 +1,186 @@
+"""Schedules of random graphs: proved, simulated, and run by the real CPU worker.
+
+What runs is compared with program order: by an abstract memory under seeded interleavings, and by
+the numbers that real threads leave behind.
+"""
+
+import os
+import re
+import signal
+import threading
+import time
+
+import mutations as m
+import numpy as np
+import pytest
+from program_order import Program, ordered_by_events
+from random_graphs import random_graph
+
+pytest.importorskip("numba")
+
+from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
+
+from event_tensor.derive import derive_events
+from event_tensor.errors import DeadlockError
+from event_tensor.task_table import instantiate
+from event_tensor.verify import verify
+from persistent_runtime.buffers import Buffers
+from persistent_runtime.cpu.launch import Segment
+from persistent_runtime.encode import encode_schedule
+from persistent_runtime.megakernel import Megakernel, build_schedule
+from scheduling.policies import POLICIES, remaining_path_us
+from scheduling.prune import prune_waits
+from scheduling.target import generic_cpu, task_costs_us
+from scheduling.verify_schedule import verify_schedule
+
+WORKERS = (1, 2, 5)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_policies_keep_program_order(policy, workers):
+    """Placed, pruned, proved; then simulated with the waits that are left."""
+    waits = pruned_waits = 0
+    for seed in range(60):
+        example = random_graph(seed)
+        bindings = example.bindings[seed % len(example.bindings)]
+        table = verify(derive_events(example.graph), bindings)
+        placed = POLICIES[policy](table, generic_cpu(workers))
+        verify_schedule(placed)
+        pruned = verify_schedule(prune_waits(placed))
+        assert pruned.num_workers == workers and m.schedule_is_harmless(pruned)
+        program = Program(table)
+        order = ordered_by_events(pruned.table, pruned.orders)
+        assert not len(program.unordered(order))
+        for interleaving in range(3):
+            program.replay(interleaving, pruned.orders, table=pruned.table)
+        waits += len(placed.table.wait_event)
+        pruned_waits += len(pruned.table.wait_event)
+    assert pruned_waits < waits
+    assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
+
+
+def test_pruning_again_finds_nothing():
+    for seed in range(40):
+        example = random_graph(seed)
+        schedule = build_schedule(derive_events(example.graph), example.bindings[-1],
+                                  "critical_path", generic_cpu(3))
+        again = prune_waits(schedule)
+        np.testing.assert_array_equal(again.table.wait_event, schedule.table.wait_event)
+        np.testing.assert_array_equal(again.table.notify_event, schedule.table.notify_event)
+
+
+def test_remaining_path_is_the_longest_chain():
+    """Against a plain recursion over the ordered pairs of tasks."""
+    for seed in range(30):
+        example = random_graph(seed)
+        table = verify(derive_events(example.graph), example.bindings[-1])
+        costs = np.random.default_rng(seed).uniform(1, 9, table.num_tasks)
+        direct = np.zeros((table.num_tasks, table.num_tasks), bool)
+        indptr, producer = table.producers()
+        for task, event in zip(table.wait_task, table.wait_event, strict=True):
+            direct[producer[indptr[event]:indptr[event + 1]], task] = True
+        longest = costs.copy()
+        for task in reversed(range(table.num_tasks)):  # program order is an order of the events
+            after = longest[direct[task]]
+            longest[task] += after.max() + 0.5 if len(after) else 0
+        np.testing.assert_allclose(remaining_path_us(table, costs, 0.5), longest)
+        assert (task_costs_us(table, generic_cpu(2)) > 0).all()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_threads_leave_what_program_order_leaves(policy, workers):
+    for seed in range(20):
+        example = random_graph(1000 + seed)
+        dtype = DTYPES[seed % 2]
+        kernel = Megakernel(executable(example.graph, dtype), workers=workers, policy=policy)
+        for bindings in example.bindings:
+            program = Program(instantiate(kernel.graph, bindings))
+            expected = run_in_program_order(program, dtype)
+            for _ in range(3):
+                memory = start_memory(program, dtype)
+                kernel.run(bindings, memory, timeout_s=10)
+                for name, cells in expected.items():
+                    np.testing.assert_array_equal(memory[name], cells, f"seed {seed}, {name}")
+        assert kernel.compilations == 1
+
+
+def test_many_steps_in_one_launch_repeat_the_program():
+    """Counters never go back: step s waits for count * (s + 1). Steps must not overlap."""
+    for seed in (3, 8, 21):
+        example = random_graph(seed)
+        kernel = Megakernel(executable(example.graph, "int32"), workers=3)
+        bindings = example.bindings[-1]
+        program = Program(instantiate(kernel.graph, bindings))
+        memory, buffers = start_memory(program, "int32"), Buffers()
+        for spec in kernel.graph.tensors():
+            buffers.bind(spec, memory[spec.name])
+        kernel.launch([kernel.segment(bindings, buffers, steps=50)]).wait()
+        once = start_memory(program, "int32")
+        buffers = Buffers()
+        for spec in kernel.graph.tensors():
+            buffers.bind(spec, once[spec.name])
+        for _ in range(50):
+            kernel.launch([kernel.segment(bindings, buffers)]).wait()
+        for name, cells in once.items():
+            np.testing.assert_array_equal(memory[name], cells)
+
+
+def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
+    """(launch, task, event): a real launch in which `task` waits in vain for `event`."""
+    while True:
+        example = random_graph(seed)
+        bindings = example.bindings[-1]
+        kernel = Megakernel(executable(example.graph, "int32"), workers=workers)
+        schedule = build_schedule(kernel.graph, bindings, "round_robin", kernel.target)
+        if len(schedule.table.wait_event):
+            break
+        seed += 1
+    table = schedule.table
+    event = int(table.wait_event[0])
+    position = int(np.flatnonzero(table.notify_event == event)[0])
+    counts = table.event_count.copy()
+    broken = m.replace(table.with_notifies(np.delete(table.notify_task, position),
+                                           np.delete(table.notify_event, position)),
+                       event_count=counts)
+    encoded = encode_schedule(m.replace(schedule, table=broken), kernel.kernel.kinds,
+                              kernel.arguments.begin)
+    memory, buffers = start_memory(Program(instantiate(kernel.graph, bindings)), "int32"), Buffers()
+    for spec in kernel.graph.tensors():
+        buffers.bind(spec, memory[spec.name])
+    segment = Segment(encoded, kernel.arguments.encode(bindings, buffers.addresses))
+    launch = kernel.launch([segment], timeout_s=timeout_s)
+    return launch, table.task_name(int(table.wait_task[0])), table.event_name(event), counts[event]
+
+
+@pytest.mark.parametrize("workers", (2, 5))
+def test_a_lost_notify_is_an_error_and_not_a_hang(workers):
+    for seed in (0, 10, 20):
+        begin = time.monotonic()
+        launch, task, event, count = launch_without_a_notify(seed, workers)
+        with pytest.raises(DeadlockError) as error:
+            launch.wait()
+        assert time.monotonic() - begin < 5
+        expected = f"{task} waits on {event}, count {count - 1} of {count} in step 1"
+        assert re.search(re.escape(expected), str(error.value)), str(error.value)
+        assert not launch.is_running
+
+
+def test_abort_ends_a_stuck_launch_at_once():
+    launch, *_ = launch_without_a_notify(timeout_s=30)
+    time.sleep(0.05)
+    assert launch.is_running
+    begin = time.monotonic()
+    launch.abort()
+    assert time.monotonic() - begin < 0.5 and not launch.is_running
+    launch.check()  # asked to end: no deadlock
+
+
+def test_ctrl_c_ends_a_stuck_launch():
+    launch, *_ = launch_without_a_notify(timeout_s=30)
+    begin = time.monotonic()
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch.wait()
+    assert time.monotonic() - begin < 1 and not launch.is_running
