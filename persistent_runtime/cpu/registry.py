@@ -67,6 +67,8 @@ class CompiledBody:
     keep_alive: Any
 
 
+SHARED_SOURCES = ("layout.py", "device_functions.py")  # beside this folder, compiled into bodies
+
 COMPILATIONS: list[Compilation] = []  # of this process, in order
 
 _bodies: dict[str, Body] = {}
@@ -130,7 +132,7 @@ def runtime_fingerprint() -> str:
                  CPU_FEATURES):
         digest.update(part.encode() + b"\0")
     root = Path(persistent_runtime.__file__).parent
-    for source in sorted(root.rglob("*.py")):
+    for source in (*sorted((root / "cpu").glob("*.py")), *(root / name for name in SHARED_SOURCES)):
         digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
 

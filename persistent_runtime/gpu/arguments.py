@@ -56,9 +56,9 @@ def is_given(arguments, OFFSET: tl.constexpr):
 
 
 @triton.jit
-def dim(arguments, OFFSET: tl.constexpr, AXIS: tl.constexpr):
-    """Size of one dimension of an operand."""
-    return tl.load(arguments + (OFFSET + layout.DIMS + AXIS))
+def dim(arguments, OFFSET: tl.constexpr, AXIS: tl.constexpr, MULTIPLE_OF: tl.constexpr = 1):
+    """Size of one dimension of an operand, promised to be a multiple of MULTIPLE_OF."""
+    return tl.multiple_of(tl.load(arguments + (OFFSET + layout.DIMS + AXIS)), MULTIPLE_OF)
 
 
 @triton.jit
@@ -88,11 +88,13 @@ def logit_entry(arguments, OFFSET: tl.constexpr, step, row, mask):
 
 
 @triton.jit
-def kv_offset(arguments, CACHE: tl.constexpr, request, head, position):
+def kv_offset(arguments, CACHE: tl.constexpr, request, head, position, ALIGNMENT: tl.constexpr):
     """Element offset of a position's vector in a [requests, kv_heads, max_context, head_dim] cache.
 
     Every access to a KV cache goes through here, so that paging can come in one place. Positions
-    from here to the end of the context follow one another at a distance of head_dim.
+    from here to the end of the context follow one another at a distance of head_dim, which is a
+    multiple of ALIGNMENT.
     """
     kv_heads, max_context = dim(arguments, CACHE, 1), dim(arguments, CACHE, 2)
-    return ((request * kv_heads + head) * max_context + position) * dim(arguments, CACHE, 3)
+    return ((request * kv_heads + head) * max_context + position) * dim(arguments, CACHE, 3,
+                                                                             ALIGNMENT)

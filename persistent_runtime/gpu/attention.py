@@ -6,6 +6,7 @@ p // group_heads and head p % group_heads, so one block of vectors serves decode
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import triton
@@ -29,7 +30,7 @@ from persistent_runtime.gpu.registry import Shape, gpu_body
 ROPE = record_offsets(device_functions.rope_append)
 ATTENTION = record_offsets(device_functions.attention)
 COMBINE = record_offsets(device_functions.attention_combine)
-FAR = tl.constexpr(2**62)
+FAR = tl.constexpr(2**30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class HeadConfiguration:
 
     weight: tl.dtype
     interpreted: bool
+    alignment: int  # what head_dim is a multiple of
     head_block: int
     half_block: int
     pairs: int
@@ -48,7 +50,7 @@ class HeadConfiguration:
 def head_configuration(shape: Shape) -> HeadConfiguration:
     head_dim = max(shape.parameter("head_dim"))
     return HeadConfiguration(
-        shape.weight, shape.interpreted, max(triton.next_power_of_2(head_dim), 16),
+        shape.weight, shape.interpreted, math.gcd(16, *shape.parameter("head_dim")), max(triton.next_power_of_2(head_dim), 16),
         triton.next_power_of_2((head_dim + 1) // 2), shape.target.query_rows,
         shape.target.kv_block, shape.target.kv_stages)
 
@@ -83,10 +85,10 @@ def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
     """q_rotated = rope(q); k_cache, v_cache at the row's position = rope(k), v"""
     PAIRS: tl.constexpr = CONFIG.pairs
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
-    head_dim = word(arguments, ROPE.head_dim)
+    head_dim = word(arguments, ROPE.head_dim, CONFIG.alignment)
     group_heads = word(arguments, ROPE.group_heads)
     eps, head = float_parameter(arguments, ROPE.eps), tile[1].to(tl.int64)
-    q_stride, kv_stride = dim(arguments, ROPE.q, 1), dim(arguments, ROPE.k, 1)
+    q_stride, kv_stride = dim(arguments, ROPE.q, 1, CONFIG.alignment), dim(arguments, ROPE.k, 1, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.q, 0))
     cos, sin = operand(arguments, ROPE.cos, tl.float32), operand(arguments, ROPE.sin, tl.float32)
     q = operand(arguments, ROPE.q, tl.float32)
@@ -109,12 +111,14 @@ def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
         angles = position * (head_dim // 2)
         at = row * kv_stride + head * head_dim
         k_cache = operand(arguments, ROPE.k_cache, CONFIG.weight)
-        k_cache += kv_offset(arguments, ROPE.k_cache, request, head, position)
+        k_cache += kv_offset(arguments, ROPE.k_cache, request, head, position,
+                             CONFIG.alignment)
         rotate(operand(arguments, ROPE.k, tl.float32) + at, k_cache, k_norm,
                is_given(arguments, ROPE.k_norm), cos + angles, sin + angles, there, head_dim, eps,
                CONFIG.weight, CONFIG)
         v_cache = operand(arguments, ROPE.v_cache, CONFIG.weight)
-        v_cache += kv_offset(arguments, ROPE.v_cache, request, head, position)
+        v_cache += kv_offset(arguments, ROPE.v_cache, request, head, position,
+                             CONFIG.alignment)
         d = tl.arange(0, HEAD_BLOCK)[None, :]
         mask = there[:, None] & (d < head_dim)
         v = tl.load(operand(arguments, ROPE.v, tl.float32) + at[:, None] + d, mask=mask, other=0)
@@ -139,10 +143,10 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     PAIRS: tl.constexpr = CONFIG.pairs
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
     KV_BLOCK: tl.constexpr = CONFIG.kv_block
-    head_dim = word(arguments, ATTENTION.head_dim)
+    head_dim = word(arguments, ATTENTION.head_dim, CONFIG.alignment)
     group_heads = word(arguments, ATTENTION.group_heads)
     scale = float_parameter(arguments, ATTENTION.scale)
-    width = dim(arguments, ATTENTION.partial, 2)
+    width = dim(arguments, ATTENTION.partial, 2, CONFIG.alignment)
     stats_width = dim(arguments, ATTENTION.stats, 2)
     pair = first_pair + tl.arange(0, PAIRS)
     row = first + pair // group_heads
@@ -151,6 +155,7 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     position = row_entry(arguments, ATTENTION.row_position, step, row, there)
     begin, end = split_range(arguments, position, split)
     sees = there & (begin < end)
+    begin, end = begin.to(tl.int32), end.to(tl.int32)
     context_begin = tl.min(tl.where(sees, begin, FAR), axis=0)
     context_end = tl.max(tl.where(sees, end, 0), axis=0)
 
@@ -161,16 +166,18 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     q = tl.load(operand(arguments, ATTENTION.q_rotated, tl.float32) + at[:, None] + d[None, :],
                 mask=mask, other=0) * scale
     k_cache = operand(arguments, ATTENTION.k_cache, CONFIG.weight)
-    k_cache += kv_offset(arguments, ATTENTION.k_cache, request, head, 0)
+    k_cache += kv_offset(arguments, ATTENTION.k_cache, request, head, 0, CONFIG.alignment)
     v_cache = operand(arguments, ATTENTION.v_cache, CONFIG.weight)
-    v_cache += kv_offset(arguments, ATTENTION.v_cache, request, head, 0)
+    v_cache += kv_offset(arguments, ATTENTION.v_cache, request, head, 0, CONFIG.alignment)
+    ALIGNMENT: tl.constexpr = CONFIG.alignment
+    row_width = tl.multiple_of(head_dim.to(tl.int32), ALIGNMENT)
     partial = tl.zeros([PAIRS, HEAD_BLOCK], tl.float32)
     largest = tl.full([PAIRS], float("-inf"), tl.float32)
     total = tl.zeros([PAIRS], tl.float32)
     for t0 in tl.range(context_begin, context_end, KV_BLOCK, num_stages=CONFIG.stages):
         t = t0 + tl.arange(0, KV_BLOCK)
         known = t < context_end
-        k = tl.load(k_cache + t[None, :] * head_dim + d[:, None],
+        k = tl.load(k_cache + t[None, :] * row_width + d[:, None],
                     mask=known[None, :] & in_head[:, None], other=0)  # [head_dim, positions]
         scores = widened_dot(q, k, tl.zeros([PAIRS, KV_BLOCK], tl.float32), CONFIG)
         visible = (t[None, :] >= begin[:, None]) & (t[None, :] < end[:, None])
@@ -181,7 +188,7 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
         weights = tl.exp(scores - base[:, None])
         decay = tl.exp(largest - base)
         total = total * decay + tl.sum(weights, axis=1)
-        v = tl.load(v_cache + t[:, None] * head_dim + d[None, :],
+        v = tl.load(v_cache + t[:, None] * row_width + d[None, :],
                     mask=known[:, None] & in_head[None, :], other=0)  # [positions, head_dim]
         partial = widened_dot(weights, v, partial * decay[:, None], CONFIG)
         largest = new_largest
@@ -223,9 +230,9 @@ def attention_combine(arguments, tile, step, CONFIG: tl.constexpr):
     """out = Σ_s partial[s] * exp(max[s] - max) / Σ_s sum[s] * exp(max[s] - max)"""
     PAIRS: tl.constexpr = CONFIG.pairs
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
-    head_dim = word(arguments, COMBINE.head_dim)
+    head_dim = word(arguments, COMBINE.head_dim, CONFIG.alignment)
     group_heads = word(arguments, COMBINE.group_heads)
-    kv_splits, width = word(arguments, COMBINE.kv_splits), dim(arguments, COMBINE.out, 1)
+    kv_splits, width = word(arguments, COMBINE.kv_splits), dim(arguments, COMBINE.out, 1, CONFIG.alignment)
     stats_width = dim(arguments, COMBINE.stats, 2)
     first, last = tile_range(tile[0], word(arguments, COMBINE.tile_m), dim(arguments, COMBINE.out, 0))
     d = tl.arange(0, HEAD_BLOCK)

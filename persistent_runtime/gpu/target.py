@@ -29,5 +29,5 @@ class TileTarget:
 
 TILE_TARGETS = {
     # 8192 bf16 weights are 16 KB; four iterations in flight hide the latency of memory
-    "generic": TileTarget(8, 8192, 4, 64, 64, 64, 3, 64, 16, 2),
+    "generic": TileTarget(8, 4096, 6, 64, 64, 64, 3, 64, 16, 2),
 }
