@@ -70,10 +70,11 @@ def _describe_stuck(table: TaskTable, stuck: IntArray, remaining: IntArray) -> s
         circle = [task for task, _ in nx.find_cycle(graph)]
     except nx.NetworkXNoCycle:
         task = int(stuck[0])
-        event = int(next(e for e in table.waits_of(task) if remaining[e] > 0))
-        return (f"task {table.task_name(task)} waits on {table.event_name(event)}, which lacks "
-                f"{int(remaining[event])} of {int(table.event_count[event])} notifies; correct its "
-                f"wait count or its edges")
+        event = int(next(e for e in table.waits_of(task) if remaining[e] != 0))
+        count = int(table.event_count[event])
+        return (f"task {table.task_name(task)} waits on {table.event_name(event)}, which counts to "
+                f"{count} and is notified {count - int(remaining[event])} times; correct its wait "
+                f"count or its edges")
     names = " waits for ".join(table.task_name(task) for task in [*reversed(circle), circle[-1]])
     return f"tasks wait in a circle: {names}; remove one of the edges between them"
 

@@ -59,6 +59,32 @@ def peak_rss_mb() -> float:
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
+class Contention:
+    """How much of the processor other programs used between construction and `share()`."""
+
+    def __init__(self) -> None:
+        self._start = _cpu_seconds()
+
+    def share(self) -> float | None:
+        """0: the machine was ours alone; 1: it was all theirs. None where the system is silent."""
+        end = _cpu_seconds()
+        if self._start is None or end is None:
+            return None
+        busy, total, own = (e - s for e, s in zip(end, self._start, strict=True))
+        return round(min(max((busy - own) / max(total, 1e-9), 0.0), 1.0), 3)
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """(busy, busy and idle, of this process), summed over all cores."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return None
+    # user nice system idle iowait irq softirq steal; guest time is counted in user already
+    ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in first.split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks), sum(os.times()[:2])
+
+
 def gpu_name() -> str | None:
     import torch
 

@@ -11,7 +11,7 @@ from frontend.machine import commit, versions
 
 OURS = {"ttft_ms", "tpot_ms", "tokens_per_second", "bandwidth_gb_s", "peak_bandwidth_gb_s",
         "bandwidth_fraction", "correctness", "compare", "peak_rss_mb", "model", "dtype", "workers",
-        "versions", "cpu", "commit", "date"}
+        "versions", "cpu", "commit", "date", "other_programs_cpu_share"}
 
 
 @pytest.fixture(scope="module", autouse=True)

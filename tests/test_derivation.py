@@ -1,11 +1,13 @@
 """Derived events: by hand for each case, and over random graphs against program order."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from program_order import OrderError, Program, ordered_by_events
 from random_graphs import RandomGraph, graphs, random_graph
 
@@ -238,6 +240,19 @@ def test_interleavings_show_missing_edges():
             except OrderError:
                 seen += 1
     assert conflicts > 40 and seen >= 0.95 * conflicts
+
+
+@given(graphs(), st.randoms(use_true_random=False))
+@settings(max_examples=150)
+def test_edges_written_in_part_are_completed(random, choices):
+    """Half of the waits are written, the rest is left to derivation."""
+    graph = derive_events(random.graph)
+    partly = derive_events(Graph("partly", [
+        replace(call, in_edges=tuple(e for e in call.in_edges if choices.random() < 0.5))
+        for call in graph.calls]))
+    for bindings in random.bindings:
+        table = verify(partly, bindings)
+        assert not len(Program(table).unordered(ordered_by_events(table)))
 
 
 @given(graphs())

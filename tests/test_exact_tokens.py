@@ -8,10 +8,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("numba")
+import torch
+import transformers
 
 from frontend.compile import compile_decode_loop
 from persistent_runtime.cpu.registry import COMPILATIONS

@@ -5,27 +5,24 @@ the numbers that real threads leave behind.
 """
 
 import os
-import re
 import signal
 import threading
 import time
+from dataclasses import dataclass
 
 import mutations as m
 import numpy as np
 import pytest
+from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
 from program_order import Program, ordered_by_events
 from random_graphs import random_graph
-
-pytest.importorskip("numba")
-
-from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
 
 from event_tensor.derive import derive_events
 from event_tensor.errors import DeadlockError
 from event_tensor.task_table import instantiate
 from event_tensor.verify import verify
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.cpu.launch import Segment
+from persistent_runtime.cpu.launch import Launch, Segment
 from persistent_runtime.encode import encode_schedule
 from persistent_runtime.megakernel import Megakernel, build_schedule
 from scheduling.policies import POLICIES, remaining_path_us
@@ -127,8 +124,18 @@ def test_many_steps_in_one_launch_repeat_the_program():
             np.testing.assert_array_equal(memory[name], cells)
 
 
+@dataclass
+class StuckLaunch:
+    """A real launch in which `task` waits in vain for `event`; it holds the memory as well."""
+
+    launch: Launch
+    buffers: Buffers
+    task: str
+    event: str
+    count: int
+
+
 def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
-    """(launch, task, event): a real launch in which `task` waits in vain for `event`."""
     while True:
         example = random_graph(seed)
         bindings = example.bindings[-1]
@@ -150,37 +157,38 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
     for spec in kernel.graph.tensors():
         buffers.bind(spec, memory[spec.name])
     segment = Segment(encoded, kernel.arguments.encode(bindings, buffers.addresses))
-    launch = kernel.launch([segment], timeout_s=timeout_s)
-    return launch, table.task_name(int(table.wait_task[0])), table.event_name(event), counts[event]
+    return StuckLaunch(kernel.launch([segment], timeout_s=timeout_s), buffers,
+                       table.task_name(int(table.wait_task[0])), table.event_name(event),
+                       int(counts[event]))
 
 
 @pytest.mark.parametrize("workers", (2, 5))
 def test_a_lost_notify_is_an_error_and_not_a_hang(workers):
     for seed in (0, 10, 20):
         begin = time.monotonic()
-        launch, task, event, count = launch_without_a_notify(seed, workers)
+        stuck = launch_without_a_notify(seed, workers)
         with pytest.raises(DeadlockError) as error:
-            launch.wait()
+            stuck.launch.wait()
         assert time.monotonic() - begin < 5
-        expected = f"{task} waits on {event}, count {count - 1} of {count} in step 1"
-        assert re.search(re.escape(expected), str(error.value)), str(error.value)
-        assert not launch.is_running
+        assert (f"{stuck.task} waits on {stuck.event}, count {stuck.count - 1} of {stuck.count} "
+                f"in step 1") in str(error.value)
+        assert not stuck.launch.is_running
 
 
 def test_abort_ends_a_stuck_launch_at_once():
-    launch, *_ = launch_without_a_notify(timeout_s=30)
+    stuck = launch_without_a_notify(timeout_s=30)
     time.sleep(0.05)
-    assert launch.is_running
+    assert stuck.launch.is_running
     begin = time.monotonic()
-    launch.abort()
-    assert time.monotonic() - begin < 0.5 and not launch.is_running
-    launch.check()  # asked to end: no deadlock
+    stuck.launch.abort()
+    assert time.monotonic() - begin < 0.5 and not stuck.launch.is_running
+    stuck.launch.check()  # asked to end: no deadlock
 
 
 def test_ctrl_c_ends_a_stuck_launch():
-    launch, *_ = launch_without_a_notify(timeout_s=30)
+    stuck = launch_without_a_notify(timeout_s=30)
     begin = time.monotonic()
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        launch.wait()
-    assert time.monotonic() - begin < 1 and not launch.is_running
+        stuck.launch.wait()
+    assert time.monotonic() - begin < 1 and not stuck.launch.is_running

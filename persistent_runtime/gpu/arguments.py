@@ -1,4 +1,7 @@
-"""How bodies read their argument record and the step's rows (layout.py has the layout)."""
+"""How bodies read their argument record and the step's rows (layout.py has the layout).
+
+Sizes and indices are int32, which saves registers; offsets into weights and caches are int64.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def word(arguments, OFFSET: tl.constexpr, MULTIPLE_OF: tl.constexpr = 1):
 
     The promise has to be made here: a caller's would be lost when this function is inlined.
     """
-    return tl.multiple_of(tl.load(arguments + OFFSET), MULTIPLE_OF)
+    return tl.multiple_of(tl.load(arguments + OFFSET).to(tl.int32), MULTIPLE_OF)
 
 
 @triton.jit
@@ -58,7 +61,8 @@ def is_given(arguments, OFFSET: tl.constexpr):
 @triton.jit
 def dim(arguments, OFFSET: tl.constexpr, AXIS: tl.constexpr, MULTIPLE_OF: tl.constexpr = 1):
     """Size of one dimension of an operand, promised to be a multiple of MULTIPLE_OF."""
-    return tl.multiple_of(tl.load(arguments + (OFFSET + layout.DIMS + AXIS)), MULTIPLE_OF)
+    size = tl.load(arguments + (OFFSET + layout.DIMS + AXIS)).to(tl.int32)
+    return tl.multiple_of(size, MULTIPLE_OF)
 
 
 @triton.jit
@@ -69,7 +73,7 @@ def float_parameter(arguments, OFFSET: tl.constexpr):
 @triton.jit
 def tile_range(index, size, limit):
     """[begin, end) of a tile, cut at the end of the dimension."""
-    begin = tl.minimum(index.to(tl.int64) * size, limit)
+    begin = tl.minimum(index * size, limit)
     return begin, tl.minimum(begin + size, limit)
 
 
@@ -77,14 +81,14 @@ def tile_range(index, size, limit):
 def row_entry(arguments, OFFSET: tl.constexpr, step, row, mask):
     """Entries of row_request or row_position for local rows `row` of this step; 0 where masked."""
     entries = operand(arguments, OFFSET, tl.int32)
-    return tl.load(entries + step[ROW_BASE] + row, mask=mask, other=0).to(tl.int64)
+    return tl.load(entries + step[ROW_BASE] + row, mask=mask, other=0)
 
 
 @triton.jit
 def logit_entry(arguments, OFFSET: tl.constexpr, step, row, mask):
     """The token rows that logit rows `row` of this step answer; 0 where masked."""
     entries = operand(arguments, OFFSET, tl.int32)
-    return tl.load(entries + step[LOGIT_BASE] + row, mask=mask, other=0).to(tl.int64)
+    return tl.load(entries + step[LOGIT_BASE] + row, mask=mask, other=0)
 
 
 @triton.jit
@@ -96,5 +100,5 @@ def kv_offset(arguments, CACHE: tl.constexpr, request, head, position, ALIGNMENT
     multiple of ALIGNMENT.
     """
     kv_heads, max_context = dim(arguments, CACHE, 1), dim(arguments, CACHE, 2)
-    return ((request * kv_heads + head) * max_context + position) * dim(arguments, CACHE, 3,
-                                                                             ALIGNMENT)
+    vector = (request.to(tl.int64) * kv_heads + head) * max_context + position
+    return vector * dim(arguments, CACHE, 3, ALIGNMENT)

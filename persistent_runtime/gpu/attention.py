@@ -87,7 +87,7 @@ def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
     head_dim = word(arguments, ROPE.head_dim, CONFIG.alignment)
     group_heads = word(arguments, ROPE.group_heads)
-    eps, head = float_parameter(arguments, ROPE.eps), tile[1].to(tl.int64)
+    eps, head = float_parameter(arguments, ROPE.eps), tile[1]
     q_stride, kv_stride = dim(arguments, ROPE.q, 1, CONFIG.alignment), dim(arguments, ROPE.k, 1, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.q, 0))
     cos, sin = operand(arguments, ROPE.cos, tl.float32), operand(arguments, ROPE.sin, tl.float32)
@@ -155,7 +155,6 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     position = row_entry(arguments, ATTENTION.row_position, step, row, there)
     begin, end = split_range(arguments, position, split)
     sees = there & (begin < end)
-    begin, end = begin.to(tl.int32), end.to(tl.int32)
     context_begin = tl.min(tl.where(sees, begin, FAR), axis=0)
     context_end = tl.max(tl.where(sees, end, 0), axis=0)
 
@@ -169,15 +168,13 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     k_cache += kv_offset(arguments, ATTENTION.k_cache, request, head, 0, CONFIG.alignment)
     v_cache = operand(arguments, ATTENTION.v_cache, CONFIG.weight)
     v_cache += kv_offset(arguments, ATTENTION.v_cache, request, head, 0, CONFIG.alignment)
-    ALIGNMENT: tl.constexpr = CONFIG.alignment
-    row_width = tl.multiple_of(head_dim.to(tl.int32), ALIGNMENT)
     partial = tl.zeros([PAIRS, HEAD_BLOCK], tl.float32)
     largest = tl.full([PAIRS], float("-inf"), tl.float32)
     total = tl.zeros([PAIRS], tl.float32)
     for t0 in tl.range(context_begin, context_end, KV_BLOCK, num_stages=CONFIG.stages):
         t = t0 + tl.arange(0, KV_BLOCK)
         known = t < context_end
-        k = tl.load(k_cache + t[None, :] * row_width + d[:, None],
+        k = tl.load(k_cache + t[None, :] * head_dim + d[:, None],
                     mask=known[None, :] & in_head[:, None], other=0)  # [head_dim, positions]
         scores = widened_dot(q, k, tl.zeros([PAIRS, KV_BLOCK], tl.float32), CONFIG)
         visible = (t[None, :] >= begin[:, None]) & (t[None, :] < end[:, None])
@@ -188,7 +185,7 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
         weights = tl.exp(scores - base[:, None])
         decay = tl.exp(largest - base)
         total = total * decay + tl.sum(weights, axis=1)
-        v = tl.load(v_cache + t[:, None] * row_width + d[None, :],
+        v = tl.load(v_cache + t[:, None] * head_dim + d[None, :],
                     mask=known[:, None] & in_head[None, :], other=0)  # [positions, head_dim]
         partial = widened_dot(weights, v, partial * decay[:, None], CONFIG)
         largest = new_largest
@@ -208,7 +205,7 @@ def attention(arguments, tile, step, CONFIG: tl.constexpr):
     PAIRS: tl.constexpr = CONFIG.pairs
     first, last = tile_range(tile[0], word(arguments, ATTENTION.tile_m),
                              dim(arguments, ATTENTION.q_rotated, 0))
-    head, split = tile[1].to(tl.int64), tile[2].to(tl.int64)
+    head, split = tile[1], tile[2]
     group_heads = word(arguments, ATTENTION.group_heads)
     while first < last:
         # rows of one request share its cache
@@ -217,7 +214,7 @@ def attention(arguments, tile, step, CONFIG: tl.constexpr):
         same = stop < last
         while same:
             same = row_entry(arguments, ATTENTION.row_request, step, stop, True) == request
-            stop += same.to(tl.int64)
+            stop += same.to(tl.int32)
             same = same & (stop < last)
         for first_pair in tl.range(0, (stop - first) * group_heads, PAIRS):
             attend_pairs(arguments, step, first, stop, first_pair, request, head, split, CONFIG)
@@ -239,7 +236,7 @@ def attention_combine(arguments, tile, step, CONFIG: tl.constexpr):
     for first_pair in tl.range(0, (last - first) * group_heads, PAIRS):
         pair = first_pair + tl.arange(0, PAIRS)
         row = first + pair // group_heads
-        query_head = tile[1].to(tl.int64) * group_heads + pair % group_heads
+        query_head = tile[1] * group_heads + pair % group_heads
         there = row < last
         mask = there[:, None] & (d < head_dim)[None, :]
         stats = operand(arguments, COMBINE.stats, tl.float32)

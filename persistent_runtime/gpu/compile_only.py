@@ -21,6 +21,7 @@ from persistent_runtime.gpu.worker import run_worker
 
 # Bytes of shared memory that one CTA may have, by compute capability.
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MAX_REGISTERS = 65536 // 256 - 1  # one CTA of 8 warps per SM: the compiler need not save any
 RESOURCE = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
 
 
@@ -41,7 +42,7 @@ def compiler_options(num_warps: int) -> dict[str, Any]:
     """Options of every compilation of the worker, for a launch as for a look at it."""
     # fp fusion is stated because its default differs between versions
     return {"num_warps": num_warps, "num_stages": 1, "launch_cooperative_grid": True,
-            "enable_fp_fusion": True}
+            "enable_fp_fusion": True, "maxnreg": MAX_REGISTERS}
 
 
 def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,

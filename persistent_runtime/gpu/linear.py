@@ -30,6 +30,7 @@ LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
 GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
+MAX_STAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +52,16 @@ class LinearConfiguration:
 
 def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
     """Blocks for tiles that read `matrices` weight matrices at once."""
-    lengths = shape.parameter("in_features")
-    columns = max(shape.parameter("tile_n"))
-    kept = shape.target.row_elements // matrices
-    row_k = shape.largest_divisor(lengths, min(1024, kept))
-    row_n = max(min(kept // row_k, triton.next_power_of_2(columns)), 1)
-    wide = shape.target.tensor_columns // matrices
+    lengths, columns = shape.parameter("in_features"), max(shape.parameter("tile_n"))
+    target, widest = shape.target, triton.next_power_of_2(columns)
+    row_k = shape.largest_divisor(lengths, target.row_depth)
+    row_n = max(min(target.row_elements // matrices // row_k, widest), 1)
+    iteration_bytes = matrices * row_n * row_k * shape.weight.primitive_bitwidth // 8
     return LinearConfiguration(
         shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
-        row_n, row_k, shape.target.row_stages,
-        shape.target.tensor_rows, max(min(wide, triton.next_power_of_2(columns)), 16),
-        shape.target.tensor_depth, shape.target.tensor_stages)
+        row_n, row_k, min(1 + triton.cdiv(target.bytes_in_flight, iteration_bytes), MAX_STAGES),
+        target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
+        target.tensor_depth, target.tensor_stages)
 
 
 @triton.jit
@@ -76,8 +76,7 @@ def widened_dot(a, b, total, CONFIG: tl.constexpr):
     elif CONFIG.weight == tl.bfloat16:
         high = a.to(tl.bfloat16)
         low = (a - high.to(tl.float32)).to(tl.bfloat16)
-        total = tl.dot(high, b, total)
-        total = tl.dot(low, b, total)
+        total += tl.dot(low, b) + tl.dot(high, b)
     elif CONFIG.weight == tl.float16:
         # float16 has too few exponents for rows before their norm; tf32 holds float16 exactly
         total = tl.dot(a, b.to(tl.float32), total, input_precision="tf32x3")
@@ -197,18 +196,16 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
 
     x_rows: pointer to the row of x for every m, looked at only if GATHERED.
     """
-    ALIGNMENT: tl.constexpr = CONFIG.alignment
     # from here on, everything is an int32 offset from the tile's corner
-    weights = (weight + begin * length, up_weight + begin * length)
+    corner = begin.to(tl.int64) * length
+    weights = (weight + corner, up_weight + corner)
     biases = (bias + begin, bias.to(tl.int64) != 0, up_bias + begin, up_bias.to(tl.int64) != 0)
     out += first * out_stride + begin
     if GATHERED:
         x_rows += first
     else:
         x += first * length
-    rows, columns = (last - first).to(tl.int32), (end - begin).to(tl.int32)
-    length = tl.multiple_of(length.to(tl.int32), ALIGNMENT)
-    out_stride = out_stride.to(tl.int32)
+    rows, columns = last - first, end - begin
     if rows == 1:
         if GATHERED:
             x += tl.load(x_rows) * length
@@ -295,7 +292,7 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     tile_argmax = operand(arguments, LM_HEAD.tile_argmax, tl.int32) + tile[1]
     for m in tl.range(first, last):
         best = tl.full([ARGMAX_BLOCK], float("-inf"), tl.float32)
-        place = tl.zeros([ARGMAX_BLOCK], tl.int64) + begin
+        place = tl.zeros([ARGMAX_BLOCK], tl.int32) + begin
         for n0 in tl.range(begin, end, ARGMAX_BLOCK):
             n = n0 + tl.arange(0, ARGMAX_BLOCK)
             value = tl.load(logits + m * vocab + n, mask=n < end, other=float("-inf"))
@@ -305,4 +302,4 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
         tl.store(tile_max + m * tiles, top)
         # the lowest column wins a tie
         tl.store(tile_argmax + m * tiles,
-                 tl.min(tl.where(best == top, place, end - 1), axis=0).to(tl.int32))
+                 tl.min(tl.where(best == top, place, end - 1), axis=0))

@@ -95,7 +95,7 @@ def wait_event(counter, abort, target, timeout_ns, THREADS: tl.constexpr,
     else:
         lane = tl.arange(0, THREADS)
         polled = tl.inline_asm_elementwise(
-            POLL, "=&r,r,l,l,r,l", [lane, counter, abort, target.to(tl.int32), timeout_ns],
+            POLL, "=&r,r,l,l,r,l", [lane, counter, abort, target, timeout_ns],
             dtype=tl.int32, is_pure=False, pack=1)
         seen = tl.max(polled, axis=0)
         # hands what the polling thread acquired to every thread of the CTA

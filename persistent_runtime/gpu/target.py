@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TileTarget:
-    """Sizes that the bodies' configurations are made of. All are powers of two but the stages.
+    """Sizes that the bodies' configurations are made of. Counts of elements are powers of two.
 
     num_warps: of the whole kernel. row_elements: weights that one iteration of the one-row path
-    holds, over all matrices it reads; row_stages: iterations in flight. tensor_*: the same for the
-    tensor-core path. kv_block: positions of the KV cache per iteration, query_rows: query vectors
-    that share them, kv_stages: iterations in flight.
+    holds, over all matrices it reads, at most row_depth of a row, because every warp holds that
+    much of the activations; bytes_in_flight: of weights, while an iteration computes. tensor_*: a
+    block of the tensor-core path, and its iterations in flight. kv_block: positions of the KV
+    cache per iteration, query_rows: query vectors that share them, kv_stages: iterations in
+    flight.
     """
 
     num_warps: int
     row_elements: int
-    row_stages: int
+    row_depth: int
+    bytes_in_flight: int
     tensor_rows: int
     tensor_columns: int
     tensor_depth: int
@@ -28,6 +31,6 @@ class TileTarget:
 
 
 TILE_TARGETS = {
-    # 8192 bf16 weights are 16 KB; four iterations in flight hide the latency of memory
-    "generic": TileTarget(8, 4096, 6, 64, 64, 64, 3, 64, 16, 2),
+    # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s
+    "generic": TileTarget(8, 8192, 512, 48 * 1024, 64, 32, 32, 4, 64, 16, 2),
 }

@@ -54,11 +54,12 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
         request = row_entry(arguments, EMBED.row_request, step, row, there)
         position = row_entry(arguments, EMBED.row_position, step, row, there)
         place = request * dim(arguments, EMBED.token_ids, 1) + position
-        token = tl.load(token_ids + place, mask=there, other=0).to(tl.int64)
+        token = tl.load(token_ids + place, mask=there, other=0)
+        source = weight + token.to(tl.int64) * hidden_size
         for column in tl.range(0, hidden_size, EMBED_COLUMNS):
             k = column + tl.arange(0, EMBED_COLUMNS)
             mask = there[:, None] & (k < hidden_size)[None, :]
-            value = tl.load(weight + token[:, None] * hidden_size + k[None, :], mask=mask)
+            value = tl.load(source[:, None] + k[None, :], mask=mask)
             tl.store(out + row[:, None] * hidden_size + k[None, :], value.to(tl.float32),
                      mask=mask)
 
@@ -71,7 +72,7 @@ def best_token(arguments, logit_row):
     tile_argmax = operand(arguments, SELECT.tile_argmax, tl.int32) + logit_row * tiles
     best = tl.full([CANDIDATES], float("-inf"), tl.float32)
     place = tl.zeros([CANDIDATES], tl.int32)
-    for first in tl.range(0, tiles.to(tl.int32), CANDIDATES):
+    for first in tl.range(0, tiles, CANDIDATES):
         j = first + tl.arange(0, CANDIDATES)
         value = tl.load(tile_max + j, mask=j < tiles, other=float("-inf"))
         place = tl.where(value > best, j, place)
@@ -86,7 +87,7 @@ def is_stop(arguments, token):
     stop_ids, count = operand(arguments, SELECT.stop_ids, tl.int32), dim(arguments,
                                                                          SELECT.stop_ids, 0)
     stops = tl.zeros([STOP_IDS], tl.int32)
-    for first in tl.range(0, count.to(tl.int32), STOP_IDS):
+    for first in tl.range(0, count, STOP_IDS):
         k = first + tl.arange(0, STOP_IDS)
         stop_id = tl.load(stop_ids + k, mask=k < count, other=-1)
         stops += ((stop_id == token) & (k < count)).to(tl.int32)
@@ -97,7 +98,7 @@ def is_stop(arguments, token):
 @triton.jit
 def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     """Appends the greedy choice of one logit row to its request, unless that has finished."""
-    logit_row = tile[0].to(tl.int64)
+    logit_row = tile[0]
     row = logit_entry(arguments, SELECT.logit_row, step, logit_row, True)
     request = row_entry(arguments, SELECT.row_request, step, row, True)
     finished = operand(arguments, SELECT.finished, tl.int32) + request
@@ -115,8 +116,8 @@ def select_token(arguments, tile, step, CONFIG: tl.constexpr):
         if (position + 1 >= limit) | (is_stop(arguments, token) != 0):
             tl.store(finished, 1)
         row_position = operand(arguments, SELECT.row_position, tl.int32) + step[ROW_BASE] + row
-        tl.store(row_position, (position - 1 + step[ROW_ADVANCE]).to(tl.int32))
+        tl.store(row_position, position - 1 + step[ROW_ADVANCE])
         tl.debug_barrier()
         # release: a host that sees the new length also sees the token, its time and `finished`
         tl.atomic_xchg(operand(arguments, SELECT.length, tl.int32) + request,
-                       (position + 1).to(tl.int32), sem="release", scope="sys")
+                       position + 1, sem="release", scope="sys")

@@ -25,6 +25,12 @@ def words(address):
 
 
 @triton.jit
+def setting(record, WORD: tl.constexpr):
+    """A count in a record of int64 words, as an int32."""
+    return tl.load(record + WORD).to(tl.int32)
+
+
+@triton.jit
 def flag_at(launch, FLAG: tl.constexpr):
     """Address of a word of the control block."""
     return tl.load(launch + layout.CONTROL) + FLAG * INT32_BYTES
@@ -60,20 +66,20 @@ def requests_left(launch):
 @triton.jit
 def end_step(launch, worker, segment, epoch, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
     """Barrier after step number `epoch` of the launch; True while the launch goes on."""
-    workers = tl.load(launch + layout.NUM_WORKERS)
+    workers = setting(launch, layout.NUM_WORKERS)
     abort, stop = flag_at(launch, layout.ABORT), flag_at(launch, layout.STOP)
     opened = flag_at(launch, layout.EPOCH)
     tl.debug_barrier()  # this CTA's stores come before its arrival
     arrived = tl.atomic_add(counter_at(flag_at(launch, layout.ARRIVALS)), 1, sem="acq_rel",
                             scope="gpu")
-    seen = epoch.to(tl.int32)
+    seen = epoch
     if arrived == epoch * workers - 1:
         # the last to arrive decides alone, and says so before it opens the barrier
         aborted = tl.atomic_add(counter_at(abort), 0, sem="relaxed", scope="gpu")
         if (requests_left(launch) == 0) | (aborted != 0):
             tl.store(counter_at(stop), 1)
         tl.debug_barrier()
-        tl.atomic_xchg(counter_at(opened), epoch.to(tl.int32), sem="release", scope="gpu")
+        tl.atomic_xchg(counter_at(opened), epoch, sem="release", scope="gpu")
     else:
         seen = wait_event(opened, abort, epoch, tl.load(launch + layout.TIMEOUT_NS), THREADS,
                           INTERPRETED)
@@ -84,52 +90,44 @@ def end_step(launch, worker, segment, epoch, THREADS: tl.constexpr, INTERPRETED:
 
 
 @triton.jit
-def wait_row(launch, worker, segment, row, events, waits, index, epoch, THREADS: tl.constexpr,
+def wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS: tl.constexpr,
              INTERPRETED: tl.constexpr):
     """Waits for all events of a row; False when the launch is aborted."""
     abort = flag_at(launch, layout.ABORT)
     timeout_ns = tl.load(launch + layout.TIMEOUT_NS)
-    w = row[layout.WAIT_BEGIN]
+    w = head[2]
     met = w >= 0
-    while (w < row[layout.WAIT_END]) & met:
+    while (w < head[3]) & met:
         wait = counter_at(waits) + w * layout.WAIT_WORDS
         event = tl.load(wait + layout.WAIT_EVENT).to(tl.int64)
-        target = tl.load(wait + layout.WAIT_COUNT).to(tl.int64) * (index + 1)
+        target = tl.load(wait + layout.WAIT_COUNT) * (index + 1)
         seen = wait_event(events + event * COUNTER_BYTES, abort, target, timeout_ns, THREADS,
                           INTERPRETED)
         met = seen >= target
         if seen < target:
-            record_stuck(launch, worker, segment, row[layout.TASK], event, seen, target, epoch)
+            record_stuck(launch, worker, s, tl.load(row + layout.TASK), event, seen, target, epoch)
         w += 1
     return met
 
 
 @triton.jit
-def load_row(rows, k, end):
-    """The words of row k as a tuple; zeros beyond the end."""
+def load_head(rows, k, end):
+    """The words of row k that decide what comes first; zeros beyond the end."""
     row = rows + k * layout.ROW_WORDS
     there = k < end
-    return (tl.load(row + 0, mask=there, other=0), tl.load(row + 1, mask=there, other=0),
-            tl.load(row + 2, mask=there, other=0), tl.load(row + 3, mask=there, other=0),
-            tl.load(row + 4, mask=there, other=0), tl.load(row + 5, mask=there, other=0),
-            tl.load(row + 6, mask=there, other=0), tl.load(row + 7, mask=there, other=0),
-            tl.load(row + 8, mask=there, other=0), tl.load(row + 9, mask=there, other=0),
-            tl.load(row + 10, mask=there, other=0))
+    return (tl.load(row + layout.KIND, mask=there, other=0),
+            tl.load(row + layout.ARGUMENTS, mask=there, other=0),
+            tl.load(row + layout.WAIT_BEGIN, mask=there, other=0),
+            tl.load(row + layout.WAIT_END, mask=there, other=0))
 
 
 @triton.jit
-def run_row(table, row, step, events, notifies, FUNCTIONS: tl.constexpr,
-            CONFIGURATIONS: tl.constexpr):
-    """Runs one task and notifies."""
-    arguments = words(table) + row[layout.ARGUMENTS]
-    tile = (row[layout.TILE], row[layout.TILE + 1], row[layout.TILE + 2], row[layout.TILE + 3])
+def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr):
+    """Dispatches on the device function: one branch per kind, never per call or tile."""
+    arguments = words(table) + head[1]
     for kind in tl.static_range(len(FUNCTIONS)):
-        if row[layout.KIND] == kind:
+        if head[0] == kind:
             FUNCTIONS[kind](arguments, tile, step, CONFIGURATIONS[kind])
-    n = row[layout.NOTIFY_BEGIN]
-    while n < row[layout.NOTIFY_END]:
-        notify_event(events + tl.load(counter_at(notifies) + n).to(tl.int64) * COUNTER_BYTES)
-        n += 1
 
 
 @triton.jit
@@ -140,16 +138,25 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
     notifies, table = tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE)
     rows = counter_at(tl.load(segment + layout.ROWS))
     row_begin = words(tl.load(segment + layout.ROW_BEGIN))
-    k, end = tl.load(row_begin + worker), tl.load(row_begin + worker + 1)
-    row = load_row(rows, k, end)
+    k = tl.load(row_begin + worker).to(tl.int32)
+    end = tl.load(row_begin + worker + 1).to(tl.int32)
+    head = load_head(rows, k, end)
     alive = k >= 0
     while (k < end) & alive:
-        following = load_row(rows, k + 1, end)  # arrives while this row's tile runs
-        alive = wait_row(launch, worker, s, row, events, waits, index, epoch, THREADS,
+        row = rows + k * layout.ROW_WORDS
+        tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
+                tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
+        n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
+        alive = wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS,
                          INTERPRETED)
+        following = load_head(rows, k + 1, end)  # arrives while this row's tile runs
         if alive:
-            run_row(table, row, step, events, notifies, FUNCTIONS, CONFIGURATIONS)
-        row = following
+            run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
+            while n < notify_end:
+                event = tl.load(counter_at(notifies) + n).to(tl.int64)
+                notify_event(events + event * COUNTER_BYTES)
+                n += 1
+        head = following
         k += 1
     return alive
 
@@ -163,21 +170,21 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
     compiler's cache does not see through a tuple. THREADS: 32 * num_warps.
     """
-    worker = (tl.program_id(0) + first_worker).to(tl.int64)
+    worker = tl.program_id(0) + first_worker
     epoch = worker * 0
     s = worker * 0
     alive = worker >= 0
-    while (s < tl.load(launch + layout.NUM_SEGMENTS)) & alive:
+    while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
         segment = words(tl.load(launch + layout.SEGMENTS)) + s * layout.SEGMENT_WORDS
         index = worker * 0
-        while (index < tl.load(segment + layout.STEPS)) & alive:
+        while (index < setting(segment, layout.STEPS)) & alive:
             epoch += 1
             step = (index,
-                    tl.load(segment + layout.FIRST_ROW)
-                    + index * tl.load(segment + layout.ROW_STRIDE),
-                    tl.load(segment + layout.FIRST_LOGIT)
-                    + index * tl.load(segment + layout.LOGIT_STRIDE),
-                    tl.load(segment + layout.SEGMENT_ADVANCE))
+                    setting(segment, layout.FIRST_ROW)
+                    + index * setting(segment, layout.ROW_STRIDE),
+                    setting(segment, layout.FIRST_LOGIT)
+                    + index * setting(segment, layout.LOGIT_STRIDE),
+                    setting(segment, layout.SEGMENT_ADVANCE))
             alive = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
                              CONFIGURATIONS, THREADS, INTERPRETED)
             if alive:

@@ -1,0 +1,163 @@
+"""One launch on the GPU: a cooperative grid of one CTA per SM, a way to watch and to end it.
+
+Everything the kernel touches lies in device memory. What the host watches it reads with small
+copies on a stream of its own, which copy engines serve while the kernel holds every SM: control
+tensors that the kernel reads in every layer would cost a trip over the bus each if they lay in
+host memory. The abort flag travels the other way in the same manner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import UserError
+from persistent_runtime import layout
+from persistent_runtime.cpu.launch import Segment
+from persistent_runtime.encode import EncodedSchedule
+from persistent_runtime.gpu.compile_only import compiler_options
+from persistent_runtime.gpu.memory import DeviceMemory
+from persistent_runtime.gpu.records import describe_stuck, fill_segment
+from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.worker import run_worker
+
+LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
+
+
+class GpuKernel:
+    """The compiled worker. One kernel serves every schedule and shape of a graph.
+
+    configured: device function name → configuration, see `registry.configurations`. memory: where
+    the tensors live that launches read and write.
+    """
+
+    def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
+                 progress: Callable[[int, int], None] | None = None, *,
+                 configured: Mapping[str, Any], num_warps: int, memory: DeviceMemory) -> None:
+        self.num_workers = num_workers
+        self.memory = memory
+        self.kinds = {function.name: k for k, function in enumerate(functions)}
+        bodies, values, fingerprint = kernel_tables(functions, configured)
+        self._constants = (bodies, values, fingerprint, 32 * num_warps, False)
+        self._options = compiler_options(num_warps)
+        self._stream = torch.cuda.Stream(memory.device)
+        self._schedules: dict[EncodedSchedule, list[torch.Tensor]] = {}
+        self._check_resident()
+        with torch.cuda.device(memory.device):
+            record = torch.zeros(layout.LAUNCH_WORDS, dtype=torch.int64, device=memory.device)
+            run_worker.warmup(record, 0, *self._constants, grid=(num_workers,), **self._options)
+        if progress:
+            progress(len(functions), len(functions))
+
+    def _check_resident(self) -> None:
+        properties = torch.cuda.get_device_properties(self.memory.device)
+        if self.num_workers > properties.multi_processor_count:
+            raise UserError(
+                f"workers is {self.num_workers}, but {properties.name} has "
+                f"{properties.multi_processor_count} multiprocessors and every worker occupies "
+                f"one; give at most {properties.multi_processor_count}")
+
+    def launch(self, segments: Sequence[Segment], scratch_bytes: int = 0, *,
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0
+               ) -> GpuLaunch:
+        """Start the workers and return at once.
+
+        `finished` [requests]: host side of a control tensor; the launch ends after the step in
+        which all its entries are set. `timeout_s`: how long a worker may wait for one event.
+        """
+        return GpuLaunch(self, segments, finished, timeout_s)
+
+    def schedule_on_device(self, encoded: EncodedSchedule) -> list[torch.Tensor]:
+        """Rows, row_begin, waits and notifies, copied once per schedule."""
+        if encoded not in self._schedules:
+            self._schedules[encoded] = [self.memory.upload(array) for array in (
+                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies)]
+        return self._schedules[encoded]
+
+    def start(self, record: torch.Tensor, after: torch.cuda.Stream) -> torch.cuda.Event:
+        """Puts the kernel on its own stream, behind the uploads; returns the event of its end."""
+        self._stream.wait_stream(after)
+        with torch.cuda.device(self.memory.device), torch.cuda.stream(self._stream):
+            # cooperative: the driver refuses a grid that is not resident instead of letting it hang
+            run_worker[(self.num_workers,)](record, 0, *self._constants, **self._options)
+            done = torch.cuda.Event()
+            done.record(self._stream)
+        return done
+
+
+class GpuLaunch:
+    """A running launch. `wait` returns when it is done and raises what went wrong."""
+
+    def __init__(self, kernel: GpuKernel, segments: Sequence[Segment],
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+        memory = self._memory = kernel.memory
+        self._segments = list(segments)
+        self._aborted = False
+        self._keep_alive: list[Any] = [kernel, finished]
+        memory.push_control()
+        self._control = memory.zeros(layout.CONTROL_WORDS, np.int32)
+        self._stuck = memory.zeros(kernel.num_workers * layout.STUCK_WORDS, np.int64)
+        records = np.zeros((max(len(segments), 1), layout.SEGMENT_WORDS), np.int64)
+        for k, segment in enumerate(self._segments):
+            events = memory.zeros(max(segment.encoded.num_events, 1) * layout.EVENT_STRIDE, np.int32)
+            arguments = memory.upload(segment.arguments)
+            on_device = [*kernel.schedule_on_device(segment.encoded), arguments, events]
+            self._keep_alive.append(on_device)
+            fill_segment(records[k], segment, [t.data_ptr() for t in on_device])
+        on_device_records = memory.upload(records)
+        record = np.zeros(layout.LAUNCH_WORDS, np.int64)
+        record[layout.NUM_WORKERS] = kernel.num_workers
+        record[layout.NUM_SEGMENTS] = len(self._segments)
+        record[layout.SEGMENTS] = on_device_records.data_ptr()
+        record[layout.CONTROL] = self._control.data_ptr()
+        record[layout.STUCK] = self._stuck.data_ptr()
+        record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
+        if finished is not None:
+            record[layout.FINISHED] = memory.device_address(finished)
+            record[layout.NUM_REQUESTS] = len(finished)
+        launch_record = memory.upload(record)
+        self._keep_alive += [on_device_records, launch_record]
+        self._done = kernel.start(launch_record, memory.stream)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether workers are still at it; what they have written to control tensors so far is
+        on the host when this returns."""
+        running = not self._done.query()  # asked before the copy, so the last tokens are in it
+        self._memory.pull_control()
+        return running
+
+    def abort(self) -> None:
+        """Ask every worker to leave; returns when they have, within one step's time."""
+        if not self._done.query():
+            self._aborted = True
+            self._memory.write(self._control, layout.ABORT, layout.ABORT_REQUESTED)
+            deadline = time.monotonic() + LEAVE_S
+            while not self._done.query() and time.monotonic() < deadline:
+                time.sleep(1e-4)
+        self._memory.pull_control()
+
+    def wait(self, poll_s: float = 0.002) -> None:
+        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
+        try:
+            while not self._done.query():
+                time.sleep(poll_s)
+        except BaseException:
+            self.abort()
+            raise
+        self._memory.pull_control()
+        self.check()
+
+    def check(self) -> None:
+        """Raise DeadlockError if the workers gave up waiting."""
+        if not self._done.query():
+            return
+        if int(self._memory.download(self._control)[layout.ABORT]) == layout.ABORT_TIMEOUT:
+            stuck = self._memory.download(self._stuck).reshape(-1, layout.STUCK_WORDS)
+            raise describe_stuck(stuck.tolist(), self._segments)
