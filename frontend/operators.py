@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from event_tensor.graph import Graph
-from event_tensor.symbols import Expr, Symbol, ceil_div
+from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import TensorSpec
 from frontend.config import DecoderConfig
 from frontend.tiles import TileConfig
@@ -75,8 +75,8 @@ class Operators:
         self.graph.call_device(
             device_functions.embed_tokens, name="embed_tokens",
             args=[self.token_ids, self.row_request, self.row_position, weight, hidden],
-            parameters={"tile_m": self.tiles.attention_rows,
-                        "hidden_size": self.config.hidden_size})
+            parameters=self._rows(self.tiles.attention_rows) | {
+                "hidden_size": self.config.hidden_size})
         return hidden
 
     def norm_linear(self, name: str, x: TensorSpec, norm: TensorSpec, weight: TensorSpec,
@@ -161,7 +161,8 @@ class Operators:
         self.graph.call_device(
             device_functions.norm_lm_head, name="lm_head",
             args=[x, self.logit_row, norm, weight, logits, tile_max, tile_argmax],
-            parameters=self._linear(weight, tile_n) | {"eps": self.config.rms_norm_eps})
+            parameters=self._linear(weight, tile_n, LOGIT_ROWS) | {
+                "eps": self.config.rms_norm_eps})
         requests = self.limits.max_requests
         self.graph.call_device(
             device_functions.select_token, name="select_token",
@@ -173,11 +174,17 @@ class Operators:
                   self.control("finished", requests)])
         return logits
 
-    def _linear(self, weight: TensorSpec, tile_n: int) -> dict[str, Expr | int | float]:
-        return {"tile_m": self.tiles.linear_rows, "tile_n": tile_n,
-                "in_features": weight.shape[1], "weight_bytes": DTYPE_BYTES[self.dtype]}
+    def _rows(self, tile_m: int, of: Expr = TOKENS) -> dict[str, Expr | int | float]:
+        return {"tile_m": tile_m, "rows": minimum(of, tile_m)}
+
+    def _linear(self, weight: TensorSpec, tile_n: int, of: Expr = TOKENS
+                ) -> dict[str, Expr | int | float]:
+        return self._rows(self.tiles.linear_rows, of) | {
+            "tile_n": tile_n, "in_features": weight.shape[1],
+            "weight_bytes": DTYPE_BYTES[self.dtype]}
 
     def _heads(self) -> dict[str, Expr | int | float]:
         group = self.config.num_heads // self.config.num_kv_heads
-        return {"tile_m": self.tiles.attention_rows, "head_dim": self.config.head_dim,
-                "group_heads": group, "group_width": group * self.config.head_dim}
+        return self._rows(self.tiles.attention_rows) | {
+            "head_dim": self.config.head_dim, "group_heads": group,
+            "group_width": group * self.config.head_dim}

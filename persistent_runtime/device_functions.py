@@ -20,13 +20,14 @@ from event_tensor.device_function import (
 from event_tensor.symbols import Symbol
 
 tile_m, tile_n = Symbol("tile_m"), Symbol("tile_n")
+rows = Symbol("rows")  # rows that a tile has in this step: at most tile_m; for the cost model only
 in_features, weight_bytes = Symbol("in_features"), Symbol("weight_bytes")
 hidden_size, head_dim = Symbol("hidden_size"), Symbol("head_dim")
 group_width, group_heads = Symbol("group_width"), Symbol("group_heads")
 context, kv_splits, kv_bytes = Symbol("context"), Symbol("kv_splits"), Symbol("kv_bytes")
 
 LINEAR_COST = Cost(bytes=tile_n * in_features * weight_bytes,
-                   flops=2 * tile_m * tile_n * in_features)
+                   flops=2 * rows * tile_n * in_features)
 # the normalised rows, then the widened weight rows of one register block
 NORM_SCRATCH = (tile_m + 16) * in_features * 4
 # scores of 64 positions at a time for every query head of a group
@@ -42,8 +43,8 @@ embed_tokens = DeviceFunction(
         reads("weight", WHOLE, WHOLE),  # [vocab, hidden]
         writes("out", Tile("i", tile_m), WHOLE),  # [tokens, hidden] float32
     ),
-    parameters=("tile_m", "hidden_size"),
-    cost=Cost(bytes=tile_m * hidden_size * 4),
+    parameters=("tile_m", "hidden_size", "rows"),
+    cost=Cost(bytes=rows * hidden_size * 4),
 )
 
 norm_linear = DeviceFunction(
@@ -56,7 +57,7 @@ norm_linear = DeviceFunction(
         reads("bias", Tile("j", tile_n), optional=True),  # [out_features]
         writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows", "eps"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
 )
@@ -70,7 +71,7 @@ linear_residual = DeviceFunction(
         reads("bias", Tile("j", tile_n), optional=True),
         updates("residual", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes"),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
 )
@@ -87,7 +88,7 @@ norm_gate_up_silu = DeviceFunction(
         reads("up_bias", Tile("j", tile_n), optional=True),
         writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # silu(gate) * up, float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows", "eps"),
     cost=Cost(bytes=2 * LINEAR_COST.bytes, flops=2 * LINEAR_COST.flops),
     scratch_bytes=NORM_SCRATCH,
 )
@@ -110,8 +111,8 @@ rope_append = DeviceFunction(
         writes("k_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
         writes("v_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
     ),
-    parameters=("tile_m", "head_dim", "group_heads", "group_width", "eps"),
-    cost=Cost(bytes=tile_m * (2 * group_width + 4 * head_dim) * 4),
+    parameters=("tile_m", "head_dim", "group_heads", "group_width", "eps", "rows"),
+    cost=Cost(bytes=rows * (2 * group_width + 4 * head_dim) * 4),
 )
 
 attention = DeviceFunction(
@@ -129,9 +130,9 @@ attention = DeviceFunction(
     ),
     # window: how many positions a row sees, itself included; 0 means all of them
     parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits", "window", "scale",
-                "kv_bytes", "context"),
+                "kv_bytes", "context", "rows"),
     cost=Cost(bytes=2 * context * head_dim * kv_bytes // kv_splits,
-              flops=4 * tile_m * group_width * context // kv_splits),
+              flops=4 * rows * group_width * context // kv_splits),
     scratch_bytes=ATTENTION_SCRATCH,
 )
 
@@ -143,8 +144,8 @@ attention_combine = DeviceFunction(
         reads("stats", Tile("i", tile_m), WHOLE, Tile("h", 2 * group_heads)),
         writes("out", Tile("i", tile_m), Tile("h", group_width)),  # [tokens, heads * head_dim]
     ),
-    parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits"),
-    cost=Cost(bytes=tile_m * group_width * (kv_splits + 1) * 4),
+    parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits", "rows"),
+    cost=Cost(bytes=rows * group_width * (kv_splits + 1) * 4),
 )
 
 norm_lm_head = DeviceFunction(
@@ -160,7 +161,7 @@ norm_lm_head = DeviceFunction(
         writes("tile_max", Tile("i", tile_m), Tile("j", 1)),
         writes("tile_argmax", Tile("i", tile_m), Tile("j", 1)),
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows", "eps"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
 )

@@ -33,6 +33,8 @@ class DeviceMemory:
         self.device = torch.device(device)
         self.stream = torch.cuda.Stream(self.device)
         self._pairs: list[tuple[TensorSpec, torch.Tensor, torch.Tensor]] = []  # pinned, device
+        # allocated now: an allocation of pinned memory may wait for a kernel that is running
+        self._word = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         self._clock_offset_ns = self._measure_clock_offset()
 
     def zeros(self, count: int, dtype: Any) -> torch.Tensor:
@@ -52,9 +54,9 @@ class DeviceMemory:
         return host.numpy()
 
     def write(self, tensor: torch.Tensor, index: int, value: int) -> None:
-        """Sets one element while a kernel may be running."""
-        host = torch.full((1,), value, dtype=tensor.dtype).pin_memory()
-        self._copy(tensor[index:index + 1], host)
+        """Sets an element of an int32 tensor while a kernel may be running."""
+        self._word[0] = value
+        self._copy(tensor[index:index + 1], self._word)
 
     def pair(self, tensor: TensorSpec, shape: tuple[int, ...]
              ) -> tuple[npt.NDArray[Any], torch.Tensor]:
@@ -76,8 +78,9 @@ class DeviceMemory:
     def push_control(self) -> None:
         """What the host has written goes to the device; not while a kernel runs."""
         with torch.cuda.stream(self.stream):
-            for _, host, device in self._pairs:
-                device.copy_(host, non_blocking=True)
+            for tensor, host, device in self._pairs:
+                if tensor.name != CLOCK_TENSOR:
+                    device.copy_(host, non_blocking=True)
         self.stream.synchronize()
 
     def pull_control(self) -> None:
