@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,29 +184,36 @@ class Decoder:
         prompt_tokens = len(result.prompt_ids)
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}; give at least 1")
-        if prompt_tokens + max_new_tokens > self.max_context:
+        needed = prompt_tokens + max_new_tokens
+        if needed > self.max_context:
+            possible = needed <= self.config.max_position_embeddings
             raise UserError(
                 f"{prompt_tokens} prompt tokens and {max_new_tokens} new tokens exceed "
-                f"max_context {self.max_context}; shorten one or compile with --max-context "
-                f"{prompt_tokens + max_new_tokens}")
+                f"max_context {self.max_context}; shorten one"
+                + (f" or compile with --max-context {needed}" if possible else ""))
+        return self._tokens(result, max_new_tokens, ignore_eos)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One launch at a time: they share the KV cache and the control tensors."""
         if not self._busy.acquire(blocking=False):
             raise UserError("this decoder is generating already; let that finish, or close its "
                             "stream")
-        return self._tokens(result, max_new_tokens, ignore_eos)
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     def _tokens(self, result: Generation, max_new_tokens: int, ignore_eos: bool
                 ) -> Iterator[Token]:
-        try:
+        with self._exclusive():
             result.start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             segments = self._plan(result.prompt_ids, max_new_tokens, ignore_eos)
             launch = self.kernel.launch(segments, finished=self._control("finished"))
-            result.launches = 1
             try:
                 yield from self._watch(launch, result)
             finally:
                 launch.abort()
-        finally:
-            self._busy.release()
 
     def _watch(self, launch: Any, result: Generation) -> Iterator[Token]:
         """Reads tokens as their request's length grows; the worker publishes length last."""
@@ -272,7 +280,7 @@ class Decoder:
         if len(ids) > self.max_context:
             raise UserError(f"{len(ids)} tokens exceed max_context {self.max_context}; compile "
                             f"with a larger one")
-        with self._busy:
+        with self._exclusive():
             self._control("token_ids")[0, :len(ids)] = ids
             self._control("row_request")[:len(ids)] = 0
             self._control("row_position")[:len(ids)] = np.arange(len(ids))

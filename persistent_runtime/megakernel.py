@@ -76,7 +76,7 @@ class Megakernel:
     def segment(self, bindings: Mapping[str, int], buffers: Buffers, **rows: int) -> Segment:
         """A segment of a launch: the schedule for `bindings` over the memory in `buffers`."""
         return Segment(self.schedule(bindings),
-                       self.arguments.encode(bindings, buffers.addresses), **rows)
+                       self.arguments.encode(bindings, buffers.addresses), buffers, **rows)
 
     def launch(self, segments: Sequence[Segment], *, finished: Any = None,
                timeout_s: float = 30.0) -> Any:

@@ -7,6 +7,7 @@ the numbers that real threads leave behind.
 import os
 import signal
 import threading
+import gc
 import time
 from dataclasses import dataclass
 
@@ -156,7 +157,7 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
     memory, buffers = start_memory(Program(instantiate(kernel.graph, bindings)), "int32"), Buffers()
     for spec in kernel.graph.tensors():
         buffers.bind(spec, memory[spec.name])
-    segment = Segment(encoded, kernel.arguments.encode(bindings, buffers.addresses))
+    segment = Segment(encoded, kernel.arguments.encode(bindings, buffers.addresses), buffers)
     return StuckLaunch(kernel.launch([segment], timeout_s=timeout_s), buffers,
                        table.task_name(int(table.wait_task[0])), table.event_name(event),
                        int(counts[event]))
@@ -192,3 +193,14 @@ def test_ctrl_c_ends_a_stuck_launch():
     with pytest.raises(KeyboardInterrupt):
         stuck.launch.wait()
     assert time.monotonic() - begin < 1 and not stuck.launch.is_running
+
+
+def test_a_launch_outlives_its_handle():
+    """The workers' memory stays while they run, even when nobody holds the launch any more."""
+    stuck = launch_without_a_notify(timeout_s=0.3)
+    threads = stuck.launch._threads
+    del stuck
+    gc.collect()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import DeadlockError
 from persistent_runtime import layout
-from persistent_runtime.buffers import allocate
+from persistent_runtime.buffers import Buffers, allocate
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
 from persistent_runtime.cpu.worker import WORKER_SIGNATURE, run_worker
 from persistent_runtime.encode import EncodedSchedule, Int64Array, address_of
@@ -27,10 +27,14 @@ SPIN_LIMIT_OVERSUBSCRIBED = 50
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """One schedule, repeated `steps` times; the row fields are explained in layout.py."""
+    """One schedule, repeated `steps` times; the row fields are explained in layout.py.
+
+    memory: what the addresses in `arguments` point into, kept alive with the segment.
+    """
 
     encoded: EncodedSchedule
     arguments: Int64Array
+    memory: Buffers
     steps: int = 1
     first_row: int = 0
     row_stride: int = 0
@@ -91,8 +95,8 @@ class Launch:
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [
-            threading.Thread(target=kernel.call_worker, args=(address_of(self._record), worker),
-                             name=f"worker-{worker}", daemon=True)
+            threading.Thread(target=self._work, args=(kernel, worker), name=f"worker-{worker}",
+                             daemon=True)
             for worker in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -136,6 +140,10 @@ class Launch:
         record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
         record[layout.SPIN_LIMIT] = (
             SPIN_LIMIT if workers <= available_cores() else SPIN_LIMIT_OVERSUBSCRIBED)
+
+    def _work(self, kernel: CpuKernel, worker: int) -> None:
+        """A thread's body. That it is a method keeps the launch's memory alive while it runs."""
+        kernel.call_worker(address_of(self._record), worker)
 
     @property
     def is_running(self) -> bool:

@@ -105,7 +105,8 @@ class GpuLaunch:
         self._stuck = memory.zeros(kernel.num_workers * layout.STUCK_WORDS, np.int64)
         records = np.zeros((max(len(segments), 1), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
-            events = memory.zeros(max(segment.encoded.num_events, 1) * layout.EVENT_STRIDE, np.int32)
+            num_events = max(segment.encoded.num_events, 1)
+            events = memory.zeros(num_events * layout.EVENT_STRIDE, np.int32)
             arguments = memory.upload(segment.arguments)
             on_device = [*kernel.schedule_on_device(segment.encoded), arguments, events]
             self._keep_alive.append(on_device)

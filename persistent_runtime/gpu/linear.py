@@ -220,6 +220,7 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
 @triton.jit
 def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     """out = rms_norm(x) @ weight.T + bias"""
+    length = word(arguments, NORM_LINEAR.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, NORM_LINEAR.tile_m),
                              dim(arguments, NORM_LINEAR.x, 0))
     begin, end = tile_range(tile[1], word(arguments, NORM_LINEAR.tile_n),
@@ -229,7 +230,7 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     bias = operand(arguments, NORM_LINEAR.bias, CONFIG.weight)
     multiply(x, x, operand(arguments, NORM_LINEAR.norm_weight, CONFIG.weight), weight, weight,
              bias, bias, operand(arguments, NORM_LINEAR.out, tl.float32),
-             dim(arguments, NORM_LINEAR.out, 1), word(arguments, NORM_LINEAR.in_features, CONFIG.alignment),
+             dim(arguments, NORM_LINEAR.out, 1), length,
              first, last, begin, end, float_parameter(arguments, NORM_LINEAR.eps),
              True, False, False, False, CONFIG)
 
@@ -238,6 +239,7 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
 @triton.jit
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     """residual += x @ weight.T + bias"""
+    length = word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, LINEAR_RESIDUAL.tile_m),
                              dim(arguments, LINEAR_RESIDUAL.x, 0))
     begin, end = tile_range(tile[1], word(arguments, LINEAR_RESIDUAL.tile_n),
@@ -248,7 +250,7 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     multiply(x, x, weight, weight, weight, bias, bias,
              operand(arguments, LINEAR_RESIDUAL.residual, tl.float32),
              dim(arguments, LINEAR_RESIDUAL.residual, 1),
-             word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment), first, last, begin, end, 0.0,
+             length, first, last, begin, end, 0.0,
              False, False, True, False, CONFIG)
 
 
@@ -257,6 +259,7 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
 @triton.jit
 def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
     """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
+    length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, GATE_UP.tile_m), dim(arguments, GATE_UP.x, 0))
     begin, end = tile_range(tile[1], word(arguments, GATE_UP.tile_n),
                             dim(arguments, GATE_UP.gate_weight, 0))
@@ -267,7 +270,7 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
              operand(arguments, GATE_UP.gate_bias, CONFIG.weight),
              operand(arguments, GATE_UP.up_bias, CONFIG.weight),
              operand(arguments, GATE_UP.out, tl.float32), dim(arguments, GATE_UP.out, 1),
-             word(arguments, GATE_UP.in_features, CONFIG.alignment), first, last, begin, end,
+             length, first, last, begin, end,
              float_parameter(arguments, GATE_UP.eps), True, True, False, False, CONFIG)
 
 
@@ -275,6 +278,7 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
 @triton.jit
 def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
+    length = word(arguments, LM_HEAD.in_features, CONFIG.alignment)
     vocab = dim(arguments, LM_HEAD.logits, 1)
     first, last = tile_range(tile[0], word(arguments, LM_HEAD.tile_m),
                              dim(arguments, LM_HEAD.logits, 0))
@@ -284,7 +288,7 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[2]
     multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
              operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
-             weight, logits, vocab, word(arguments, LM_HEAD.in_features, CONFIG.alignment), first, last, begin, end,
+             weight, logits, vocab, length, first, last, begin, end,
              float_parameter(arguments, LM_HEAD.eps), True, False, False, True, CONFIG)
     tl.debug_barrier()  # the logits of this tile are read back, by other threads
     tiles = dim(arguments, LM_HEAD.tile_max, 1)
