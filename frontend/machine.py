@@ -55,6 +55,12 @@ def memory_gb() -> float:
 
 def peak_rss_mb() -> float:
     """The most memory this process has held so far, mapped weights included."""
+    try:  # what getrusage says begins with the parent's memory at the time of the fork
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM"):
+                return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    except OSError:
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 

@@ -4,10 +4,10 @@ What runs is compared with program order: by an abstract memory under seeded int
 the numbers that real threads leave behind.
 """
 
+import gc
 import os
 import signal
 import threading
-import gc
 import time
 from dataclasses import dataclass
 

@@ -1,0 +1,76 @@
+"""The README's figures as Markdown, from the committed result files.
+
+    python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def cpu_decode() -> str:
+    """Decode and prefill beside transformers, with the correctness of the same run."""
+    results = load("cpu_decode")
+    rows = ["| Qwen3-0.6B shape, random bf16 weights, batch 1 | Event Tensor | transformers eager "
+            "| ours / theirs |", "|---|---|---|---|"]
+    decode, long = results["decode"], results["prefill"]
+    baseline = decode["compare"]["transformers"]
+
+    def row(name: str, ours: float, theirs: float) -> str:
+        return f"| {name} | {ours:.1f} ms | {theirs:.1f} ms | {ours / theirs:.2f} |"
+
+    rows.append(row(
+        f"TPOT p50, {decode['prompt_tokens']} prompt + {decode['new_tokens']} new tokens",
+        decode["tpot_ms"]["p50"], baseline["tpot_ms"]["p50"]))
+    rows.append(row(f"TTFT, {decode['prompt_tokens']} prompt tokens", decode["ttft_ms"],
+                    baseline["ttft_ms"]))
+    rows.append(row(f"TTFT, {long['prompt_tokens']} prompt tokens", long["ttft_ms"],
+                    long["compare"]["transformers"]["ttft_ms"]))
+    found, versions = decode["correctness"], decode["versions"]
+    rows += ["", (
+        f"{decode['workers']} workers on {decode['cpu']}; {decode['bandwidth_gb_s']:.0f} GB/s of a "
+        f"measured read bandwidth of {decode['peak_bandwidth_gb_s']:.0f} GB/s "
+        f"({decode['bandwidth_fraction']:.0%}); peak memory {decode['peak_rss_mb']:.0f} MB; "
+        f"{found['tokens_equal']} of {found['tokens_compared']} tokens equal those of "
+        f"{found['reference']}, largest logit error {found['max_abs_logit_error']:g}; medians of "
+        f"{decode['repeats']} interleaved rounds, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, {decode['date'][:10]}. Shared machines are noisy: TPOT p90 "
+        f"was {decode['tpot_ms']['p90']:.1f} ms and {baseline['tpot_ms']['p90']:.1f} ms.")]
+    return "\n".join(rows)
+
+
+def scheduling() -> str:
+    """Everything that happens on the host for a new shape, at the size of an 8B model."""
+    result = load("scheduling_at_size")
+    seconds = result["median_seconds"]
+    steps = ("instantiate", "verify_table", "critical_path", "prune_waits", "verify_schedule")
+    return (
+        f"A new shape of an 8B model's step on {result['workers']} workers ({result['tasks']:,} "
+        f"tasks) is instantiated, proved free of races, scheduled, pruned and proved again in "
+        f"{sum(seconds[step] for step in steps):.2f} s; deriving its events takes "
+        f"{seconds['derive'] * 1e3:.0f} ms, once.")
+
+
+def fuzz() -> str:
+    """The protocol over random graphs."""
+    result = load("fuzz_protocol")
+    return (f"{result['graphs']:,} random graphs, {result['counts']['interleavings']:,} "
+            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules: "
+            f"{result['failures']} failures.")
+
+
+def main() -> None:
+    print(cpu_decode(), scheduling(), fuzz(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
