@@ -18,10 +18,9 @@ from frontend.resolve import resolve_model
 from frontend.rope import rope_tables
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
+from persistent_runtime.backends import find_backend
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.cpu.launch import available_cores
 from persistent_runtime.megakernel import Megakernel
-from scheduling.target import generic_cpu
 
 DEFAULT_MAX_CONTEXT = 4096
 POLICY_OF_SCHEDULE = {"auto": "critical_path", "static": "critical_path",
@@ -41,28 +40,24 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
-    if backend not in ("auto", "cpu"):
-        raise UserError(f"backend {backend!r} is not available; use auto or cpu")
+    runs_on = find_backend(backend)
     if schedule not in POLICY_OF_SCHEDULE:
         raise UserError(f"schedule {schedule!r} is not available; use one of "
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
-    num_workers = available_cores() if workers is None else workers
-    if num_workers < 1:
-        raise UserError(f"workers is {num_workers}; give at least 1")
+    target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model)
     check_tensors(checkpoint, config)
     weight_dtype = _choose_dtype(dtype, config, checkpoint)
     context = _choose_context(max_context, config)
-    target = generic_cpu(num_workers)
     operators = Operators(
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(1, context, context + 1, max(len(config.eos_token_ids), 1)), weight_dtype)
     dense_decoder(operators)
     kernel = Megakernel(
-        operators.graph, workers=num_workers, policy=POLICY_OF_SCHEDULE[schedule],
-        dtype=weight_dtype, target=target,
+        operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
+        dtype=weight_dtype,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
-    buffers = Buffers()
+    buffers = runs_on.buffers()
     _load_weights(operators, checkpoint, buffers, progress)
     _allocate(operators, buffers, context)
     checkpoint.close()

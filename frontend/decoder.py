@@ -21,8 +21,8 @@ from frontend.operators import Operators
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.cpu.launch import Segment
 from persistent_runtime.megakernel import Megakernel
+from persistent_runtime.records import Segment
 from scheduling.static_schedule import StaticSchedule
 
 # The host looks for new tokens about this often per token: each look borrows a worker's core.
@@ -85,7 +85,7 @@ class Decoder:
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
         self.dtype = operators.dtype
-        self.backend = "cpu"
+        self.backend = kernel.backend.name
         self._chunk = chunk
         self._operators = operators
         self._buffers = buffers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from event_tensor.derive import derive_events
@@ -13,13 +13,14 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol
 from event_tensor.task_table import instantiate
 from event_tensor.verify import verify_structure, verify_table
+from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.cpu.launch import CpuKernel, Segment, available_cores
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
+from persistent_runtime.records import Segment
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.static_schedule import StaticSchedule
-from scheduling.target import Target, generic_cpu
+from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
 
@@ -37,23 +38,23 @@ def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, targe
 class Megakernel:
     """One compilation of a graph's device functions, and a schedule for each shape it meets.
 
-    policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored.
+    backend: where it runs, by default on this processor; workers: by default as many as run at
+    once; policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored.
     """
 
-    def __init__(self, graph: Graph, *, workers: int | None = None, policy: str = "critical_path",
-                 dtype: str = "float32", target: Target | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
-        num_workers = available_cores() if workers is None else workers
-        if num_workers < 1:
-            raise UserError(f"workers is {num_workers}; give at least 1")
+    def __init__(self, graph: Graph, *, backend: Backend | None = None,
+                 workers: int | None = None, policy: str = "critical_path",
+                 dtype: str = "float32", progress: Progress | None = None) -> None:
         if policy not in POLICIES:
             raise UserError(f"unknown schedule {policy!r}; use one of {', '.join(POLICIES)}")
-        self.target = (target or generic_cpu(num_workers)).with_workers(num_workers)
+        self.backend = backend or CpuBackend()
+        self.target = self.backend.target(workers)
         self.policy = policy
         self.graph = derive_events(graph)
         verify_structure(self.graph)
         self.functions = _functions(self.graph)
-        self.kernel = CpuKernel(self.functions, dtype, num_workers, progress)
+        self.kernel = self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
+                                           progress)
         self.compilations = 1
         self.launches = 0
         self.arguments = ArgumentEncoder(self.graph)
@@ -87,9 +88,9 @@ class Megakernel:
 
     def run(self, bindings: Mapping[str, int], tensors: Mapping[str, Any], *,
             timeout_s: float = 30.0) -> None:
-        """One step over the given memory: tensor name → contiguous array, read and written in
-        place. Raises UserError when a tensor is missing or its shape is another."""
-        buffers = Buffers()
+        """One step over the given memory: tensor name → contiguous array, which the CPU reads and
+        writes in place. Raises UserError when a tensor is missing or its shape is another."""
+        buffers = self.backend.buffers()
         for spec in self.graph.tensors():
             if spec.name not in tensors:
                 raise UserError(f"no memory is given for tensor {spec.name!r}")

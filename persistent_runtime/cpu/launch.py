@@ -7,40 +7,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from event_tensor.device_function import DeviceFunction
-from event_tensor.errors import DeadlockError
 from persistent_runtime import layout
-from persistent_runtime.buffers import Buffers, allocate
+from persistent_runtime.buffers import allocate
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
 from persistent_runtime.cpu.worker import WORKER_SIGNATURE, run_worker
-from persistent_runtime.encode import EncodedSchedule, Int64Array, address_of
+from persistent_runtime.encode import Int64Array, address_of
+from persistent_runtime.records import Segment, describe_stuck, fill_segment
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Segment:
-    """One schedule, repeated `steps` times; the row fields are explained in layout.py.
-
-    memory: what the addresses in `arguments` point into, kept alive with the segment.
-    """
-
-    encoded: EncodedSchedule
-    arguments: Int64Array
-    memory: Buffers
-    steps: int = 1
-    first_row: int = 0
-    row_stride: int = 0
-    first_logit: int = 0
-    logit_stride: int = 0
-    row_advance: int = 0
 
 
 class CpuKernel:
@@ -91,7 +72,12 @@ class Launch:
         self._keep_alive: list[Any] = [finished, kernel]
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
-            self._fill_segment(records[k], segment)
+            encoded = segment.encoded
+            events = allocate((max(encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
+            self._keep_alive.append(events)
+            fill_segment(records[k], segment, [address_of(array) for array in (
+                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
+                segment.arguments, events)])
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [
@@ -100,23 +86,6 @@ class Launch:
             for worker in range(workers)]
         for thread in self._threads:
             thread.start()
-
-    def _fill_segment(self, record: Int64Array, segment: Segment) -> None:
-        encoded = segment.encoded
-        events = allocate((max(encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
-        self._keep_alive.append(events)
-        record[layout.STEPS] = segment.steps
-        record[layout.FIRST_ROW] = segment.first_row
-        record[layout.ROW_STRIDE] = segment.row_stride
-        record[layout.FIRST_LOGIT] = segment.first_logit
-        record[layout.LOGIT_STRIDE] = segment.logit_stride
-        record[layout.SEGMENT_ADVANCE] = segment.row_advance
-        record[layout.ROWS] = address_of(encoded.rows)
-        record[layout.ROW_BEGIN] = address_of(encoded.row_begin)
-        record[layout.WAITS] = address_of(encoded.waits)
-        record[layout.NOTIFIES] = address_of(encoded.notifies)
-        record[layout.ARGUMENT_TABLE] = address_of(segment.arguments)
-        record[layout.EVENTS] = address_of(events)
 
     def _fill_record(self, kernel: CpuKernel, records: Int64Array, scratch_stride: int,
                      finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
@@ -169,24 +138,7 @@ class Launch:
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise DeadlockError(self._describe_stuck())
-
-    def _describe_stuck(self) -> str:
-        parts = []
-        for worker, stuck in enumerate(self._stuck.tolist()):
-            if stuck[layout.STUCK_TARGET] == 0:
-                continue
-            task, target = stuck[layout.STUCK_TASK], stuck[layout.STUCK_TARGET]
-            if task < 0:
-                parts.append(f"worker {worker} waits for the others at the end of step "
-                             f"{stuck[layout.STUCK_STEP]}")
-                continue
-            table = self._segments[stuck[layout.STUCK_SEGMENT]].encoded.schedule.table
-            parts.append(
-                f"worker {worker}: {table.task_name(task)} waits on "
-                f"{table.event_name(stuck[layout.STUCK_EVENT])}, count "
-                f"{stuck[layout.STUCK_SEEN]} of {target} in step {stuck[layout.STUCK_STEP]}")
-        return "the launch made no progress and was ended: " + "; ".join(parts)
+            raise describe_stuck(self._stuck.tolist(), self._segments)
 
 
 def available_cores() -> int:

@@ -48,11 +48,22 @@ class HeadConfiguration:
 
 
 def head_configuration(shape: Shape) -> HeadConfiguration:
-    head_dim = max(shape.parameter("head_dim"))
+    head_dims = shape.parameter("head_dim")
+    head_dim, target = max(head_dims), shape.target
     return HeadConfiguration(
-        shape.weight, shape.interpreted, math.gcd(16, *shape.parameter("head_dim")), max(triton.next_power_of_2(head_dim), 16),
-        triton.next_power_of_2((head_dim + 1) // 2), shape.target.query_rows,
-        shape.target.kv_block, shape.target.kv_stages)
+        shape.weight, shape.interpreted, math.gcd(16, *head_dims),
+        max(triton.next_power_of_2(head_dim), 16), triton.next_power_of_2((head_dim + 1) // 2),
+        target.query_rows, target.kv_block, target.kv_stages)
+
+
+@triton.jit
+def narrow(values, TYPE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """float32 → TYPE, rounded to nearest even. The interpreter would cut bfloat16 off instead."""
+    if INTERPRETED:
+        if TYPE == tl.bfloat16:
+            bits = values.to(tl.int32, bitcast=True)
+            values = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return values.to(TYPE)
 
 
 @triton.jit
@@ -75,8 +86,10 @@ def rotate(vectors, kept, norm, normed, cos, sin, there, head_dim, eps, OUT: tl.
         factor = (1.0 / tl.sqrt(squares / head_dim.to(tl.float32) + eps))[:, None]
         a = a * factor * tl.load(norm + d, mask=d < half, other=0).to(tl.float32)
         b = b * factor * tl.load(norm + half + d, mask=d < half, other=0).to(tl.float32)
-    tl.store(kept[:, None] + d, (a * c - b * s).to(OUT), mask=mask)
-    tl.store(kept[:, None] + half + d, (b * c + a * s).to(OUT), mask=mask)
+    tl.store(kept[:, None] + d, narrow(a * c - b * s, OUT, CONFIG.interpreted),
+             mask=mask)
+    tl.store(kept[:, None] + half + d, narrow(b * c + a * s, OUT, CONFIG.interpreted),
+             mask=mask)
 
 
 @gpu_body(device_functions.rope_append, configure=head_configuration)
@@ -88,7 +101,8 @@ def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
     head_dim = word(arguments, ROPE.head_dim, CONFIG.alignment)
     group_heads = word(arguments, ROPE.group_heads)
     eps, head = float_parameter(arguments, ROPE.eps), tile[1]
-    q_stride, kv_stride = dim(arguments, ROPE.q, 1, CONFIG.alignment), dim(arguments, ROPE.k, 1, CONFIG.alignment)
+    q_stride = dim(arguments, ROPE.q, 1, CONFIG.alignment)
+    kv_stride = dim(arguments, ROPE.k, 1, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.q, 0))
     cos, sin = operand(arguments, ROPE.cos, tl.float32), operand(arguments, ROPE.sin, tl.float32)
     q = operand(arguments, ROPE.q, tl.float32)
@@ -122,7 +136,8 @@ def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
         d = tl.arange(0, HEAD_BLOCK)[None, :]
         mask = there[:, None] & (d < head_dim)
         v = tl.load(operand(arguments, ROPE.v, tl.float32) + at[:, None] + d, mask=mask, other=0)
-        tl.store(v_cache[:, None] + d, v.to(CONFIG.weight), mask=mask)
+        tl.store(v_cache[:, None] + d, narrow(v, CONFIG.weight, CONFIG.interpreted),
+                 mask=mask)
 
 
 @triton.jit
@@ -229,9 +244,11 @@ def attention_combine(arguments, tile, step, CONFIG: tl.constexpr):
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
     head_dim = word(arguments, COMBINE.head_dim, CONFIG.alignment)
     group_heads = word(arguments, COMBINE.group_heads)
-    kv_splits, width = word(arguments, COMBINE.kv_splits), dim(arguments, COMBINE.out, 1, CONFIG.alignment)
+    kv_splits = word(arguments, COMBINE.kv_splits)
+    width = dim(arguments, COMBINE.out, 1, CONFIG.alignment)
     stats_width = dim(arguments, COMBINE.stats, 2)
-    first, last = tile_range(tile[0], word(arguments, COMBINE.tile_m), dim(arguments, COMBINE.out, 0))
+    first, last = tile_range(tile[0], word(arguments, COMBINE.tile_m),
+                             dim(arguments, COMBINE.out, 0))
     d = tl.arange(0, HEAD_BLOCK)
     for first_pair in tl.range(0, (last - first) * group_heads, PAIRS):
         pair = first_pair + tl.arange(0, PAIRS)

@@ -59,7 +59,7 @@ class InterpretedKernel:
 
     def call_worker(self, record: npt.NDArray[np.int64], worker: int) -> None:
         """Runs one worker to its end in this process."""
-        _patch_language_once()
+        patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
                          self.fingerprint, THREADS=32, INTERPRETED=True)
 
@@ -74,18 +74,25 @@ def _rewrite_functions(bodies: Sequence[Any]) -> None:
                 value.rewrite()
 
 
-def _patch_language_once() -> None:
-    """Triton replaces its language's builtins again at every call of a device function, which
-    takes most of the time. In a worker's process the first time is enough."""
+class _LastingPatch:
+    """What a launch undoes at its end; here nothing."""
+
+    def restore(self) -> None:
+        pass
+
+
+def patch_language_once() -> None:
+    """Lets the interpreter patch Triton's language once, for good. It does so again at every call
+    of a device function, which takes most of the time. For processes that only interpret."""
     original, patched = interpreter._patch_lang, set()
 
-    def patch(function: Any) -> Any:
+    def patch(function: Any) -> _LastingPatch:
         modules = {id(value) for value in function.__globals__.values()
                    if value is triton.language or value is triton.language.core}
-        if modules <= patched:
-            return None
-        patched.update(modules)
-        return original(function)
+        if not modules <= patched:
+            patched.update(modules)
+            original(function)
+        return _LastingPatch()
 
     interpreter._patch_lang = patch
 

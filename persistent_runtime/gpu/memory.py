@@ -35,7 +35,7 @@ class DeviceMemory:
         self._pairs: list[tuple[TensorSpec, torch.Tensor, torch.Tensor]] = []  # pinned, device
         # allocated now: an allocation of pinned memory may wait for a kernel that is running
         self._word = torch.zeros(1, dtype=torch.int32, pin_memory=True)
-        self._clock_offset_ns = self._measure_clock_offset()
+        self.clock_offset_ns = self._measure_clock_offset()
 
     def zeros(self, count: int, dtype: Any) -> torch.Tensor:
         with torch.cuda.stream(self.stream):
@@ -94,7 +94,7 @@ class DeviceMemory:
         for tensor, host, _ in self._pairs:
             if tensor.name == CLOCK_TENSOR:
                 times = host.numpy()
-                np.add(times, self._clock_offset_ns, out=times, where=times != 0)
+                np.add(times, self.clock_offset_ns, out=times, where=times != 0)
 
     def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         with torch.cuda.stream(self.stream):

@@ -95,20 +95,31 @@ def body_of(declaration: DeviceFunction) -> RegisteredBody:
             f"@gpu_body({declaration.name}) from persistent_runtime.gpu.registry") from None
 
 
+def weight_type(dtype: str) -> tl.dtype:
+    """Triton's name for a storage dtype; raises UserError for one without bodies."""
+    if dtype not in WEIGHT_TYPE:
+        raise UserError(f"dtype {dtype!r} has no GPU bodies; use one of {', '.join(WEIGHT_TYPE)}")
+    return WEIGHT_TYPE[dtype]
+
+
+def make_configuration(declaration: DeviceFunction, shape: Shape) -> Any:
+    """The configuration of one device function for the calls in `shape`."""
+    return body_of(declaration).configure(shape)
+
+
 def configurations(graph: Graph, dtype: str, *, target: str = "generic", interpreted: bool = False
                    ) -> dict[str, Any]:
     """Device function name → its configuration for the calls of a graph.
 
     dtype: how weights and KV cache are stored. target: a key of `TILE_TARGETS`.
     """
-    if dtype not in WEIGHT_TYPE:
-        raise UserError(f"dtype {dtype!r} has no GPU bodies; use one of {', '.join(WEIGHT_TYPE)}")
+    weight = weight_type(dtype)
     calls: dict[DeviceFunction, list[Call]] = {}
     for call in graph.calls:
         calls.setdefault(call.function, []).append(call)
     tiles = TILE_TARGETS[target]
-    return {function.name: body_of(function).configure(
-        Shape(tuple(of_function), WEIGHT_TYPE[dtype], interpreted, tiles))
+    return {function.name: make_configuration(
+        function, Shape(tuple(of_function), weight, interpreted, tiles))
         for function, of_function in calls.items()}
 
 

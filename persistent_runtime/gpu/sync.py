@@ -113,9 +113,9 @@ def notify_event(counter):
 
 @triton.jit
 def globaltimer(INTERPRETED: tl.constexpr):
-    """Nanoseconds of the device's clock, one for all its workers; 0 in the interpreter."""
+    """Nanoseconds of the device's clock, one for all its workers; the host's if interpreted."""
     if INTERPRETED:
-        now = tl.full((), 0, tl.int64)
+        now = interpreter_clock_ns()
     else:
         now = tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [],
                                         dtype=tl.int64, is_pure=False, pack=1)

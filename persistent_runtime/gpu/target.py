@@ -32,5 +32,5 @@ class TileTarget:
 
 TILE_TARGETS = {
     # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s
-    "generic": TileTarget(8, 8192, 512, 48 * 1024, 64, 32, 32, 4, 64, 16, 2),
+    "generic": TileTarget(8, 8192, 512, 48 * 1024, 32, 32, 32, 4, 64, 16, 2),
 }

@@ -1,0 +1,84 @@
+"""What the compiler makes of the GPU worker for published shapes; needs no GPU.
+
+    python benchmarks/gpu_compile.py --shape qwen3-0.6b --arch 90 --dtype bfloat16
+
+Prints one JSON object per compilation: registers, stack, spills, shared memory, seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import triton
+
+from benchmarks.make_model import PUBLISHED
+from event_tensor.graph import Graph
+from frontend.config import DecoderConfig, parse_config
+from frontend.families import dense_decoder
+from frontend.operators import Limits, Operators
+from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, TileConfig
+from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
+from persistent_runtime.gpu.registry import configurations
+from persistent_runtime.gpu.target import TILE_TARGETS
+
+WORKERS = {80: 108, 90: 132, 100: 148}
+SHAPES: dict[str, dict[str, Any]] = PUBLISHED | {
+    "qwen3-8b": {  # Qwen/Qwen3-8B
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": False,
+        "bos_token_id": 151643, "eos_token_id": 151645}}
+
+
+def gpu_tiles(config: DecoderConfig, workers: int) -> TileConfig:
+    """One tile of every linear per worker, in whole groups of eight columns; more for the LM head,
+    whose tiles are many anyway."""
+
+    def columns(out_features: int) -> int:
+        return min(-(-out_features // workers // 8) * 8, out_features)
+
+    q_width = config.num_heads * config.head_dim
+    return TileConfig(LINEAR_ROWS, ATTENTION_ROWS, q=16 if q_width <= 16 * workers else 32,
+                      kv=16, output=columns(config.hidden_size),
+                      gate_up=columns(config.intermediate_size),
+                      down=columns(config.hidden_size), lm_head=128)
+
+
+def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
+    """The decode step of a published shape; two layers have all device functions."""
+    config = parse_config(SHAPES[shape] | {"num_hidden_layers": 2}, None)
+    operators = Operators(config, gpu_tiles(config, workers), Limits(1, 4096, 4097, 1), dtype)
+    dense_decoder(operators)
+    return operators.graph
+
+
+def compile_shape(shape: str, dtype: str, arch: int) -> CompiledWorker:
+    graph = decoder_graph(shape, dtype, WORKERS[arch])
+    functions = tuple({call.function: None for call in graph.calls})
+    return compile_worker(functions, configurations(graph, dtype), arch,
+                          TILE_TARGETS["generic"].num_warps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--arch", nargs="*", type=int, default=list(WORKERS), choices=list(WORKERS))
+    parser.add_argument("--dtype", nargs="*", default=["bfloat16"],
+                        choices=["bfloat16", "float16", "float32"])
+    options = parser.parse_args()
+    for shape in options.shape:
+        for arch in options.arch:
+            for dtype in options.dtype:
+                worker = compile_shape(shape, dtype, arch)
+                print(json.dumps({
+                    "shape": shape, "arch": arch, "dtype": dtype, "triton": triton.__version__,
+                    "registers": worker.registers, "stack_bytes": worker.stack_bytes,
+                    "spill_bytes": worker.spill_bytes, "shared_bytes": worker.shared_bytes,
+                    "seconds": round(worker.seconds, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Backends: where a megakernel runs. Each brings its target record, its memory and its kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import UserError
+from event_tensor.graph import Graph
+from persistent_runtime.buffers import Buffers
+from persistent_runtime.cpu.launch import CpuKernel, available_cores
+from scheduling.target import Target, generic_cpu
+
+Progress = Callable[[int, int], None]  # functions compiled so far, and of how many
+
+
+class Backend(Protocol):
+    name: str
+
+    def target(self, workers: int | None) -> Target:
+        """The machine with this many workers; by default as many as it can run at once."""
+        ...
+
+    def buffers(self) -> Any:
+        """Memory for tensors, with the interface of `Buffers`."""
+        ...
+
+    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+                workers: int, progress: Progress | None) -> Any:
+        """A kernel with the interface of `CpuKernel`."""
+        ...
+
+
+class CpuBackend:
+    """Threads of this process; numba."""
+
+    name = "cpu"
+
+    def target(self, workers: int | None) -> Target:
+        count = available_cores() if workers is None else workers
+        if count < 1:
+            raise UserError(f"workers is {count}; give at least 1")
+        return generic_cpu(count)
+
+    def buffers(self) -> Buffers:
+        return Buffers()
+
+    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+                workers: int, progress: Progress | None) -> CpuKernel:
+        return CpuKernel(functions, dtype, workers, progress)
+
+
+def find_backend(name: str) -> Backend:
+    """`cpu`, `cuda`, or `auto`: CUDA where torch sees a device. Raises UserError."""
+    if name == "cpu":
+        return CpuBackend()
+    if name not in ("auto", "cuda"):
+        raise UserError(f"backend {name!r} is not available; use auto, cpu or cuda")
+    import torch
+
+    if not torch.cuda.is_available():
+        if name == "auto":
+            return CpuBackend()
+        raise UserError("backend cuda needs a GPU that torch can see, and there is none; use "
+                        "--backend cpu")
+    from persistent_runtime.gpu.backend import CudaBackend
+
+    return CudaBackend()

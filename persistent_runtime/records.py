@@ -1,0 +1,64 @@
+"""What every backend's launch is made of: segments, their records, and stuck workers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from event_tensor.errors import DeadlockError
+from persistent_runtime import layout
+from persistent_runtime.encode import EncodedSchedule, Int64Array
+
+# In the order in which `fill_segment` takes them.
+ADDRESSES = (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES, layout.ARGUMENT_TABLE,
+             layout.EVENTS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """One schedule, repeated `steps` times; the row fields are explained in layout.py.
+
+    memory: what the addresses in `arguments` point into, kept alive with the segment.
+    """
+
+    encoded: EncodedSchedule
+    arguments: Int64Array
+    memory: Any
+    steps: int = 1
+    first_row: int = 0
+    row_stride: int = 0
+    first_logit: int = 0
+    logit_stride: int = 0
+    row_advance: int = 0
+
+
+def fill_segment(record: Int64Array, segment: Segment, addresses: Sequence[int]) -> None:
+    """Writes a segment record; `addresses` follow `ADDRESSES`."""
+    record[layout.STEPS] = segment.steps
+    record[layout.FIRST_ROW] = segment.first_row
+    record[layout.ROW_STRIDE] = segment.row_stride
+    record[layout.FIRST_LOGIT] = segment.first_logit
+    record[layout.LOGIT_STRIDE] = segment.logit_stride
+    record[layout.SEGMENT_ADVANCE] = segment.row_advance
+    for place, address in zip(ADDRESSES, addresses, strict=True):
+        record[place] = address
+
+
+def describe_stuck(records: Sequence[Sequence[int]], segments: Sequence[Segment]) -> DeadlockError:
+    """The error of a launch whose workers gave up waiting, from their stuck records."""
+    parts = []
+    for worker, stuck in enumerate(records):
+        target, task = stuck[layout.STUCK_TARGET], stuck[layout.STUCK_TASK]
+        if target == 0:
+            continue
+        if task < 0:
+            parts.append(f"worker {worker} waits for the others at the end of step "
+                         f"{stuck[layout.STUCK_STEP]}")
+            continue
+        table = segments[stuck[layout.STUCK_SEGMENT]].encoded.schedule.table
+        parts.append(
+            f"worker {worker}: {table.task_name(task)} waits on "
+            f"{table.event_name(stuck[layout.STUCK_EVENT])}, count "
+            f"{stuck[layout.STUCK_SEEN]} of {target} in step {stuck[layout.STUCK_STEP]}")
+    return DeadlockError("the launch made no progress and was ended: " + "; ".join(parts))

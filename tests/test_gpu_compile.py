@@ -1,0 +1,123 @@
+"""The GPU worker compiled for chips that are not there: resources, memory order, cache key."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from triton.compiler import ASTSource
+
+from benchmarks.gpu_compile import compile_shape, decoder_graph
+from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import UserError
+from persistent_runtime.gpu import registry, tokens
+from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT
+from persistent_runtime.gpu.registry import configurations, kernel_fingerprint, kernel_tables
+from persistent_runtime.gpu.worker import run_worker
+
+# one shape per chip here; benchmarks/gpu_compile.py prints all of them
+COMPILED = [("qwen3-0.6b", 80), ("qwen3-0.6b", 90), ("llama-3.2-1b", 90), ("qwen3-8b", 100)]
+SECONDS = 20  # on an idle machine with two cores
+
+
+@pytest.fixture(scope="module", params=COMPILED, ids=lambda case: f"{case[0]}-sm{case[1]}")
+def worker(request, tmp_path_factory):
+    from triton import knobs
+
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+        return compile_shape(request.param[0], "bfloat16", request.param[1])
+
+
+def test_the_worker_fits_the_chip(worker):
+    print(f"sm_{worker.arch}: {worker.registers} registers, {worker.shared_bytes} bytes shared, "
+          f"compiled in {worker.seconds:.1f} s")
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
+    assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[worker.arch]
+    assert worker.seconds < 3 * SECONDS  # machines that share their cores are slower
+
+
+def instructions(ptx):
+    """The PTX without comments, directives and the moves that only prepare operands."""
+    lines = (line.split("//")[0].strip() for line in ptx.splitlines())
+    return [line for line in lines if line and not line.startswith((".", "mov", "$L__tmp"))]
+
+
+def test_a_release_follows_a_barrier_with_no_store_between(worker):
+    """The barrier orders the stores of the whole CTA before the one thread that releases."""
+    lines = instructions(worker.ptx)
+    releases = [k for k, line in enumerate(lines) if re.search(r"\.(release|acq_rel)\.", line)]
+    assert len(releases) >= 3  # notify, arrival at the end of a step, its opening
+    for k in releases:
+        barrier = max(j for j in range(k) if "bar.sync" in lines[j])
+        between = lines[barrier + 1:k]
+        assert not any(re.search(r"\b(st|atom|red)\.|^\$L", line) for line in between), between
+
+
+def test_the_poll_acquires_in_one_thread_and_a_barrier_follows(worker):
+    lines = instructions(worker.ptx)
+    polls = [k for k, line in enumerate(lines) if line.startswith("ld.acquire.gpu.global.s32")]
+    assert len(polls) == 4  # a first look and the loop, for events and for the end of a step
+    for k in polls:
+        barrier = min(j for j in range(k, len(lines)) if "bar.sync" in lines[j])
+        assert not any(line.startswith("ld.global") for line in lines[k:barrier])
+    # only thread 0 gets to the poll
+    assert "mov.u32 thread, %tid.x;" in worker.ptx
+    assert worker.ptx.count("%globaltimer") >= 4  # every poll has a deadline
+
+
+def test_weights_stream_through_shared_memory(worker):
+    assert worker.ptx.count("cp.async.cg.shared.global") > 20
+
+
+def edited(tmp_path, name, old, new):
+    """A copy of tokens.py with one change, loaded as a module."""
+    source = Path(tokens.__file__).read_text(encoding="utf-8")
+    assert old in source
+    path = tmp_path / name / "tokens_copy.py"
+    path.parent.mkdir()
+    path.write_text(source.replace(old, new), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("tokens_copy", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def source_hash(function, fingerprint):
+    signature = {"launch": "*i64", "first_worker": "i32"} | dict.fromkeys(
+        ("FUNCTIONS", "CONFIGURATIONS", "FINGERPRINT", "THREADS", "INTERPRETED"), "constexpr")
+    return ASTSource(run_worker, signature, constexprs={
+        "FUNCTIONS": (function,), "CONFIGURATIONS": (), "FINGERPRINT": fingerprint,
+        "THREADS": 256, "INTERPRETED": False}).hash()
+
+
+@pytest.mark.parametrize("old, new", [
+    ("token = best_token(arguments, logit_row)", "token = best_token(arguments, logit_row) + 1"),
+    ("value > best", "value >= best"),  # in a helper
+])
+def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, old, new):
+    monkeypatch.setattr(registry, "_bodies", dict(registry._bodies))
+    before = edited(tmp_path, "before", old, old).select_token
+    after = edited(tmp_path, "after", old, new).select_token
+    # the compiler alone does not see the difference …
+    assert source_hash(before, "") == source_hash(after, "")
+    # … with the fingerprint it does
+    prints = [kernel_fingerprint([function]) for function in (before, after)]
+    assert prints[0] != prints[1]
+    assert source_hash(before, prints[0]) != source_hash(after, prints[1])
+
+
+def test_the_fingerprint_covers_configurations():
+    graph = decoder_graph("qwen3-0.6b", "bfloat16", 132)
+    functions = tuple({call.function: None for call in graph.calls})
+    prints = {kernel_tables(functions, configurations(graph, dtype))[2]
+              for dtype in ("bfloat16", "float16", "float32")}
+    assert len(prints) == 3
+
+
+def test_a_function_without_a_body_is_refused_by_name():
+    with pytest.raises(UserError, match="'nameless' has no GPU body.*@gpu_body"):
+        registry.body_of(DeviceFunction("nameless", (), ()))

@@ -1,0 +1,126 @@
+"""The persistent kernel on a real device: bodies, whole models, deadlocks, Ctrl-C."""
+
+import time
+
+import pytest
+import test_cpu_device_functions as references
+import torch
+
+pytest.importorskip("triton")
+
+pytestmark = [pytest.mark.gpu,
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
+
+PROMPT, NEW_TOKENS = list(range(3, 90)), 24
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+# products of bfloat16 pairs and of tf32 triples keep 16 bits and more of the activations
+LOOSER = 16
+
+
+@pytest.fixture
+def device_bodies(monkeypatch):
+    """Puts the GPU bodies in the place of the CPU bodies in the references' module."""
+    from persistent_runtime.gpu.memory import DeviceMemory
+    from persistent_runtime.gpu.single_tile import run_tile
+
+    offset_ns = DeviceMemory().clock_offset_ns
+
+    def on_device(declaration, dtype, values, tile, scratch_bytes=0, step=None):
+        run_tile(declaration, dtype, values, tile, step=step, device="cuda")
+        if "token_time" in values:
+            values["token_time"][values["token_time"] != 0] += offset_ns
+
+    def close(actual, expected, terms):
+        assert abs(actual - expected).max() <= LOOSER * abs(expected).max() * 2e-7 * (
+            4 + terms**0.5)
+
+    monkeypatch.setattr(references, "run_tile", on_device)
+    monkeypatch.setattr(references, "assert_close", close)
+
+
+@pytest.mark.usefixtures("device_bodies")
+@pytest.mark.parametrize("dtype", references.DTYPES)
+def test_bodies(dtype):
+    for shape in references.SHAPES:
+        references.test_linear(dtype, shape, True)
+        references.test_gate_up_silu(dtype, shape, False)
+    references.test_lm_head_and_select_token(dtype, 1, 1)
+    references.test_embed_tokens(dtype)
+    for head_dim, group_heads in ((64, 1), (80, 4), (128, 7)):
+        references.test_rope_append(dtype, head_dim, group_heads, True)
+    for case in ((64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200)):
+        references.test_attention(dtype, *case, 4)
+
+
+def device_decoder(directory, dtype="float32", workers=None):
+    """What compile_decode_loop does for the CPU, over device memory."""
+    from benchmarks.gpu_compile import gpu_tiles
+    from frontend import compile as frontend_compile
+    from frontend.decoder import Decoder
+    from frontend.families import dense_decoder
+    from frontend.operators import Limits, Operators
+    from frontend.tiles import LINEAR_ROWS
+    from persistent_runtime.gpu.launch import GpuKernel
+    from persistent_runtime.gpu.memory import DeviceBuffers, DeviceMemory
+    from persistent_runtime.gpu.registry import configurations
+    from persistent_runtime.gpu.target import TILE_TARGETS
+    from persistent_runtime.megakernel import Megakernel
+    from scheduling.target import H200
+
+    workers = workers or torch.cuda.get_device_properties(0).multi_processor_count
+    config, checkpoint, tokenizer = frontend_compile._open(directory)
+    operators = Operators(config, gpu_tiles(config, workers), Limits(1, 256, 257, 1), dtype)
+    dense_decoder(operators)
+    kernel = Megakernel(operators.graph, workers=workers, dtype=dtype,
+                        target=H200.with_workers(workers))
+    memory = DeviceMemory()
+    kernel.kernel = GpuKernel(
+        kernel.functions, dtype, workers, configured=configurations(kernel.graph, dtype),
+        num_warps=TILE_TARGETS["generic"].num_warps, memory=memory)
+    buffers = DeviceBuffers(memory)
+    frontend_compile._load_weights(operators, checkpoint, buffers, None)
+    frontend_compile._allocate(operators, buffers, 256)
+    return Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_the_cpu_backend(family, tiny_model):
+    from frontend.compile import compile_decode_loop
+
+    directory = tiny_model(family, seed=1)
+    expected = compile_decode_loop(directory, max_context=256).generate(
+        PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    decoder = device_decoder(directory)
+    for _ in range(3):  # counters, schedules and control tensors start afresh
+        result = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        assert result.output_ids == expected
+        assert (result.inter_token_ms > 0).all()
+
+
+def test_leaving_a_stream_early_ends_the_launch(tiny_model):
+    decoder = device_decoder(tiny_model("llama", seed=1))
+    for _ in decoder.stream(PROMPT, max_new_tokens=150, ignore_eos=True):
+        break
+    begin = time.monotonic()
+    assert len(decoder.generate(PROMPT, max_new_tokens=2, ignore_eos=True).output_ids) == 2
+    assert time.monotonic() - begin < 5
+
+
+def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
+    from event_tensor.errors import DeadlockError
+    from persistent_runtime import layout
+
+    decoder = device_decoder(tiny_model("llama", seed=1))
+    encoded = decoder.kernel.schedule(decoder.bindings(1, 1, 1))
+    row = next(r for r in encoded.rows if r[layout.NOTIFY_END] > r[layout.NOTIFY_BEGIN])
+    row[layout.NOTIFY_END] = row[layout.NOTIFY_BEGIN]
+    segment = decoder.kernel.segment(decoder.bindings(1, 1, 1), decoder._buffers)
+    with pytest.raises(DeadlockError, match="made no progress.*waits on"):
+        decoder.kernel.launch([segment], timeout_s=1.0).wait()
+
+
+def test_more_workers_than_multiprocessors_are_refused(tiny_model):
+    from event_tensor.errors import UserError
+
+    with pytest.raises(UserError, match="multiprocessors"):
+        device_decoder(tiny_model("llama", seed=1), workers=100_000)

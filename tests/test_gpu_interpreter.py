@@ -1,0 +1,139 @@
+"""The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
+
+The interpreter has to be chosen before triton is imported, so each part runs as a program of its
+own: `python tests/test_gpu_interpreter.py bodies|model NAME|deadlock`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parent.parent
+WORKERS = 4
+PROMPT, NEW_TOKENS = [5, 91, 17, 4, 250, 33], 3
+# head_dim 20 and 112 hidden columns: no block divides them
+MODELS = {
+    "llama": ("llama", {"num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True,
+                        "head_dim": 20}),
+    "qwen2": ("qwen2", {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1,
+                        "num_hidden_layers": 1}),
+    "qwen3": ("qwen3", {"num_attention_heads": 8, "tie_word_embeddings": True,
+                        "num_hidden_layers": 2}),
+    "mistral": ("mistral", {"sliding_window": 4, "num_hidden_layers": 1}),
+}
+
+
+def interpreted(*arguments, timeout=200):
+    """Standard output of this file as a program, under the interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    ended = subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment,
+                           capture_output=True, text=True, timeout=timeout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_every_body_meets_the_references_of_the_cpu_bodies():
+    print(interpreted("bodies").splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_models_choose_the_tokens_of_cpu_backend_and_transformers(name, tiny_model):
+    family, fields = MODELS[name]
+    directory = tiny_model(family, seed=len(name), **fields)
+    result = json.loads(interpreted("model", directory).splitlines()[-1])
+    print(name, result["seconds"], "s")
+    assert len(result["transformers"]) == NEW_TOKENS
+    assert result["gpu"] == result["cpu"] == result["transformers"]
+
+
+def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
+    directory = tiny_model("llama", num_hidden_layers=1)
+    result = json.loads(interpreted("deadlock", directory).splitlines()[-1])
+    assert result["seconds"] < 20
+    assert "made no progress" in result["error"]
+    assert f"waits on {result['event']}, count" in result["error"]
+
+
+class GpuBodies:
+    """Puts the GPU bodies in the place of the CPU bodies."""
+
+    @pytest.fixture(autouse=True)
+    def gpu_bodies(self, request, monkeypatch):
+        from persistent_runtime.gpu.single_tile import run_tile
+
+        monkeypatch.setattr(request.module, "run_tile", run_tile)
+
+
+def run_bodies():
+    from persistent_runtime.gpu.interpret import patch_language_once
+
+    patch_language_once()
+    sys.exit(pytest.main([str(ROOT / "tests" / "test_cpu_device_functions.py"), "-q", "-x",
+                          "-p", "no:cacheprovider"],
+                         plugins=[GpuBodies()]))
+
+
+def interpreted_decoder(directory):
+    from frontend.compile import compile_decode_loop
+    from persistent_runtime.gpu.interpret import InterpretedKernel
+    from persistent_runtime.gpu.registry import configurations
+
+    decoder = compile_decode_loop(directory, dtype="float32", max_context=32, workers=WORKERS)
+    kernel = decoder.kernel
+    kernel.kernel = InterpretedKernel(
+        kernel.functions, "float32", WORKERS,
+        configured=configurations(kernel.graph, "float32", interpreted=True))
+    return decoder
+
+
+def run_model(directory):
+    import torch
+    import transformers
+
+    from frontend.compile import compile_decode_loop
+
+    decoder = interpreted_decoder(directory)
+    begin = time.monotonic()
+    gpu = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    seconds = time.monotonic() - begin
+    cpu = compile_decode_loop(directory, dtype="float32", max_context=32, workers=2).generate(
+        PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    tokens = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    print(json.dumps({"gpu": gpu, "cpu": cpu, "transformers": tokens[0, len(PROMPT):].tolist(),
+                      "seconds": round(seconds, 1)}))
+
+
+def run_deadlock(directory):
+    """One step whose embedding task does not notify: every other worker waits in vain."""
+    from event_tensor.errors import DeadlockError
+    from persistent_runtime import layout
+
+    decoder = interpreted_decoder(directory)
+    kernel = decoder.kernel
+    encoded = kernel.schedule(decoder.bindings(1, 1, 1))
+    row = next(r for r in encoded.rows if r[layout.NOTIFY_END] > r[layout.NOTIFY_BEGIN])
+    event = encoded.notifies[row[layout.NOTIFY_BEGIN]]
+    row[layout.NOTIFY_END] = row[layout.NOTIFY_BEGIN]
+    segment = kernel.segment(decoder.bindings(1, 1, 1), decoder._buffers)
+    begin = time.monotonic()
+    error = ""
+    try:
+        kernel.launch([segment], timeout_s=2.0).wait()
+    except DeadlockError as raised:
+        error = str(raised)
+    print(json.dumps({"error": error, "seconds": time.monotonic() - begin,
+                      "event": encoded.schedule.table.event_name(int(event))}))
+
+
+if __name__ == "__main__":
+    {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock}[sys.argv[1]](*sys.argv[2:])
