@@ -14,7 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from make_model import SHAPES, model_config, write_model
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "cpu_decode.json"
 CASES = {"decode": (32, 64), "prefill": (512, 16)}  # prompt tokens, new tokens

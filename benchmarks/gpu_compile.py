@@ -21,7 +21,7 @@ from frontend.operators import Limits, Operators
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, TileConfig
 from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
 from persistent_runtime.gpu.registry import configurations
-from persistent_runtime.gpu.target import TILE_TARGETS
+from persistent_runtime.gpu.target import tile_target_of
 
 WORKERS = {80: 108, 90: 132, 100: 148}
 SHAPES: dict[str, dict[str, Any]] = PUBLISHED | {
@@ -58,8 +58,8 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
 def compile_shape(shape: str, dtype: str, arch: int) -> CompiledWorker:
     graph = decoder_graph(shape, dtype, WORKERS[arch])
     functions = tuple({call.function: None for call in graph.calls})
-    return compile_worker(functions, configurations(graph, dtype), arch,
-                          TILE_TARGETS["generic"].num_warps)
+    configured = configurations(graph, dtype, target=tile_target_of(arch))
+    return compile_worker(functions, configured, arch)
 
 
 def main() -> None:

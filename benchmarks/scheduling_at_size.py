@@ -3,8 +3,7 @@
     python benchmarks/scheduling_at_size.py
 
 The graph is that of Qwen3-8B (36 layers, hidden 4096) at a context of 4096, built by the frontend
-without weights. Tiles are those that 132 workers want: 32 output columns (96 of gate and up, 128
-of the LM head), and the context in 16 splits for each of 8 KV heads. Prints a table and writes
+without weights, in the tiles that it chooses for 132 workers. Prints a table and writes
 benchmarks/results/scheduling_at_size.json; each time is the median of `--repeats` runs.
 """
 
@@ -23,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.task_table import instantiate  # noqa: E402
@@ -30,7 +30,7 @@ from event_tensor.verify import verify_table  # noqa: E402
 from frontend.config import parse_config  # noqa: E402
 from frontend.families import dense_decoder  # noqa: E402
 from frontend.operators import Limits, Operators  # noqa: E402
-from frontend.tiles import ATTENTION_ROWS, TileConfig  # noqa: E402
+from frontend.tiles import choose_kv_splits, choose_tiles  # noqa: E402
 from scheduling.policies import critical_path, round_robin  # noqa: E402
 from scheduling.prune import prune_waits  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
@@ -38,26 +38,18 @@ from scheduling.target import H200  # noqa: E402
 from scheduling.verify_schedule import verify_schedule  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "scheduling_at_size.json"
-CONTEXT, KV_SPLITS = 4096, 16
-BINDINGS = {"tokens": 1, "logit_rows": 1, "context": CONTEXT, "kv_splits": KV_SPLITS}
-QWEN3_8B = {
-    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096,
-    "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-    "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0,
-    "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False,
-    "torch_dtype": "bfloat16", "bos_token_id": 151643, "eos_token_id": 151645}
-# Output columns of a tile. Per layer: 128 tasks each for q, o, gate and up, and down, so that one
-# wave of 132 workers does each; 32 each for k and v; 8 x 16 for attention.
-TILES = TileConfig(linear_rows=ATTENTION_ROWS, attention_rows=ATTENTION_ROWS, q=32, kv=32,
-                   output=32, gate_up=96, down=32, lm_head=128)
+CONTEXT = 4096
+CONFIG = parse_config(PUBLISHED["qwen3-8b"], None)
+TILES = choose_tiles(CONFIG, H200, weight_bytes=2)
+BINDINGS = {"tokens": 1, "logit_rows": 1, "context": CONTEXT,
+            "kv_splits": choose_kv_splits(CONFIG, H200, 1, CONTEXT)}
 TARGET_S = 2.0  # instantiate, critical_path, prune_waits and verify_schedule together
 PER_SHAPE = ("instantiate", "critical_path", "prune_waits", "verify_schedule")
 
 
 def decode_step() -> Graph:
     """The calls of one step, with no event."""
-    operators = Operators(parse_config(QWEN3_8B, None), TILES, Limits(1, CONTEXT, CONTEXT + 1, 1),
+    operators = Operators(CONFIG, TILES, Limits(1, CONTEXT, CONTEXT + 1, 1),
                           "bfloat16")
     dense_decoder(operators)
     return operators.graph

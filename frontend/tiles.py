@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from frontend.config import DecoderConfig
 from scheduling.target import Target
 
-TARGET_TILE_BYTES = 1 << 20  # weights of one tile: long enough to stream, short enough to balance
-TILES_PER_WORKER = 4
 LINEAR_ROWS = 64  # rows of a linear tile: a whole prefill chunk reuses the weights it loads
 ATTENTION_ROWS = 16
 MIN_SPLIT_POSITIONS = 256  # a shorter split of the context costs more than it saves
@@ -34,10 +33,13 @@ def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> Ti
     group_width = config.num_heads // config.num_kv_heads * config.head_dim
     q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-    def columns(out_features: int, in_features: int, aligned_to: int = 16) -> int:
-        largest = max(TARGET_TILE_BYTES // (in_features * weight_bytes), 1)
-        balanced = -(-out_features // (TILES_PER_WORKER * target.workers))
-        return align(min(largest, balanced), aligned_to, out_features)
+    def columns(out_features: int, in_features: int, aligned_to: int = 1) -> int:
+        """As many tiles as fill all workers the same number of times, none too large."""
+        share_bytes = out_features * in_features * weight_bytes / target.workers
+        rounds = max(target.tiles_per_worker, math.ceil(share_bytes / target.tile_bytes))
+        wanted = math.ceil(out_features / (rounds * target.workers))
+        multiple = target.tile_columns
+        return align(math.ceil(wanted / multiple) * multiple, aligned_to, out_features)
 
     return TileConfig(
         LINEAR_ROWS, ATTENTION_ROWS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ class Target:
 
     dependency_us: from a notify to the waiting task's start on another worker.
     task_us: fetching and dispatching one task. pop_us: taking one task off the ready queue.
+    tiles_per_worker: how many tiles of one matrix product each worker should get at least;
+    tile_bytes: weights of one tile at most; tile_columns: what a tile's columns are a multiple of.
     """
 
     name: str
@@ -26,12 +28,15 @@ class Target:
     task_us: float
     pop_us: float
     shared_memory_bytes: int = 0
+    tiles_per_worker: int = 4
+    tile_bytes: int = 1 << 20
+    tile_columns: int = 1
 
     def with_workers(self, workers: int) -> Target:
         """The same machine with another number of workers, each as fast as before."""
         scale = workers / self.workers
-        return Target(self.name, workers, self.bandwidth_gb_s * scale, self.gflops * scale,
-                      self.dependency_us, self.task_us, self.pop_us, self.shared_memory_bytes)
+        return replace(self, workers=workers, bandwidth_gb_s=self.bandwidth_gb_s * scale,
+                       gflops=self.gflops * scale)
 
 
 def generic_cpu(workers: int) -> Target:
@@ -39,7 +44,8 @@ def generic_cpu(workers: int) -> Target:
     return Target("cpu", workers, 20.0 * workers, 80.0 * workers, 0.3, 0.05, 0.1)
 
 
-H200 = Target("h200", 132, 4300.0, 400_000.0, 1.2, 0.1, 1.0, 227 * 1024)
+H200 = Target("h200", 132, 4300.0, 400_000.0, 1.2, 0.1, 1.0, 227 * 1024, tiles_per_worker=1,
+              tile_columns=8)
 
 
 def task_costs_us(table: TaskTable, target: Target) -> npt.NDArray[np.float64]:

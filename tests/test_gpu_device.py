@@ -52,35 +52,10 @@ def test_bodies(dtype):
         references.test_attention(dtype, *case, 4)
 
 
-def device_decoder(directory, dtype="float32", workers=None):
-    """What compile_decode_loop does for the CPU, over device memory."""
-    from benchmarks.gpu_compile import gpu_tiles
-    from frontend import compile as frontend_compile
-    from frontend.decoder import Decoder
-    from frontend.families import dense_decoder
-    from frontend.operators import Limits, Operators
-    from frontend.tiles import LINEAR_ROWS
-    from persistent_runtime.gpu.launch import GpuKernel
-    from persistent_runtime.gpu.memory import DeviceBuffers, DeviceMemory
-    from persistent_runtime.gpu.registry import configurations
-    from persistent_runtime.gpu.target import TILE_TARGETS
-    from persistent_runtime.megakernel import Megakernel
-    from scheduling.target import H200
+def device_decoder(directory, **options):
+    from frontend.compile import compile_decode_loop
 
-    workers = workers or torch.cuda.get_device_properties(0).multi_processor_count
-    config, checkpoint, tokenizer = frontend_compile._open(directory)
-    operators = Operators(config, gpu_tiles(config, workers), Limits(1, 256, 257, 1), dtype)
-    dense_decoder(operators)
-    kernel = Megakernel(operators.graph, workers=workers, dtype=dtype,
-                        target=H200.with_workers(workers))
-    memory = DeviceMemory()
-    kernel.kernel = GpuKernel(
-        kernel.functions, dtype, workers, configured=configurations(kernel.graph, dtype),
-        num_warps=TILE_TARGETS["generic"].num_warps, memory=memory)
-    buffers = DeviceBuffers(memory)
-    frontend_compile._load_weights(operators, checkpoint, buffers, None)
-    frontend_compile._allocate(operators, buffers, 256)
-    return Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS)
+    return compile_decode_loop(directory, backend="cuda", max_context=256, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +63,7 @@ def test_tokens_are_those_of_the_cpu_backend(family, tiny_model):
     from frontend.compile import compile_decode_loop
 
     directory = tiny_model(family, seed=1)
-    expected = compile_decode_loop(directory, max_context=256).generate(
+    expected = compile_decode_loop(directory, backend="cpu", max_context=256).generate(
         PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
     decoder = device_decoder(directory)
     for _ in range(3):  # counters, schedules and control tensors start afresh

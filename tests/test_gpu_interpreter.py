@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent
 WORKERS = 4
 PROMPT, NEW_TOKENS = [5, 91, 17, 4, 250, 33], 3
+LONG_PROMPT = list(range(2, 72))  # more than one chunk of prefill
 # head_dim 20 and 112 hidden columns: no block divides them
 MODELS = {
     "llama": ("llama", {"num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True,
@@ -48,7 +49,8 @@ def test_every_body_meets_the_references_of_the_cpu_bodies():
 def test_whole_models_choose_the_tokens_of_cpu_backend_and_transformers(name, tiny_model):
     family, fields = MODELS[name]
     directory = tiny_model(family, seed=len(name), **fields)
-    result = json.loads(interpreted("model", directory).splitlines()[-1])
+    prompt = LONG_PROMPT if name == "llama" else PROMPT
+    result = json.loads(interpreted("model", directory, json.dumps(prompt)).splitlines()[-1])
     print(name, result["seconds"], "s")
     assert len(result["transformers"]) == NEW_TOKENS
     assert result["gpu"] == result["cpu"] == result["transformers"]
@@ -82,34 +84,35 @@ def run_bodies():
 
 
 def interpreted_decoder(directory):
-    from frontend.compile import compile_decode_loop
-    from persistent_runtime.gpu.interpret import InterpretedKernel
-    from persistent_runtime.gpu.registry import configurations
+    from frontend import compile as frontend_compile
+    from persistent_runtime.gpu.interpret import InterpretedBackend
 
-    decoder = compile_decode_loop(directory, dtype="float32", max_context=32, workers=WORKERS)
-    kernel = decoder.kernel
-    kernel.kernel = InterpretedKernel(
-        kernel.functions, "float32", WORKERS,
-        configured=configurations(kernel.graph, "float32", interpreted=True))
-    return decoder
+    known = frontend_compile.find_backend
+    frontend_compile.find_backend = lambda name: InterpretedBackend()
+    try:
+        return frontend_compile.compile_decode_loop(directory, dtype="float32", max_context=96,
+                                                    workers=WORKERS)
+    finally:
+        frontend_compile.find_backend = known
 
 
-def run_model(directory):
+def run_model(directory, prompt_json):
     import torch
     import transformers
 
     from frontend.compile import compile_decode_loop
 
+    prompt = json.loads(prompt_json)
     decoder = interpreted_decoder(directory)
     begin = time.monotonic()
-    gpu = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    gpu = decoder.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
     seconds = time.monotonic() - begin
-    cpu = compile_decode_loop(directory, dtype="float32", max_context=32, workers=2).generate(
-        PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    cpu = compile_decode_loop(directory, backend="cpu", dtype="float32", max_context=96).generate(
+        prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model.generation_config.eos_token_id = None
-    tokens = model.generate(torch.tensor([PROMPT]), max_new_tokens=NEW_TOKENS, do_sample=False)
-    print(json.dumps({"gpu": gpu, "cpu": cpu, "transformers": tokens[0, len(PROMPT):].tolist(),
+    tokens = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    print(json.dumps({"gpu": gpu, "cpu": cpu, "transformers": tokens[0, len(prompt):].tolist(),
                       "seconds": round(seconds, 1)}))
 
 

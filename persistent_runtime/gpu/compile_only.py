@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from event_tensor.device_function import DeviceFunction
 from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker import run_worker
 
 # Bytes of shared memory that one CTA may have, by compute capability.
@@ -38,6 +40,12 @@ class CompiledWorker:
     seconds: float
 
 
+def device_capability(device: Any) -> int:
+    """90 for a device of compute capability 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def compiler_options(num_warps: int) -> dict[str, Any]:
     """Options of every compilation of the worker, for a launch as for a look at it."""
     # fp fusion is stated because its default differs between versions
@@ -45,9 +53,10 @@ def compiler_options(num_warps: int) -> dict[str, Any]:
             "enable_fp_fusion": True, "maxnreg": MAX_REGISTERS}
 
 
-def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
-                   num_warps: int) -> CompiledWorker:
+def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int
+                   ) -> CompiledWorker:
     """Compiles `run_worker` for `sm_<arch>`; needs no GPU."""
+    num_warps = TILE_TARGETS[tile_target_of(arch)].num_warps
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,

@@ -24,16 +24,34 @@ from triton.runtime import interpreter
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
+from event_tensor.graph import Graph
 from persistent_runtime import layout
-from persistent_runtime.buffers import allocate
-from persistent_runtime.cpu.launch import Segment
+from persistent_runtime.buffers import Buffers, allocate
 from persistent_runtime.encode import address_of
 from persistent_runtime.gpu import arguments, sync
-from persistent_runtime.gpu.records import describe_stuck, fill_segment
-from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
+from persistent_runtime.records import Segment, describe_stuck, fill_segment
+from scheduling.target import H200, Target
 
 LEAVE_S = 5.0  # what an aborted worker may take for the task it is in
+
+
+class InterpretedBackend:
+    """`persistent_runtime.backends.Backend`: the GPU worker, at a hundred-thousandth the speed."""
+
+    name = "interpreter"
+
+    def target(self, workers: int | None) -> Target:
+        return H200.with_workers(4 if workers is None else workers)
+
+    def buffers(self) -> Buffers:
+        return Buffers()
+
+    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+                workers: int, progress: Callable[[int, int], None] | None) -> InterpretedKernel:
+        configured = configurations(graph, dtype, interpreted=True)
+        return InterpretedKernel(functions, dtype, workers, progress, configured=configured)
 
 
 class InterpretedKernel:

@@ -19,13 +19,12 @@ import torch
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
-from persistent_runtime.cpu.launch import Segment
 from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.gpu.compile_only import compiler_options
 from persistent_runtime.gpu.memory import DeviceMemory
-from persistent_runtime.gpu.records import describe_stuck, fill_segment
 from persistent_runtime.gpu.registry import kernel_tables
 from persistent_runtime.gpu.worker import run_worker
+from persistent_runtime.records import Segment, describe_stuck, fill_segment
 
 LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
 
@@ -33,8 +32,8 @@ LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
 class GpuKernel:
     """The compiled worker. One kernel serves every schedule and shape of a graph.
 
-    configured: device function name → configuration, see `registry.configurations`. memory: where
-    the tensors live that launches read and write.
+    configured: device function name → configuration, from `registry.configurations`; num_warps: of
+    the same entry of `TILE_TARGETS`. memory: where the tensors live that launches read and write.
     """
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,

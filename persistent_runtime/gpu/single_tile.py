@@ -16,9 +16,9 @@ from event_tensor.symbols import as_expr
 from event_tensor.tensors import TensorSpec
 from persistent_runtime import layout
 from persistent_runtime.cpu.single_tile import pack_arguments
-from persistent_runtime.gpu.compile_only import compiler_options
+from persistent_runtime.gpu.compile_only import compiler_options, device_capability
 from persistent_runtime.gpu.registry import Shape, body_of, make_configuration, weight_type
-from persistent_runtime.gpu.target import TILE_TARGETS
+from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 
 
 @triton.jit
@@ -49,8 +49,9 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
     """The GPU's counterpart of `cpu.single_tile.run_tile`: results appear in the numpy arrays of
     `values`. On the device "cpu" the interpreter runs it."""
     interpreted = device == "cpu"
-    shape = Shape((call_of(declaration, values),), weight_type(dtype), interpreted,
-                  TILE_TARGETS["generic"])
+    target = TILE_TARGETS["generic" if interpreted
+                          else tile_target_of(device_capability(device))]
+    shape = Shape((call_of(declaration, values),), weight_type(dtype), interpreted, target)
     config = make_configuration(declaration, shape)
     record = pack_arguments(declaration, values)
     coordinates, words = np.zeros(layout.MAX_TILE_RANK, np.int32), np.zeros(layout.STEP_WORDS,
@@ -66,7 +67,7 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
                 copies[operand.name] = torch.from_numpy(values[operand.name]).to(device)
                 record[offsets[operand.name] + layout.ADDRESS] = copies[operand.name].data_ptr()
     inputs = [torch.from_numpy(array).to(device) for array in (record, coordinates, words)]
-    options = {} if interpreted else compiler_options(TILE_TARGETS["generic"].num_warps) | {
+    options = {} if interpreted else compiler_options(target.num_warps) | {
         "launch_cooperative_grid": False}
     body = body_of(declaration).function
     run_body[(1,)](*inputs, body, config, getattr(body, "cache_key", ""), **options)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from event_tensor.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class TileTarget:
@@ -30,7 +32,20 @@ class TileTarget:
     kv_stages: int
 
 
+# 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s. Larger blocks of
+# the tensor-core path spill registers.
 TILE_TARGETS = {
-    # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s
-    "generic": TileTarget(8, 8192, 512, 48 * 1024, 32, 32, 32, 4, 64, 16, 2),
+    "generic": TileTarget(8, 8192, 512, 48 * 1024, 64, 32, 32, 4, 64, 16, 2),
+    "ampere": TileTarget(8, 8192, 512, 48 * 1024, 32, 32, 32, 4, 64, 16, 2),
 }
+
+
+def tile_target_of(capability: int) -> str:
+    """The key of `TILE_TARGETS` for a compute capability such as 90 (9.0).
+
+    Raises UserError for a device that the kernel cannot run on.
+    """
+    if capability < 80:
+        raise UserError(f"GPUs of compute capability {capability / 10} are not supported; use one "
+                        f"of 8.0 or later")
+    return "ampere" if capability < 90 else "generic"
