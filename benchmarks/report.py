@@ -60,6 +60,16 @@ def scheduling() -> str:
         f"{seconds['derive'] * 1e3:.0f} ms, once.")
 
 
+def start_up() -> str:
+    """From the command to the first token of the demo model."""
+    result = load("start_up")
+    seconds = result["median_seconds"]
+    return (
+        f"From the command to the first token of `demo`, imports included: {seconds['warm']:.1f} s "
+        f"with a warm cache, {seconds['cold']:.1f} s when everything must be compiled first; "
+        f"`--help` takes {seconds['help']:.2f} s.")
+
+
 def fuzz() -> str:
     """The protocol over random graphs."""
     result = load("fuzz_protocol")
@@ -69,7 +79,7 @@ def fuzz() -> str:
 
 
 def main() -> None:
-    print(cpu_decode(), scheduling(), fuzz(), sep="\n\n")
+    print(cpu_decode(), start_up(), scheduling(), fuzz(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Generation:
     text: str | None = None
     start_ns: int = 0
     token_times_ns: list[int] = field(default_factory=list)
-    launches: int = 1
+    launches: int = 0
 
     @property
     def ttft_ms(self) -> float:
@@ -209,7 +209,9 @@ class Decoder:
         with self._exclusive():
             result.start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             segments = self._plan(result.prompt_ids, max_new_tokens, ignore_eos)
+            launches_before = self.kernel.launches
             launch = self.kernel.launch(segments, finished=self._control("finished"))
+            result.launches = self.kernel.launches - launches_before
             try:
                 yield from self._watch(launch, result)
             finally:

@@ -53,13 +53,18 @@ class Megakernel:
         self.graph = derive_events(graph)
         verify_structure(self.graph)
         self.functions = _functions(self.graph)
-        self.kernel = self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
-                                           progress)
-        self.compilations = 1
+        self.compilations = 0
         self.launches = 0
+        self.kernel = self._compile(dtype, progress)
         self.arguments = ArgumentEncoder(self.graph)
         self._schedule_inputs = _schedule_inputs(self.graph)
         self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
+
+    def _compile(self, dtype: str, progress: Progress | None) -> Any:
+        """The only place that compiles: whatever shape comes later must do with what this made."""
+        self.compilations += 1
+        return self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
+                                    progress)
 
     @property
     def num_workers(self) -> int:

@@ -110,6 +110,8 @@ def patch_language_once() -> None:
         if not modules <= patched:
             patched.update(modules)
             original(function)
+            # Triton 3.6 asks numpy for what current numpy refuses: an array of one as an index
+            triton.language.tensor.__index__ = lambda self: int(self.handle.data.squeeze())
         return _LastingPatch()
 
     interpreter._patch_lang = patch

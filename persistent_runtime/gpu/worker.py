@@ -122,12 +122,20 @@ def load_head(rows, k, end):
 
 
 @triton.jit
+def call_body(arguments, tile, step, KIND: tl.constexpr, FUNCTIONS: tl.constexpr,
+              CONFIGURATIONS: tl.constexpr):
+    # a variable, because Triton 3.6 does not take the tuple's element for a constant
+    CONFIG: tl.constexpr = CONFIGURATIONS[KIND]
+    FUNCTIONS[KIND](arguments, tile, step, CONFIG)
+
+
+@triton.jit
 def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr):
     """Dispatches on the device function: one branch per kind, never per call or tile."""
     arguments = words(table) + head[1]
     for kind in tl.static_range(len(FUNCTIONS)):
         if head[0] == kind:
-            FUNCTIONS[kind](arguments, tile, step, CONFIGURATIONS[kind])
+            call_body(arguments, tile, step, kind, FUNCTIONS, CONFIGURATIONS)
 
 
 @triton.jit
