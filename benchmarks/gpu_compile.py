@@ -15,13 +15,14 @@ import triton
 
 from benchmarks.make_model import PUBLISHED
 from event_tensor.graph import Graph
-from frontend.config import DecoderConfig, parse_config
+from frontend.config import parse_config
 from frontend.families import dense_decoder
-from frontend.operators import Limits, Operators
-from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, TileConfig
+from frontend.operators import DTYPE_BYTES, Limits, Operators
+from frontend.tiles import choose_tiles
 from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
 from persistent_runtime.gpu.registry import configurations
 from persistent_runtime.gpu.target import tile_target_of
+from scheduling.target import H200
 
 WORKERS = {80: 108, 90: 132, 100: 148}
 SHAPES: dict[str, dict[str, Any]] = PUBLISHED | {
@@ -33,24 +34,12 @@ SHAPES: dict[str, dict[str, Any]] = PUBLISHED | {
         "bos_token_id": 151643, "eos_token_id": 151645}}
 
 
-def gpu_tiles(config: DecoderConfig, workers: int) -> TileConfig:
-    """One tile of every linear per worker, in whole groups of eight columns; more for the LM head,
-    whose tiles are many anyway."""
-
-    def columns(out_features: int) -> int:
-        return min(-(-out_features // workers // 8) * 8, out_features)
-
-    q_width = config.num_heads * config.head_dim
-    return TileConfig(LINEAR_ROWS, ATTENTION_ROWS, q=16 if q_width <= 16 * workers else 32,
-                      kv=16, output=columns(config.hidden_size),
-                      gate_up=columns(config.intermediate_size),
-                      down=columns(config.hidden_size), lm_head=128)
-
-
 def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     """The decode step of a published shape; two layers have all device functions."""
     config = parse_config(SHAPES[shape] | {"num_hidden_layers": 2}, None)
-    operators = Operators(config, gpu_tiles(config, workers), Limits(1, 4096, 4097, 1), dtype)
+    operators = Operators(
+        config, choose_tiles(config, H200.with_workers(workers), DTYPE_BYTES[dtype]),
+        Limits(1, 4096, 4097, 1), dtype)
     dense_decoder(operators)
     return operators.graph
 

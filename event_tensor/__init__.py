@@ -1,0 +1,1 @@
+"""Symbols, tensors, event tensors, device functions, graphs; derivation, proofs, simulation."""

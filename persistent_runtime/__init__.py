@@ -1,0 +1,1 @@
+"""Schedules as rows of integers, and the kernels that execute them in one launch."""

@@ -1,0 +1,1 @@
+"""Target records, cost model, placement policies, pruning, proofs of schedules, estimates."""

@@ -1,0 +1,1 @@
+"""The CPU backend: worker and device functions in numba, one thread per worker."""

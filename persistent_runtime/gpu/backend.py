@@ -32,8 +32,8 @@ class CudaBackend:
         available = properties.multi_processor_count
         count = available if workers is None else workers
         if not 1 <= count <= available:
-            raise UserError(f"workers is {count}; {properties.name} runs from 1 to {available}, one "
-                            f"on each of its multiprocessors")
+            raise UserError(f"workers is {count}; {properties.name} runs from 1 to {available}, "
+                            f"one on each of its multiprocessors")
         return H200.with_workers(count)
 
     def buffers(self) -> DeviceBuffers:

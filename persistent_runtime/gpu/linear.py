@@ -31,6 +31,7 @@ GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
 MAX_STAGES = 8
+TF32_BITS = tl.constexpr(-(2**13))  # sign, exponent and the ten leading bits of the fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,10 @@ def widened_dot(a, b, total, CONFIG: tl.constexpr):
         total += tl.dot(low, b) + tl.dot(high, b)
     elif CONFIG.weight == tl.float16:
         # float16 has too few exponents for rows before their norm; tf32 holds float16 exactly
-        total = tl.dot(a, b.to(tl.float32), total, input_precision="tf32x3")
+        high = (a.to(tl.int32, bitcast=True) & TF32_BITS).to(tl.float32, bitcast=True)
+        wide = b.to(tl.float32)
+        total += tl.dot(a - high, wide, input_precision="tf32")
+        total += tl.dot(high, wide, input_precision="tf32")
     else:
         total = tl.dot(a, b, total, input_precision="ieee")
     return total
