@@ -287,16 +287,14 @@ class Decoder:
             self._control("row_request")[:len(ids)] = 0
             self._control("row_position")[:len(ids)] = np.arange(len(ids))
             self._control("finished")[0] = 1  # nothing is to be appended to the request
-            logits = self._buffers.array(self._operators.tensors["logits"])
-            step = min(ATTENTION_ROWS, logits.size // self.config.vocab_size)
             parts = []
-            for first in range(0, len(ids), step):
-                rows = min(step, len(ids) - first)
+            for first in range(0, len(ids), ATTENTION_ROWS):  # memory is held for so many rows
+                rows = min(ATTENTION_ROWS, len(ids) - first)
                 self._control("logit_row")[:rows] = np.arange(rows)
                 segment = self._segment(rows, rows, first + rows, first_row=first)
                 self.kernel.launch([segment]).wait()
-                flat = logits.reshape(-1)[:rows * self.config.vocab_size]
-                parts.append(flat.reshape(rows, -1).copy())
+                flat = self._buffers.array(self._operators.tensors["logits"]).reshape(-1)
+                parts.append(flat[:rows * self.config.vocab_size].reshape(rows, -1).copy())
             return np.concatenate(parts)
 
     def prepare(self) -> None:
