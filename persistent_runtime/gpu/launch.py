@@ -82,6 +82,7 @@ class GpuKernel:
     def start(self, record: torch.Tensor, after: torch.cuda.Stream) -> torch.cuda.Event:
         """Puts the kernel on its own stream, behind the uploads; returns the event of its end."""
         self._stream.wait_stream(after)
+        self._stream.wait_stream(torch.cuda.default_stream(self.memory.device))  # zeroed tensors
         with torch.cuda.device(self.memory.device), torch.cuda.stream(self._stream):
             # cooperative: the driver refuses a grid that is not resident instead of letting it hang
             run_worker[(self.num_workers,)](record, 0, *self._constants, **self._options)
