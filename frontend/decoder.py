@@ -303,8 +303,6 @@ class Decoder:
 
     def dump(self, path: str | Path) -> list[Path]:
         """Write graph, tasks, schedule and worker source to a folder; returns the files."""
-        from persistent_runtime.cpu import worker
-
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         schedule = self.schedule
@@ -312,8 +310,7 @@ class Decoder:
             f"worker {w}: " + " ".join(schedule.table.task_name(int(t)) for t in order)
             for w, order in enumerate(schedule.orders))
         texts = {"graph.txt": format_graph(self.graph), "tasks.txt": format_tasks(schedule.table),
-                 "schedule.txt": f"{schedule.policy}\n{orders}\n",
-                 "worker.py": Path(worker.__file__).read_text(encoding="utf-8")}
+                 "schedule.txt": f"{schedule.policy}\n{orders}\n", **self.kernel.kernel.sources()}
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return [folder / name for name in texts]

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import numpy.typing as npt
 from event_tensor.device_function import DeviceFunction
 from persistent_runtime import layout
 from persistent_runtime.buffers import allocate
+from persistent_runtime.cpu import worker as worker_module
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
-from persistent_runtime.cpu.worker import WORKER_SIGNATURE, run_worker
 from persistent_runtime.encode import Int64Array, address_of
 from persistent_runtime.records import Segment, describe_stuck, fill_segment
 
@@ -38,7 +39,7 @@ class CpuKernel:
                 progress(len(bodies), len(functions))
         self._bodies = bodies
         self._function_table = np.array([body.address for body in bodies], np.int64)
-        self._worker = compile_entry(run_worker, WORKER_SIGNATURE)
+        self._worker = compile_entry(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
 
     def launch(self, segments: Sequence[Segment], scratch_bytes: int, *,
@@ -49,6 +50,10 @@ class CpuKernel:
         `timeout_s`: how long a worker may wait for one event before the launch is given up.
         """
         return Launch(self, segments, scratch_bytes, finished, timeout_s)
+
+    def sources(self) -> dict[str, str]:
+        """File name → text of what runs."""
+        return {"worker.py": Path(worker_module.__file__).read_text(encoding="utf-8")}
 
     @property
     def function_table(self) -> Int64Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,13 +11,12 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.backends import Progress
+from persistent_runtime.gpu.compile_only import device_capability
 from persistent_runtime.gpu.launch import GpuKernel
 from persistent_runtime.gpu.memory import DeviceBuffers, DeviceMemory
 from persistent_runtime.gpu.registry import configurations
-from persistent_runtime.gpu.target import TILE_TARGETS
+from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from scheduling.target import H200, Target
-
-TILE_TARGET = "generic"
 
 
 class CudaBackend:
@@ -26,6 +26,7 @@ class CudaBackend:
 
     def __init__(self) -> None:
         self._memory = DeviceMemory()
+        self._tile_target = tile_target_of(device_capability(self._memory.device))
 
     def target(self, workers: int | None) -> Target:
         properties = torch.cuda.get_device_properties(self._memory.device)
@@ -34,7 +35,12 @@ class CudaBackend:
         if not 1 <= count <= available:
             raise UserError(f"workers is {count}; {properties.name} runs from 1 to {available}, "
                             f"one on each of its multiprocessors")
-        return H200.with_workers(count)
+        target = replace(H200, name=properties.name, workers=available)
+        clock_khz = getattr(properties, "memory_clock_rate", 0)
+        if clock_khz:  # double data rate; kHz times bytes is a millionth of GB/s
+            nominal = 2 * clock_khz * properties.memory_bus_width / 8 / 1e6
+            target = replace(target, bandwidth_gb_s=nominal)
+        return target.with_workers(count)
 
     def buffers(self) -> DeviceBuffers:
         return DeviceBuffers(self._memory)
@@ -42,5 +48,5 @@ class CudaBackend:
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
                 workers: int, progress: Progress | None) -> GpuKernel:
         return GpuKernel(functions, dtype, workers, progress,
-                         configured=configurations(graph, dtype, target=TILE_TARGET),
-                         num_warps=TILE_TARGETS[TILE_TARGET].num_warps, memory=self._memory)
+                         configured=configurations(graph, dtype, target=self._tile_target),
+                         num_warps=TILE_TARGETS[self._tile_target].num_warps, memory=self._memory)

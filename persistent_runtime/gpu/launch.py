@@ -8,8 +8,10 @@ host memory. The abort flag travels the other way in the same manner.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,9 +52,16 @@ class GpuKernel:
         self._check_resident()
         with torch.cuda.device(memory.device):
             record = torch.zeros(layout.LAUNCH_WORDS, dtype=torch.int64, device=memory.device)
-            run_worker.warmup(record, 0, *self._constants, grid=(num_workers,), **self._options)
+            self._compiled = run_worker.warmup(record, 0, *self._constants, grid=(num_workers,),
+                                               **self._options)
         if progress:
             progress(len(functions), len(functions))
+
+    def sources(self) -> dict[str, str]:
+        """File name → text of what runs: the worker and its assembly."""
+        return {"worker.py": Path(sys.modules[run_worker.fn.__module__].__file__).read_text(
+                    encoding="utf-8"),
+                "worker.ptx": self._compiled.asm["ptx"]}
 
     def _check_resident(self) -> None:
         properties = torch.cuda.get_device_properties(self.memory.device)
