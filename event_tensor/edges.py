@@ -8,7 +8,7 @@ releases (paper section 2, data-dependent dynamism).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -45,13 +45,16 @@ class IndexMap:
 
     def tensors_read(self) -> tuple[TensorSpec, ...]:
         """Tensors whose run-time values the map depends on, each once."""
-        found: dict[TensorSpec, None] = {}
+        return tuple({read.tensor: None for read in self._reads()})
+
+    def reads_of(self, tensor: TensorSpec) -> tuple[TensorRead, ...]:
+        """Every place where the map reads `tensor`."""
+        return tuple(read for read in self._reads() if read.tensor is tensor)
+
+    def _reads(self) -> Iterator[TensorRead]:
         for index in self.indices:
             for expr in (index.start, index.stop) if isinstance(index, IndexRange) else (index,):
-                for node in expr.walk():
-                    if isinstance(node, TensorRead):
-                        found[node.tensor] = None
-        return tuple(found)
+                yield from (node for node in expr.walk() if isinstance(node, TensorRead))
 
     def __repr__(self) -> str:
         return f"{', '.join(self.axes)} -> {', '.join(map(repr, self.indices)) or '()'}"

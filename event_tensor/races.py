@@ -100,35 +100,42 @@ class _RaceCheck:
 
     def _boxes_of(self, call: Call, operand: Operand, tensor: TensorSpec) -> _Boxes:
         table = self.table
-        first, last = table.call_begin[call.index], table.call_begin[call.index + 1]
-        tile = table.tile[first:last, :len(call.function.axes)]
         extents = tuple(int(d.evaluate(table.bindings)) for d in tensor.shape)
         region = call.region(operand)
-        released = tile.tobytes() if any(edge.is_trigger for edge in call.in_edges) else None
+        tile = table.tile[table.call_begin[call.index]:table.call_begin[call.index + 1]]
+        released = tile.tobytes() if call.is_triggered else None
         key = (call.function.axes, call.tile_num, region, extents, operand.writes, released)
         if key not in self._boxes:
-            self._boxes[key] = self._compute(key, call, operand, tensor, region, extents, tile)
+            low, high = access_boxes(table, call, operand, tensor)
+            conflict = _own_conflict(call, region, tile, low, high) if operand.writes else None
+            self._boxes[key] = _Boxes(key, low, high, conflict)
         return self._boxes[key]
 
-    def _compute(self, key: Hashable, call: Call, operand: Operand, tensor: TensorSpec,
-                 region: tuple[Region, ...], extents: tuple[int, ...], tile: IntArray) -> _Boxes:
-        coordinates = {axis: tile[:, k] for k, axis in enumerate(call.function.axes)}
-        local = {**self.table.bindings, **self.table.runtime, **coordinates}
-        low = np.zeros((len(tile), len(extents)), np.int64)
-        high = np.tile(np.array(extents, np.int64).reshape(1, -1), (len(tile), 1))
-        for d, (part, extent) in enumerate(zip(region, extents, strict=True)):
-            if isinstance(part, Tile):
-                size = int(part.size.evaluate(self.table.bindings))
-                low[:, d] = coordinates[part.axis] * size
-                high[:, d] = np.minimum(low[:, d] + size, extent)
-            elif isinstance(part, Span):
-                low[:, d] = part.start.evaluate(local)
-                high[:, d] = np.minimum(low[:, d] + part.length.evaluate(local), extent)
-                if (low[:, d] < 0).any():
-                    raise GraphError(f"{call.name}: operand {operand.name!r} starts below 0 of "
-                                     f"{tensor.name!r}; correct its region")
-        conflict = _own_conflict(call, region, tile, low, high) if operand.writes else None
-        return _Boxes(key, low, high, conflict)
+
+def access_boxes(table: TaskTable, call: Call, operand: Operand, tensor: TensorSpec
+                 ) -> tuple[IntArray, IntArray]:
+    """First element and end of what each task of `call` may access: two arrays [tasks, rank].
+
+    Places known only at run time count as the whole dimension.
+    """
+    tile = table.tile[table.call_begin[call.index]:table.call_begin[call.index + 1]]
+    coordinates = {axis: tile[:, k] for k, axis in enumerate(call.function.axes)}
+    local = {**table.bindings, **table.runtime, **coordinates}
+    extents = np.array([int(d.evaluate(table.bindings)) for d in tensor.shape], np.int64)
+    low = np.zeros((len(tile), len(extents)), np.int64)
+    high = np.tile(extents.reshape(1, -1), (len(tile), 1))
+    for d, (part, extent) in enumerate(zip(call.region(operand), extents, strict=True)):
+        if isinstance(part, Tile):
+            size = int(part.size.evaluate(table.bindings))
+            low[:, d] = coordinates[part.axis] * size
+            high[:, d] = np.minimum(low[:, d] + size, extent)
+        elif isinstance(part, Span):
+            low[:, d] = part.start.evaluate(local)
+            high[:, d] = np.minimum(low[:, d] + part.length.evaluate(local), extent)
+            if (low[:, d] < 0).any():
+                raise GraphError(f"{call.name}: operand {operand.name!r} starts below 0 of "
+                                 f"{tensor.name!r}; correct its region")
+    return low, high
 
 
 def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArray

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from event_tensor.edges import Edge
 from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Call, Graph
-from event_tensor.races import check_races
+from event_tensor.races import access_boxes, check_races
 from event_tensor.reachability import Ancestors, ancestors
 from event_tensor.task_table import Runtime, TaskTable, instantiate
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
@@ -118,6 +119,27 @@ def _check_runtime_reads(table: TaskTable, order: Ancestors) -> None:
                 for writer in writers[tensor]:
                     if writer != call.index:
                         _require_order(table, order, writer, call, tensor, edge.event.name)
+                    else:
+                        _require_own_part(table, call, edge, tensor)
+
+
+def _require_own_part(table: TaskTable, call: Call, edge: Edge, tensor: TensorSpec) -> None:
+    """A task may use what it writes itself; what other tiles of its call write is not there yet."""
+    tasks = table.tasks_of(call.index)
+    axes = {axis: table.tile[tasks, k] for k, axis in enumerate(call.function.axes)}
+    values = {**table.bindings, **table.runtime, **axes}
+    boxes = [access_boxes(table, call, operand, written)
+             for operand, written in call.accesses() if operand.writes and written is tensor]
+    for read in edge.map.reads_of(tensor):
+        place = np.stack([np.broadcast_to(index.evaluate(values), len(tasks))
+                          for index in read.indices], axis=1)
+        own = np.any([((low <= place) & (place < high)).all(axis=1) for low, high in boxes], axis=0)
+        if not own.all():
+            task = int(tasks[np.argmin(own)])
+            raise RaceError(
+                f"task {table.task_name(task)} evaluates an edge of {edge.event.name} from a part "
+                f"of {tensor.name!r} that another tile of {call.name} writes; read it in a later "
+                f"call")
 
 
 def _require_order(table: TaskTable, order: Ancestors, writer: int, call: Call,

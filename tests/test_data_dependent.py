@@ -212,3 +212,28 @@ def test_a_trigger_on_the_producers_side():
     with pytest.raises(GraphError, match="a trigger belongs to the consumer's in_edges"):
         Graph("g").call_device(gemm, args=[grouped, out], out_edges={
             EventTensor((EXPERTS,)): trigger(lambda e: span(e, e + 1))})
+
+
+def self_routing_graph(read):
+    """Each tile chooses an expert and notifies the one that `read` finds in the choices."""
+    chosen = TensorSpec("chosen", (tokens,), "int32")
+    choose = DeviceFunction("choose", ("i",), (
+        reads("hidden", Tile("i"), WHOLE), writes("chosen", Tile("i"))))
+    experts = EventTensor((EXPERTS,), RUNTIME, "E_expert", counts)
+    first = DeviceFunction("count", ("z",), (writes("counts", WHOLE),))
+    graph, counted = Graph("self_routing"), EventTensor((), name="E_count")
+    graph.call_device(first, tile_num=(1,), args=[counts], out_edges={counted: lambda z: ()})
+    graph.call_device(choose, args=[hidden, chosen], in_edges={counted: lambda i: ()},
+                      out_edges={experts: lambda i: read(chosen, i)})
+    return graph
+
+
+def test_a_task_may_notify_by_what_it_wrote_itself():
+    sample = {"chosen": np.array([0, 1, 1]), "counts": np.array([1, 2, 0, 0])}
+    verify(self_routing_graph(lambda chosen, i: chosen[i]), {"tokens": 3}, sample)
+
+
+def test_a_task_may_not_notify_by_what_its_neighbour_writes():
+    sample = {"chosen": np.array([0, 1, 1]), "counts": np.array([1, 2, 0, 0])}
+    with pytest.raises(RaceError, match="another tile of choose writes"):
+        verify(self_routing_graph(lambda chosen, i: chosen[(i + 1) % 3]), {"tokens": 3}, sample)
