@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test bench lint
+.PHONY: demo test bench lint triton-versions
 
 demo: $(INSTALLED)
 	@echo 'prompt: hacker:'
@@ -14,6 +14,10 @@ test: lint
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/cpu_decode.py
+
+# the GPU worker compiled by the oldest and the newest supported Triton; needs no GPU
+triton-versions:
+	$(PYTHON) benchmarks/triton_versions.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
