@@ -98,12 +98,20 @@ def gpu_name() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this runs from, with -dirty for changes; None outside of one."""
-    folder = Path(__file__).parent
+    """The commit of the checkout this runs from, with -dirty for changes; None outside of one.
+
+    Result files may have changed: one benchmark must not make the next one look dirty.
+    """
+    head = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
+    return None if head is None else head + ("-dirty" if changes else "")
+
+
+def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=folder,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, capture_output=True, text=True, timeout=5)
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
