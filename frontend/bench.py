@@ -131,9 +131,12 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
 
 def measure(options: BenchOptions, directory: Path, decoder: Decoder, prompt: list[int],
             progress: Progress | None) -> tuple[Timings, dict[str, Timings], list[float]]:
-    """Rounds over all sides. No side has a running thread while another one is measured."""
-    ours, baselines, bandwidths = Timings(), {name: Timings() for name in options.compare}, []
+    """Rounds over all sides: our timings, the baselines', and read bandwidth in GB/s per round.
 
+    No side has a running thread while another one is measured.
+    """
+    ours, baselines = Timings(), {name: Timings() for name in options.compare}
+    bandwidths: list[float] = []  # per round, the better of before and after ours
     reader = ReadBandwidth(decoder.num_workers)
 
     def run_ours() -> None:
