@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,33 @@ class Segment:
     first_logit: int = 0
     logit_stride: int = 0
     row_advance: int = 0
+
+
+class WatchedLaunch(ABC):
+    """A running launch whose workers the host can see: threads or processes."""
+
+    @property
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether any worker is still at it."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Ask every worker to leave; returns when they have."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise what went wrong."""
+
+    def wait(self, poll_s: float = 0.002) -> None:
+        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
+        try:
+            while self.is_running:
+                time.sleep(poll_s)
+        except BaseException:
+            self.abort()
+            raise
+        self.check()
 
 
 def fill_segment(record: Int64Array, segment: Segment, addresses: Sequence[int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from persistent_runtime.buffers import allocate
 from persistent_runtime.cpu import worker as worker_module
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
 from persistent_runtime.encode import Int64Array, address_of
-from persistent_runtime.records import Segment, describe_stuck, fill_segment
+from persistent_runtime.records import Segment, WatchedLaunch, describe_stuck, fill_segment
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
@@ -64,7 +63,7 @@ class CpuKernel:
         self._call(record, worker)
 
 
-class Launch:
+class Launch(WatchedLaunch):
     """A running launch. `wait` returns when it is done and raises what went wrong."""
 
     def __init__(self, kernel: CpuKernel, segments: Sequence[Segment], scratch_bytes: int,
@@ -129,16 +128,6 @@ class Launch:
             self._control[layout.ABORT] = layout.ABORT_REQUESTED
         for thread in self._threads:
             thread.join()
-
-    def wait(self, poll_s: float = 0.002) -> None:
-        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
-        try:
-            while self.is_running:
-                time.sleep(poll_s)
-        except BaseException:
-            self.abort()
-            raise
-        self.check()
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""

@@ -80,7 +80,7 @@ def cpu_body(declaration: DeviceFunction) -> Callable[[Body], Body]:
     """Registers the decorated function as the CPU body of a device function.
 
     Helpers of a body outside this package belong into its own file: the cache notices changes in
-    that file and in persistent_runtime, and nowhere else.
+    that file, in persistent_runtime/cpu and in SHARED_SOURCES, and nowhere else.
     """
 
     def register(body: Body) -> Body:

@@ -31,7 +31,7 @@ from persistent_runtime.encode import address_of
 from persistent_runtime.gpu import arguments, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
-from persistent_runtime.records import Segment, describe_stuck, fill_segment
+from persistent_runtime.records import Segment, WatchedLaunch, describe_stuck, fill_segment
 from scheduling.target import H200, Target
 
 LEAVE_S = 5.0  # what an aborted worker may take for the task it is in
@@ -117,7 +117,7 @@ def patch_language_once() -> None:
     interpreter._patch_lang = patch
 
 
-class InterpretedLaunch:
+class InterpretedLaunch(WatchedLaunch):
     """A running launch. `wait` returns when it is done and raises what went wrong."""
 
     def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment],
@@ -168,16 +168,6 @@ class InterpretedLaunch:
             if process.is_alive():
                 process.kill()
                 process.join()
-
-    def wait(self, poll_s: float = 0.002) -> None:
-        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
-        try:
-            while self.is_running:
-                time.sleep(poll_s)
-        except BaseException:
-            self.abort()
-            raise
-        self.check()
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""

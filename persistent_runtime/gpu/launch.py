@@ -107,7 +107,6 @@ class GpuLaunch:
                  finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
         memory = self._memory = kernel.memory
         self._segments = list(segments)
-        self._aborted = False
         self._keep_alive: list[Any] = [kernel, finished]
         memory.push_control()
         self._control = memory.zeros(layout.CONTROL_WORDS, np.int32)
@@ -146,7 +145,6 @@ class GpuLaunch:
     def abort(self) -> None:
         """Ask every worker to leave; returns when they have, within one step's time."""
         if not self._done.query():
-            self._aborted = True
             self._memory.write(self._control, layout.ABORT, layout.ABORT_REQUESTED)
             deadline = time.monotonic() + LEAVE_S
             while not self._done.query() and time.monotonic() < deadline:
