@@ -78,8 +78,32 @@ def fuzz() -> str:
             f"{result['failures']} failures.")
 
 
+def gpu_decode() -> str:
+    """Decode steps on a GPU beside PyTorch under CUDA graphs, with the errors of the same run."""
+    result, dependency = load("gpu_decode"), load("dependency_gpu")["microseconds"]
+    rows = ["| batch 1, random bf16 weights | floor | Event Tensor | PyTorch, CUDA graphs | "
+            "theirs / ours | our largest logit error, theirs |", "|---|---|---|---|---|---|"]
+    for case in result["cases"]:
+        ours, theirs = (case["speed"][side] for side in ("event_tensor", "cuda_graphs"))
+        errors = case["correctness"]["sides"]
+        rows.append(
+            f"| {case['shape']}, context {case['context']} | {case['floor_ms']:.3f} ms | "
+            f"{ours['ms_per_step']:.3f} ms ({ours['fraction_of_measured']:.0%} of bandwidth) | "
+            f"{theirs['ms_per_step']:.3f} ms | {theirs['ratio']:.2f} | "
+            f"{errors['event_tensor']['max_abs_logit_error']:.3f}, "
+            f"{errors['cuda_graphs']['max_abs_logit_error']:.3f} |")
+    versions = result["versions"]
+    rows += ["", (
+        f"One {result['gpu']}, {result['bandwidth_gb_s']['read']:.0f} GB/s measured, which makes "
+        f"the floor; torch {versions['torch']}, Triton {versions['triton']}, {result['date'][:10]}, "
+        f"commit {result['commit'][:7]}. One dependency between two workers costs "
+        f"{dependency['dependency_between_2_workers']:.2f} us, one of all workers on all "
+        f"{dependency['all_to_all_dependency']:.2f} us.")]
+    return "\n".join(rows)
+
+
 def main() -> None:
-    print(cpu_decode(), start_up(), scheduling(), fuzz(), sep="\n\n")
+    print(cpu_decode(), gpu_decode(), start_up(), scheduling(), fuzz(), sep="\n\n")
 
 
 if __name__ == "__main__":

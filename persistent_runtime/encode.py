@@ -14,6 +14,7 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
 from persistent_runtime import layout
+from persistent_runtime.prefetch import encode_prefetches
 from scheduling.static_schedule import StaticSchedule
 
 Int32Array = npt.NDArray[np.int32]
@@ -27,13 +28,14 @@ class EncodedSchedule:
     row_begin: Int64Array  # [workers + 1]
     waits: Int32Array  # [waits, WAIT_WORDS]
     notifies: Int32Array  # [notifies]
+    prefetches: Int32Array  # [pieces, PREFETCH_WORDS]
     num_events: int
 
 
 def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
-                    argument_begin: Int64Array) -> EncodedSchedule:
+                    argument_begin: Int64Array, prefetch_bytes: int = 0) -> EncodedSchedule:
     """`kinds`: device function name → index in the function table; `argument_begin`: offset of
-    each call's argument record."""
+    each call's argument record; `prefetch_bytes`: how far ahead a worker asks for weights."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, np.zeros(0, np.int64)]).astype(np.int64)
     call = table.call[order]
@@ -47,12 +49,17 @@ def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
     rows[:, layout.NOTIFY_BEGIN] = table.notify_indptr[order]
     rows[:, layout.NOTIFY_END] = table.notify_indptr[order + 1]
     rows[:, layout.TASK] = order
+    prefetches, prefetch_indptr = encode_prefetches(table, schedule.orders, argument_begin,
+                                                    prefetch_bytes)
+    rows[:, layout.PREFETCH_BEGIN] = prefetch_indptr[:-1]
+    rows[:, layout.PREFETCH_END] = prefetch_indptr[1:]
     waits = np.zeros((len(table.wait_event), layout.WAIT_WORDS), np.int32)
     waits[:, layout.WAIT_EVENT] = table.wait_event
     waits[:, layout.WAIT_COUNT] = table.event_count[table.wait_event]
     row_begin = np.cumsum([0, *(len(o) for o in schedule.orders)], dtype=np.int64)
     return EncodedSchedule(schedule, rows, row_begin, waits,
-                           table.notify_event.astype(np.int32), table.num_events)
+                           table.notify_event.astype(np.int32), prefetches.astype(np.int32),
+                           table.num_events)
 
 
 class ArgumentEncoder:

@@ -22,6 +22,8 @@ WAIT_END = 7
 NOTIFY_BEGIN = 8  # range in the notify list
 NOTIFY_END = 9
 TASK = 10  # index in the task table, for traces and error messages
+PREFETCH_BEGIN = 11  # range in the prefetch list
+PREFETCH_END = 12
 ROW_WORDS = 16  # one cache line
 MAX_TILE_RANK = 4
 
@@ -29,6 +31,13 @@ MAX_TILE_RANK = 4
 WAIT_EVENT = 0
 WAIT_COUNT = 1
 WAIT_WORDS = 2
+
+# Prefetch list, int32 words per piece of a weight: a row asks for its pieces before it waits.
+PREFETCH_TENSOR = 0  # where the argument table has the tensor's address, in words
+PREFETCH_OFFSET = 1  # of the piece's first byte, in units of PREFETCH_UNIT
+PREFETCH_LENGTH = 2
+PREFETCH_WORDS = 4
+PREFETCH_UNIT = 16  # bytes
 
 # Event counters, int32; one cache line each, because neighbours would share it between workers.
 EVENT_STRIDE = 16
@@ -59,7 +68,19 @@ WAITS = 8  # addresses of the wait list, the notify list and the argument table
 NOTIFIES = 9
 ARGUMENT_TABLE = 10
 EVENTS = 11  # address of this segment's event counters, zero at the start of the launch
+PREFETCHES = 12  # address of the prefetch list
+TRACE = 13  # address of [TRACE_STEPS, NUM_TASKS] trace records, and how many steps are traced
+TRACE_STEPS = 14
+NUM_TASKS = 15
 SEGMENT_WORDS = 16
+
+# Trace record, int64 words per task: who ran it, and when, in ticks of that worker's clock.
+TRACE_WORKER = 0  # worker + 1, so that 0 means the task did not run
+TRACE_WAIT = 1  # the worker turned to the task
+TRACE_RUN = 2  # its events had fired
+TRACE_END = 3  # it had notified
+TRACE_END_NS = 4  # TRACE_END again, in the nanoseconds of the clock that all workers share
+TRACE_WORDS = 8
 
 # Launch record, int64 words.
 NUM_WORKERS = 0

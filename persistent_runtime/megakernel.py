@@ -76,7 +76,8 @@ class Megakernel:
         if key not in self._schedules:
             schedule = build_schedule(self.graph, bindings, self.policy, self.target)
             self._schedules[key] = encode_schedule(schedule, self.kernel.kinds,
-                                                   self.arguments.begin)
+                                                   self.arguments.begin,
+                                                   self.target.prefetch_bytes)
         return self._schedules[key]
 
     def segment(self, bindings: Mapping[str, int], buffers: Buffers, **rows: int) -> Segment:

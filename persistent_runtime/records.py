@@ -13,8 +13,8 @@ from persistent_runtime import layout
 from persistent_runtime.encode import EncodedSchedule, Int64Array
 
 # In the order in which `fill_segment` takes them.
-ADDRESSES = (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES, layout.ARGUMENT_TABLE,
-             layout.EVENTS)
+ADDRESSES = (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES, layout.PREFETCHES,
+             layout.ARGUMENT_TABLE, layout.EVENTS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +70,7 @@ def fill_segment(record: Int64Array, segment: Segment, addresses: Sequence[int])
     record[layout.FIRST_LOGIT] = segment.first_logit
     record[layout.LOGIT_STRIDE] = segment.logit_stride
     record[layout.SEGMENT_ADVANCE] = segment.row_advance
+    record[layout.NUM_TASKS] = segment.encoded.schedule.table.num_tasks
     for place, address in zip(ADDRESSES, addresses, strict=True):
         record[place] = address
 

@@ -18,6 +18,7 @@ class Target:
     task_us: fetching and dispatching one task. pop_us: taking one task off the ready queue.
     tiles_per_worker: how many tiles of one matrix product each worker should get at least;
     tile_bytes: weights of one tile at most; tile_columns: what a tile's columns are a multiple of.
+    prefetch_bytes: of weights that a worker asks for beyond the task it is at; 0 for none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Target:
     tiles_per_worker: int = 4
     tile_bytes: int = 1 << 20
     tile_columns: int = 1
+    prefetch_bytes: int = 0
 
     def with_workers(self, workers: int) -> Target:
         """The same machine with another number of workers, each as fast as before."""

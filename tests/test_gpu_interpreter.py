@@ -1,7 +1,7 @@
 """The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
 
 The interpreter has to be chosen before triton is imported, so each part runs as a program of its
-own: `python tests/test_gpu_interpreter.py bodies|model NAME|deadlock`.
+own: `python tests/test_gpu_interpreter.py bodies|model NAME|deadlock|trace`.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("triton")
@@ -62,6 +63,10 @@ def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     assert result["seconds"] < 20
     assert "made no progress" in result["error"]
     assert f"waits on {result['event']}, count" in result["error"]
+
+
+def test_a_trace_has_every_task_once_and_tasks_of_a_worker_do_not_overlap(tiny_model):
+    print(interpreted("trace", tiny_model("llama", num_hidden_layers=1)))
 
 
 class GpuBodies:
@@ -138,5 +143,26 @@ def run_deadlock(directory):
                       "event": encoded.schedule.table.event_name(int(event))}))
 
 
+def run_trace(directory):
+    decoder = interpreted_decoder(directory)
+    decoder._control("row_position")[:3] = range(3)
+    decoder._control("finished")[0] = 1
+    segment = decoder.kernel.segment(decoder.bindings(1, 1, 3), decoder._buffers, steps=3,
+                                     row_stride=1)
+    launch = decoder.kernel.kernel.launch([segment], trace_steps=2)
+    launch.wait()
+    (trace,) = launch.trace()
+    orders = segment.encoded.schedule.orders
+    assert trace.worker.shape == (2, segment.encoded.schedule.table.num_tasks)
+    for step in range(2):
+        for worker, order in enumerate(orders):
+            assert (trace.worker[step, order] == worker).all()
+            times = np.stack([trace.wait_us, trace.run_us, trace.end_us])[:, step, order]
+            assert (np.diff(times.T.ravel()) >= 0).all()
+    assert (trace.wait_us[1].min() >= trace.end_us[0].max())
+
+
 if __name__ == "__main__":
-    {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock}[sys.argv[1]](*sys.argv[2:])
+    programs = {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock,
+                "trace": run_trace}
+    programs[sys.argv[1]](*sys.argv[2:])

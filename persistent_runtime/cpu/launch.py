@@ -81,7 +81,7 @@ class Launch(WatchedLaunch):
             self._keep_alive.append(events)
             fill_segment(records[k], segment, [address_of(array) for array in (
                 encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                segment.arguments, events)])
+                encoded.prefetches, segment.arguments, events)])
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [

@@ -49,4 +49,4 @@ class CudaBackend:
                 workers: int, progress: Progress | None) -> GpuKernel:
         return GpuKernel(functions, dtype, workers, progress,
                          configured=configurations(graph, dtype, target=self._tile_target),
-                         num_warps=TILE_TARGETS[self._tile_target].num_warps, memory=self._memory)
+                         tiles=TILE_TARGETS[self._tile_target], memory=self._memory)

@@ -56,18 +56,19 @@ def compiler_options(num_warps: int) -> dict[str, Any]:
 def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int
                    ) -> CompiledWorker:
     """Compiles `run_worker` for `sm_<arch>`; needs no GPU."""
-    num_warps = TILE_TARGETS[tile_target_of(arch)].num_warps
+    tiles = TILE_TARGETS[tile_target_of(arch)]
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
-                 "THREADS": 32 * num_warps, "INTERPRETED": False}
+                 "THREADS": 32 * tiles.num_warps, "PREFETCH": tiles.bulk_prefetch,
+                 "INTERPRETED": False}
     signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
         constants, "constexpr")
     source = ASTSource(run_worker, signature, constexprs=constants,
                        attrs={(0,): [["tt.divisibility", 16]]})
     begin = time.perf_counter()
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32),
-                              options=compiler_options(num_warps))
+                              options=compiler_options(tiles.num_warps))
     seconds = time.perf_counter() - begin
     registers, stack, spill = resource_usage(compiled.asm["cubin"])
     return CompiledWorker(arch, registers, stack, spill, compiled.metadata.shared,

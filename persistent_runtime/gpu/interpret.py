@@ -32,6 +32,7 @@ from persistent_runtime.gpu import arguments, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import Segment, WatchedLaunch, describe_stuck, fill_segment
+from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 from scheduling.target import H200, Target
 
 LEAVE_S = 5.0  # what an aborted worker may take for the task it is in
@@ -70,16 +71,16 @@ class InterpretedKernel:
             progress(len(functions), len(functions))
 
     def launch(self, segments: Sequence[Segment], scratch_bytes: int = 0, *,
-               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0
-               ) -> InterpretedLaunch:
-        """Start the workers and return at once; see `CpuKernel.launch`."""
-        return InterpretedLaunch(self, segments, finished, timeout_s)
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0,
+               trace_steps: int = 0) -> InterpretedLaunch:
+        """Start the workers and return at once; see `GpuKernel.launch`."""
+        return InterpretedLaunch(self, segments, finished, timeout_s, trace_steps)
 
     def call_worker(self, record: npt.NDArray[np.int64], worker: int) -> None:
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, THREADS=32, INTERPRETED=True)
+                         self.fingerprint, THREADS=32, PREFETCH=True, INTERPRETED=True)
 
 
 def _rewrite_functions(bodies: Sequence[Any]) -> None:
@@ -121,7 +122,8 @@ class InterpretedLaunch(WatchedLaunch):
     """A running launch. `wait` returns when it is done and raises what went wrong."""
 
     def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment],
-                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
+                 ) -> None:
         workers = kernel.num_workers
         self._segments = list(segments)
         self._control = allocate((layout.CONTROL_WORDS,), "int32")
@@ -129,13 +131,17 @@ class InterpretedLaunch(WatchedLaunch):
         records = allocate((max(len(self._segments), 1), layout.SEGMENT_WORDS), "int64")
         record = allocate((layout.LAUNCH_WORDS,), "int64")
         self._keep_alive: list[Any] = [finished, records, record]
+        self._traces: list[npt.NDArray[np.int64]] = []
         for k, segment in enumerate(self._segments):
             events = allocate((max(segment.encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
             self._keep_alive.append(events)
             encoded = segment.encoded
             fill_segment(records[k], segment, [address_of(array) for array in (
                 encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                segment.arguments, events)])
+                encoded.prefetches, segment.arguments, events)])
+            if trace_steps:
+                self._traces.append(allocate((trace_words(segment, trace_steps),), "int64"))
+                trace_segment(records[k], segment, trace_steps, address_of(self._traces[-1]))
         record[layout.NUM_WORKERS] = workers
         record[layout.NUM_SEGMENTS] = len(self._segments)
         record[layout.SEGMENTS] = address_of(records)
@@ -168,6 +174,11 @@ class InterpretedLaunch(WatchedLaunch):
             if process.is_alive():
                 process.kill()
                 process.join()
+
+    def trace(self) -> list[SegmentTrace]:
+        """What each segment's traced steps recorded, once the launch is done."""
+        return [SegmentTrace.of(segment, words)
+                for segment, words in zip(self._segments, self._traces, strict=True)]
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""

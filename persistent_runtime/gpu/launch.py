@@ -25,8 +25,10 @@ from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.gpu.compile_only import compiler_options
 from persistent_runtime.gpu.memory import DeviceMemory
 from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.target import TileTarget
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import Segment, describe_stuck, fill_segment
+from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 
 LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
 
@@ -34,19 +36,21 @@ LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
 class GpuKernel:
     """The compiled worker. One kernel serves every schedule and shape of a graph.
 
-    configured: device function name → configuration, from `registry.configurations`; num_warps: of
-    the same entry of `TILE_TARGETS`. memory: where the tensors live that launches read and write.
+    configured: device function name → configuration, from `registry.configurations`, and tiles:
+    the entry of `TILE_TARGETS` that it was made for. memory: where the tensors live that launches
+    read and write.
     """
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
-                 configured: Mapping[str, Any], num_warps: int, memory: DeviceMemory) -> None:
+                 configured: Mapping[str, Any], tiles: TileTarget, memory: DeviceMemory) -> None:
         self.num_workers = num_workers
         self.memory = memory
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies, values, fingerprint = kernel_tables(functions, configured)
-        self._constants = (bodies, values, fingerprint, 32 * num_warps, False)
-        self._options = compiler_options(num_warps)
+        self._constants = (bodies, values, fingerprint, 32 * tiles.num_warps, tiles.bulk_prefetch,
+                           False)
+        self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)
         self._schedules: dict[EncodedSchedule, list[torch.Tensor]] = {}
         self._check_resident()
@@ -63,6 +67,11 @@ class GpuKernel:
                     encoding="utf-8"),
                 "worker.ptx": self._compiled.asm["ptx"]}
 
+    def resources(self) -> dict[str, int]:
+        """Registers per thread, spilled bytes per thread, and shared memory of a worker."""
+        return {"registers": self._compiled.n_regs, "spill_bytes": self._compiled.n_spills,
+                "shared_bytes": self._compiled.metadata.shared}
+
     def _check_resident(self) -> None:
         properties = torch.cuda.get_device_properties(self.memory.device)
         if self.num_workers > properties.multi_processor_count:
@@ -72,20 +81,22 @@ class GpuKernel:
                 f"one; give at most {properties.multi_processor_count}")
 
     def launch(self, segments: Sequence[Segment], scratch_bytes: int = 0, *,
-               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0
-               ) -> GpuLaunch:
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0,
+               trace_steps: int = 0) -> GpuLaunch:
         """Start the workers and return at once.
 
         `finished` [requests]: host side of a control tensor; the launch ends after the step in
         which all its entries are set. `timeout_s`: how long a worker may wait for one event.
+        `trace_steps`: of each segment, how many steps leave trace records (`GpuLaunch.trace`).
         """
-        return GpuLaunch(self, segments, finished, timeout_s)
+        return GpuLaunch(self, segments, finished, timeout_s, trace_steps)
 
     def schedule_on_device(self, encoded: EncodedSchedule) -> list[torch.Tensor]:
-        """Rows, row_begin, waits and notifies, copied once per schedule."""
+        """Rows, row_begin, waits, notifies and prefetches, copied once per schedule."""
         if encoded not in self._schedules:
             self._schedules[encoded] = [self.memory.upload(array) for array in (
-                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies)]
+                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
+                encoded.prefetches)]
         return self._schedules[encoded]
 
     def start(self, record: torch.Tensor, after: torch.cuda.Stream) -> torch.cuda.Event:
@@ -104,13 +115,15 @@ class GpuLaunch:
     """A running launch. `wait` returns when it is done and raises what went wrong."""
 
     def __init__(self, kernel: GpuKernel, segments: Sequence[Segment],
-                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
+                 ) -> None:
         memory = self._memory = kernel.memory
         self._segments = list(segments)
         self._keep_alive: list[Any] = [kernel, finished]
         memory.push_control()
         self._control = memory.zeros(layout.CONTROL_WORDS, np.int32)
         self._stuck = memory.zeros(kernel.num_workers * layout.STUCK_WORDS, np.int64)
+        self._traces: list[torch.Tensor] = []
         records = np.zeros((max(len(segments), 1), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
             num_events = max(segment.encoded.num_events, 1)
@@ -119,6 +132,9 @@ class GpuLaunch:
             on_device = [*kernel.schedule_on_device(segment.encoded), arguments, events]
             self._keep_alive.append(on_device)
             fill_segment(records[k], segment, [t.data_ptr() for t in on_device])
+            if trace_steps:
+                self._traces.append(memory.zeros(trace_words(segment, trace_steps), np.int64))
+                trace_segment(records[k], segment, trace_steps, self._traces[-1].data_ptr())
         on_device_records = memory.upload(records)
         record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         record[layout.NUM_WORKERS] = kernel.num_workers
@@ -161,6 +177,11 @@ class GpuLaunch:
             raise
         self._memory.pull_control()
         self.check()
+
+    def trace(self) -> list[SegmentTrace]:
+        """What each segment's traced steps recorded, once the launch is done."""
+        return [SegmentTrace.of(segment, self._memory.download(words))
+                for segment, words in zip(self._segments, self._traces, strict=True)]
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""

@@ -55,6 +55,19 @@ DONE:
 }}""")
 
 
+# $0 a lane's number; $1 a lane; $2 address, $3 bytes: one thread asks, once.
+PREFETCH = tl.constexpr("""{
+    .reg .pred other;
+    .reg .u32 thread;
+    mov.b32 $0, $1;
+    mov.u32 thread, %tid.x;
+    setp.ne.u32 other, thread, 0;
+    @other bra DONE;
+    cp.async.bulk.prefetch.L2.global [$2], $3;
+DONE:
+}""")
+
+
 def interpreter_clock_ns() -> int:
     return time.monotonic_ns()
 
@@ -120,3 +133,23 @@ def globaltimer(INTERPRETED: tl.constexpr):
         now = tl.inline_asm_elementwise("mov.u64 $0, %globaltimer;", "=l", [],
                                         dtype=tl.int64, is_pure=False, pack=1)
     return now
+
+
+@triton.jit
+def ticks(INTERPRETED: tl.constexpr):
+    """This worker's own clock: cycles of its multiprocessor, or nanoseconds if interpreted."""
+    if INTERPRETED:
+        now = interpreter_clock_ns()
+    else:
+        now = tl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [],
+                                        dtype=tl.int64, is_pure=False, pack=1)
+    return now
+
+
+@triton.jit
+def prefetch(address, size, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Asks for `size` bytes, a multiple of 16, to be brought into the cache that all share."""
+    if not INTERPRETED:
+        lane = tl.arange(0, THREADS)
+        tl.inline_asm_elementwise(PREFETCH, "=r,r,l,r", [lane, address, size],
+                                  dtype=tl.int32, is_pure=False, pack=1)

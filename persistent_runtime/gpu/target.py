@@ -30,13 +30,14 @@ class TileTarget:
     kv_block: int
     query_rows: int
     kv_stages: int
+    bulk_prefetch: bool  # whether one instruction can ask for a piece of a weight
 
 
 # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s. Larger blocks of
 # the tensor-core path spill registers.
 TILE_TARGETS = {
-    "generic": TileTarget(8, 8192, 512, 48 * 1024, 64, 32, 32, 4, 64, 16, 2),
-    "ampere": TileTarget(8, 8192, 512, 48 * 1024, 32, 32, 32, 4, 64, 16, 2),
+    "generic": TileTarget(8, 8192, 512, 48 * 1024, 64, 32, 32, 4, 64, 16, 2, True),
+    "ampere": TileTarget(8, 8192, 512, 48 * 1024, 32, 32, 32, 4, 64, 16, 2, False),
 }
 
 

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from persistent_runtime import layout
-from persistent_runtime.gpu.sync import counter_at, notify_event, wait_event
+from persistent_runtime.gpu.sync import (
+    counter_at,
+    globaltimer,
+    notify_event,
+    prefetch,
+    ticks,
+    wait_event,
+)
 
 INT32_BYTES, INT64_BYTES = tl.constexpr(4), tl.constexpr(8)
 COUNTER_BYTES = tl.constexpr(layout.EVENT_STRIDE * 4)
@@ -111,6 +118,42 @@ def wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS:
 
 
 @triton.jit
+def prefetch_row(segment, row, table, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
+                 INTERPRETED: tl.constexpr):
+    """Asks for the weights that it is this row's turn to ask for (persistent_runtime/prefetch.py)."""
+    if PREFETCH:
+        pieces = counter_at(tl.load(segment + layout.PREFETCHES))
+        k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)
+        while k < end:
+            piece = pieces + k * layout.PREFETCH_WORDS
+            tensor = tl.load(words(table) + tl.load(piece + layout.PREFETCH_TENSOR))
+            first = tl.load(piece + layout.PREFETCH_OFFSET).to(tl.int64) * layout.PREFETCH_UNIT
+            size = tl.load(piece + layout.PREFETCH_LENGTH) * layout.PREFETCH_UNIT
+            prefetch(tensor + first, size, THREADS, INTERPRETED)
+            k += 1
+
+
+@triton.jit
+def record_task(trace, task, worker, turned, ran, INTERPRETED: tl.constexpr):
+    """Leaves a trace record. trace: address of the records of this step's tasks."""
+    record = words(trace) + task.to(tl.int64) * layout.TRACE_WORDS
+    tl.store(record + layout.TRACE_WORKER, worker + 1)
+    tl.store(record + layout.TRACE_WAIT, turned)
+    tl.store(record + layout.TRACE_RUN, ran)
+    tl.store(record + layout.TRACE_END, ticks(INTERPRETED))
+    tl.store(record + layout.TRACE_END_NS, globaltimer(INTERPRETED))
+
+
+@triton.jit
+def trace_of_step(segment, index):
+    """Address of the trace records of this step; 0 where it is not traced."""
+    trace = tl.load(segment + layout.TRACE)
+    step_words = tl.load(segment + layout.NUM_TASKS) * layout.TRACE_WORDS
+    traced = index < tl.load(segment + layout.TRACE_STEPS)
+    return tl.where(traced, trace + step_words * 8 * index, 0)
+
+
+@triton.jit
 def load_head(rows, k, end):
     """The words of row k that decide what comes first; zeros beyond the end."""
     row = rows + k * layout.ROW_WORDS
@@ -140,7 +183,8 @@ def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: t
 
 @triton.jit
 def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.constexpr,
-             CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+             CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
+             INTERPRETED: tl.constexpr):
     """All of this worker's tasks of one step; False when the launch is aborted."""
     events, waits = tl.load(segment + layout.EVENTS), tl.load(segment + layout.WAITS)
     notifies, table = tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE)
@@ -149,14 +193,22 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
     k = tl.load(row_begin + worker).to(tl.int32)
     end = tl.load(row_begin + worker + 1).to(tl.int32)
     head = load_head(rows, k, end)
+    trace = trace_of_step(segment, index)
     alive = k >= 0
     while (k < end) & alive:
         row = rows + k * layout.ROW_WORDS
         tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
                 tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
         n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
+        prefetch_row(segment, row, table, THREADS, PREFETCH, INTERPRETED)
+        turned = tl.full((), 0, tl.int64)
+        ran = turned
+        if trace != 0:
+            turned = ticks(INTERPRETED)
         alive = wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS,
                          INTERPRETED)
+        if trace != 0:
+            ran = ticks(INTERPRETED)
         following = load_head(rows, k + 1, end)  # arrives while this row's tile runs
         if alive:
             run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
@@ -164,6 +216,8 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
                 event = tl.load(counter_at(notifies) + n).to(tl.int64)
                 notify_event(events + event * COUNTER_BYTES)
                 n += 1
+            if trace != 0:
+                record_task(trace, tl.load(row + layout.TASK), worker, turned, ran, INTERPRETED)
         head = following
         k += 1
     return alive
@@ -171,12 +225,14 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
 
 @triton.jit
 def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr,
-               FINGERPRINT: tl.constexpr, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+               FINGERPRINT: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
+               INTERPRETED: tl.constexpr):
     """Everything one worker does in a launch.
 
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
-    compiler's cache does not see through a tuple. THREADS: 32 * num_warps.
+    compiler's cache does not see through a tuple. THREADS: 32 * num_warps. PREFETCH: whether the
+    device can be asked for weights ahead of time.
     """
     worker = tl.program_id(0) + first_worker
     epoch = worker * 0
@@ -194,7 +250,7 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
                     + index * setting(segment, layout.LOGIT_STRIDE),
                     setting(segment, layout.SEGMENT_ADVANCE))
             alive = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
-                             CONFIGURATIONS, THREADS, INTERPRETED)
+                             CONFIGURATIONS, THREADS, PREFETCH, INTERPRETED)
             if alive:
                 alive = end_step(launch, worker, s, epoch, THREADS, INTERPRETED)
             index += 1

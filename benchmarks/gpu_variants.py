@@ -1,0 +1,144 @@
+"""Where a decode step's time goes on this GPU, and what other tile sizes make of it.
+
+    python benchmarks/gpu_variants.py --shape llama-3.2-1b --variant a prefetch_bytes=0 \
+        --variant b bytes_in_flight=98304
+
+A variant changes fields of scheduling's Target or of the GPU's TileTarget. Every variant is timed
+in every round, in random order; then one traced run says what each device function took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.gpu_decode import NEW_TOKENS, random_model  # noqa: E402
+from benchmarks.shapes import PUBLISHED  # noqa: E402
+from frontend.bench import random_prompt  # noqa: E402
+from frontend.compile import compile_decode_loop  # noqa: E402
+from frontend.decoder import Decoder  # noqa: E402
+from frontend.machine import gpu_name, provenance  # noqa: E402
+from persistent_runtime.gpu import backend, target  # noqa: E402
+from persistent_runtime.trace import SegmentTrace  # noqa: E402
+
+TRACED_STEPS = 16
+RESULT = Path(__file__).parent / "results" / "gpu_variants.json"
+
+
+@contextmanager
+def changed(settings: dict[str, int]) -> Iterator[None]:
+    """Targets with these fields changed."""
+    tile_fields = {f.name for f in fields(target.TileTarget)}
+    tiles = {k: v for k, v in settings.items() if k in tile_fields}
+    machine = {k: v for k, v in settings.items() if k not in tile_fields}
+    entries = {name: replace(entry, **tiles) for name, entry in target.TILE_TARGETS.items()}
+    with patch.dict(target.TILE_TARGETS, entries), \
+            patch.object(backend, "H200", replace(backend.H200, **machine)):
+        yield
+
+
+def summary(trace: SegmentTrace) -> dict[str, Any]:
+    """Of the traced steps after the first: microseconds per step. Work and wait are means over
+    workers; span is from a function's first start to its last end, summed over its calls."""
+    table, steps = trace.segment.encoded.schedule.table, slice(1, None)
+    workers = len(trace.segment.encoded.schedule.orders)
+    run = (trace.end_us - trace.run_us)[steps]
+    wait = (trace.run_us - trace.wait_us)[steps]
+    functions: dict[str, Any] = {}
+    for call in table.graph.calls:
+        own = slice(int(table.call_begin[call.index]), int(table.call_begin[call.index + 1]))
+        entry = functions.setdefault(call.function.name, dict.fromkeys(
+            ("tasks", "work_us", "wait_us", "span_us", "median_task_us", "gb_s"), 0.0))
+        span = (trace.end_us[steps, own].max(axis=1) - trace.run_us[steps, own].min(axis=1)).mean()
+        entry["tasks"] += own.stop - own.start
+        entry["work_us"] += run[:, own].sum(axis=1).mean() / workers
+        entry["wait_us"] += wait[:, own].sum(axis=1).mean() / workers
+        entry["span_us"] += span
+        entry["median_task_us"] = float(np.median(run[:, own]))
+        entry["gb_s"] += table.bytes[own].sum() / 1e3
+    for entry in functions.values():
+        entry["gb_s"] = entry["gb_s"] / entry["span_us"] if entry["span_us"] else 0.0
+    begins = trace.wait_us[steps].min(axis=1)
+    return {"step_us": float(np.diff(begins).mean()),
+            "work_us": float(run.sum(axis=1).mean() / workers),
+            "wait_us": float(wait.sum(axis=1).mean() / workers),
+            "functions": {name: {k: round(float(v), 2) for k, v in entry.items()}
+                          for name, entry in functions.items()}}
+
+
+def traced(decoder: Decoder, prompt: list[int]) -> dict[str, Any]:
+    launch = decoder.kernel.kernel.launch
+    launches = []
+
+    def keep(*args: Any, **options: Any) -> Any:
+        launches.append(launch(*args, **options, trace_steps=TRACED_STEPS))
+        return launches[-1]
+
+    with patch.object(decoder.kernel.kernel, "launch", keep):
+        decoder.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    return summary(launches[-1].trace()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="llama-3.2-1b", choices=list(PUBLISHED))
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--variant", nargs="+", action="append", default=[])
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    model = random_model(options.shape, "cuda")
+    decoders: dict[str, Decoder] = {}
+    settings: dict[str, dict[str, int]] = {}
+    for name, *changes in options.variant or [["default"]]:
+        settings[name] = {k: int(v) for k, v in (change.split("=") for change in changes)}
+        with changed(settings[name]):
+            decoders[name] = compile_decode_loop(model, backend="cuda",
+                                                 max_context=options.context + NEW_TOKENS)
+        found = decoders[name].kernel.kernel.resources()
+        print(name, settings[name], found, flush=True)
+    times: dict[str, list[float]] = {name: [] for name in decoders}
+    outputs: dict[str, list[int]] = {}
+    order = random.Random(0)
+    prompt = random_prompt(next(iter(decoders.values())), options.context, seed=options.context)
+    for _ in range(options.rounds):
+        for name in order.sample(list(decoders), len(decoders)):
+            result = decoders[name].generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+            times[name].append(float(result.inter_token_ms.mean()))
+            outputs[name] = result.output_ids
+    record: dict[str, Any] = {"shape": options.shape, "context": options.context,
+                              "gpu": gpu_name(), **provenance(), "variants": {}}
+    first = next(iter(outputs.values()))
+    for name, decoder in decoders.items():
+        found = traced(decoder, prompt)
+        same = sum(a == b for a, b in zip(outputs[name], first, strict=True))
+        record["variants"][name] = {
+            "settings": settings[name], "ms_per_step": round(statistics.median(times[name]), 5),
+            "fastest_ms": round(min(times[name]), 5), "tokens_as_first": same,
+            "kernel": decoder.kernel.kernel.resources(), "trace": found}
+        print(f"\n{name}: {statistics.median(times[name]):.4f} ms (best {min(times[name]):.4f}), "
+              f"traced {found['step_us'] / 1e3:.4f} ms, work {found['work_us']:.0f} us, wait "
+              f"{found['wait_us']:.0f} us, {same} tokens as the first")
+        for function, values in found["functions"].items():
+            print(f"  {function:20s}" + "".join(f" {k} {v:9.2f}" for k, v in values.items()))
+        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    torch.cuda.synchronize()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
