@@ -267,7 +267,7 @@ def run_shape(shape: str, options: argparse.Namespace, bandwidth: Bandwidth
     model = random_model(shape, "cuda")
     # before the megakernel is compiled, which then reads the packed memory
     layers = pack_layers(model, parse_config(model.config.to_dict(), None))
-    decoder = compile_decode_loop(model, backend="cuda",
+    decoder = compile_decode_loop(model, backend="cuda", max_requests=1,
                                   max_context=max(options.contexts) + NEW_TOKENS)
     check_shared(model, decoder)
     decode = DecodeStep(model, layers, decoder.config, caches_of(decoder))

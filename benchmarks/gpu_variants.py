@@ -107,7 +107,7 @@ def main() -> int:
     for name, *changes in options.variant or [["default"]]:
         settings[name] = {k: int(v) for k, v in (change.split("=") for change in changes)}
         with changed(settings[name]):
-            decoders[name] = compile_decode_loop(model, backend="cuda",
+            decoders[name] = compile_decode_loop(model, backend="cuda", max_requests=1,
                                                  max_context=options.context + NEW_TOKENS)
         found = decoders[name].kernel.kernel.resources()
         print(name, settings[name], found, flush=True)

@@ -95,8 +95,9 @@ def gpu_decode() -> str:
     versions = result["versions"]
     rows += ["", (
         f"One {result['gpu']}, {result['bandwidth_gb_s']['read']:.0f} GB/s measured, which makes "
-        f"the floor; torch {versions['torch']}, Triton {versions['triton']}, {result['date'][:10]}, "
-        f"commit {result['commit'][:7]}. One dependency between two workers costs "
+        f"the floor; torch {versions['torch']}, Triton {versions['triton']}, "
+        f"{result['date'][:10]}, commit {result['commit'][:7]}. One dependency between two workers "
+        f"costs "
         f"{dependency['dependency_between_2_workers']:.2f} us, one of all workers on all "
         f"{dependency['all_to_all_dependency']:.2f} us.")]
     return "\n".join(rows)

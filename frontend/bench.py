@@ -91,7 +91,8 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
         directory, schedule=options.schedule, dtype=options.dtype, workers=options.workers,
         max_context=length + options.new_tokens, progress=progress)
     prompt = random_prompt(decoder, length, options.seed)
-    generation = decoder.generate(prompt, max_new_tokens=options.new_tokens, ignore_eos=True)
+    generation = decoder.generate(prompt, max_new_tokens=options.new_tokens, ignore_eos=True,
+                                  temperature=0.0, repetition_penalty=1.0)
     memory_mb = peak_rss_mb()  # before the baseline and the bandwidth buffer are there
     contention = Contention()
     ours, baselines, bandwidths = measure(options, directory, decoder, prompt, progress)
@@ -141,7 +142,8 @@ def measure(options: BenchOptions, directory: Path, decoder: Decoder, prompt: li
 
     def run_ours() -> None:
         before = reader.measure_gb_s()
-        result = decoder.generate(prompt, max_new_tokens=options.new_tokens, ignore_eos=True)
+        result = decoder.generate(prompt, max_new_tokens=options.new_tokens, ignore_eos=True,
+                                  temperature=0.0, repetition_penalty=1.0)
         ours.add(result.start_ns, result.token_times_ns)
         bandwidths.append(max(before, reader.measure_gb_s()))
 

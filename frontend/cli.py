@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +20,8 @@ from frontend.console import (
 )
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder, Generation
+    from frontend.decoder import Decoder
+    from frontend.generation import Generation
 
 REFUSED = 2  # exit code: something the user gave cannot be used
 FAILED = 1
@@ -27,6 +29,8 @@ FAILED = 1
 app = typer.Typer(
     name="event-tensor", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
     help="Compiles a language model's whole decode loop into one persistent kernel.")
+
+FROM_MODEL = "generation_config.json, else greedy"
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="demo, a directory in Hugging Face layout, or a Hub id.")]
@@ -42,6 +46,19 @@ Dtype = Annotated[str, typer.Option(
     "checkpoint's.")]
 MaxContext = Annotated[int | None, typer.Option(
     help="Positions of the KV cache.", show_default="the model's limit, at most 4096")]
+Temperature = Annotated[float | None, typer.Option(
+    help="0: always the likeliest token.", show_default=FROM_MODEL)]
+TopK = Annotated[int | None, typer.Option(
+    help="Draw from the k likeliest tokens; 0: from all.", show_default=FROM_MODEL)]
+TopP = Annotated[float | None, typer.Option(
+    help="Draw from the likeliest tokens that together have this probability.",
+    show_default=FROM_MODEL)]
+MinP = Annotated[float | None, typer.Option(
+    help="Draw from tokens at least this likely, the likeliest counting as 1.",
+    show_default=FROM_MODEL)]
+RepetitionPenalty = Annotated[float | None, typer.Option(
+    help="Divides the logits of tokens that have occurred; 1: none.", show_default=FROM_MODEL)]
+Seed = Annotated[int | None, typer.Option(help="Of the random draws.", show_default="random")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 
@@ -101,7 +118,16 @@ def generate(
     workers: Workers = None,
     dtype: Dtype = "auto",
     max_context: MaxContext = None,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    logprobs: Annotated[bool, typer.Option(
+        "--logprobs", help="Record the log-probability of each token.")] = False,
+    stop: Annotated[list[str] | None, typer.Option(
+        help="End before this text; may be given several times.")] = None,
     ignore_eos: Annotated[bool, typer.Option(
         "--ignore-eos", help="Continue past the end-of-text token.")] = False,
     json_output: Json = False,
@@ -109,17 +135,20 @@ def generate(
     """Continue a prompt, token by token as the kernel makes them."""
     if (prompt is None) == (prompt_ids is None):
         raise UserError("give either --prompt TEXT or --prompt-ids 1,2,3")
-    if temperature != 0:
-        raise UserError(f"--temperature {temperature:g} is not available: decoding is greedy only "
-                        f"for now; leave it at 0")
     given = parse_ids(prompt_ids) if prompt_ids is not None else prompt
     assert given is not None
+    if given == "-":
+        given = sys.stdin.read()
+    options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or (),
+               "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+               "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs}
+    check_options(options)
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
                             max_context=max_context)
     if json_output:
-        result = decoder.generate(given, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+        result = decoder.generate(given, **options)
     else:
-        result = stream_to_stdout(decoder, given, max_new_tokens, ignore_eos)
+        result = stream_to_stdout(decoder, given, options)
     record = generation_record(decoder, result, "static" if schedule == "auto" else schedule)
     if json_output:
         print_json(record)
@@ -127,14 +156,23 @@ def generate(
         print(summary_line(record), file=sys.stderr)
 
 
-def stream_to_stdout(decoder: Decoder, prompt: str | list[int], max_new_tokens: int,
-                     ignore_eos: bool) -> Generation:
+def check_options(options: dict[str, Any]) -> None:
+    """Refuses what no model could make right, before one is loaded."""
+    from frontend.sampling import Sampling
+    from frontend.stop_strings import StopFilter
+
+    names = {field.name for field in fields(Sampling)}
+    Sampling().with_options({name: value for name, value in options.items() if name in names})
+    StopFilter(options["stop"])
+
+
+def stream_to_stdout(decoder: Decoder, prompt: str | list[int], options: dict[str, Any]
+                     ) -> Generation:
     """Writes text as it comes; token ids where the model has no tokenizer."""
-    from frontend.decoder import Generation
+    from frontend.generation import Generation
 
     result = Generation([])
-    stream = decoder.stream(prompt, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos,
-                            result=result)
+    stream = decoder.stream(prompt, result=result, **options)
     with closing(stream):  # ends the launch, also after Ctrl-C or a closed pipe
         try:
             for token in stream:
@@ -152,7 +190,9 @@ def generation_record(decoder: Decoder, result: Generation, schedule: str) -> di
         "ttft_ms": round(result.ttft_ms, 4), "tpot_ms": result.tpot_ms,
         "tokens_per_second": round(result.tokens_per_second, 2), "backend": decoder.backend,
         "schedule": schedule, "workers": decoder.num_workers,
-        "launches": result.launches, "compilations": decoder.compilations}
+        "launches": result.launches, "compilations": decoder.compilations,
+        "finish_reason": result.finish_reason, "sampling": result.sampling.summary(),
+        **({"logprobs": result.logprobs} if result.logprobs is not None else {})}
 
 
 def summary_line(record: dict[str, Any]) -> str:
@@ -160,7 +200,9 @@ def summary_line(record: dict[str, Any]) -> str:
     return ", ".join([
         f"TTFT {record['ttft_ms']:.1f} ms", *([f"TPOT p50 {tpot['p50']:.2f} ms"] if tpot else []),
         f"{record['tokens_per_second']:.1f} tok/s", f"{record['backend']} backend",
-        f"{record['schedule']} schedule", f"{record['workers']} workers"])
+        f"{record['schedule']} schedule", f"{record['workers']} workers",
+        *(f"{name} {value}" for name, value in record["sampling"].items()
+          if record["sampling"]["temperature"])])
 
 
 @app.command(name="inspect")

@@ -23,6 +23,7 @@ from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import Megakernel
 
 DEFAULT_MAX_CONTEXT = 4096
+DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
 POLICY_OF_SCHEDULE = {"auto": "critical_path", "static": "critical_path",
                       "round_robin": "round_robin", "unfused": "unfused"}
 Progress = Callable[[str, int, int], None]  # phase, done, total
@@ -30,13 +31,16 @@ Progress = Callable[[str, int, int], None]  # phase, done, total
 
 def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", schedule: str = "auto",
                         dtype: str = "auto", max_context: int | None = None,
-                        workers: int | None = None, progress: Progress | None = None) -> Decoder:
+                        max_requests: int = DEFAULT_MAX_REQUESTS, workers: int | None = None,
+                        progress: Progress | None = None) -> Decoder:
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
 
     model: a directory in Hugging Face layout, "demo", a Hub id, or a loaded transformers model.
     schedule: auto, static (critical path), round_robin, or unfused. dtype: auto (the
     checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by
-    default the model's own limit but no more than 4096. workers: threads, by default one per core.
+    default the model's own limit but no more than 4096. max_requests: prompts that one launch can
+    serve; the KV cache has room for all of them, which a CPU provides as it is used. workers:
+    threads, by default one per core.
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
@@ -51,7 +55,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     context = _choose_context(max_context, config)
     operators = Operators(
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
-        Limits(1, context, context + 1, max(len(config.eos_token_ids), 1)), weight_dtype)
+        Limits(_check_requests(max_requests), context, max_requests * (context + 1),
+               max(len(config.eos_token_ids), 1)), weight_dtype)
     dense_decoder(operators)
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
@@ -95,6 +100,13 @@ def _choose_context(max_context: int | None, config: DecoderConfig) -> int:
             f"max_context {max_context} is outside 2..{config.max_position_embeddings}, the "
             f"positions this model was made for (max_position_embeddings)")
     return max_context
+
+
+def _check_requests(max_requests: int) -> int:
+    if not 1 <= max_requests <= ATTENTION_ROWS:
+        raise UserError(f"max_requests is {max_requests}; one launch serves from 1 to "
+                        f"{ATTENTION_ROWS} prompts")
+    return max_requests
 
 
 def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers,

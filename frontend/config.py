@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from event_tensor.errors import UserError
 from frontend.fields import Fields, read_json, require_directory
+from frontend.sampling import Sampling, sampling_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -52,6 +53,7 @@ class DecoderConfig:
     dtype: str | None  # one of DTYPES; None where config.json does not say
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    sampling: Sampling  # what generation_config.json asks for
 
 
 Windows = tuple[int | None, ...]
@@ -230,6 +232,7 @@ def parse_config(
         dtype=parse_dtype(config),
         eos_token_ids=special_ids.token_ids("eos_token_id"),
         bos_token_id=next(iter(special_ids.token_ids("bos_token_id")), None),
+        sampling=sampling_of(generation, source),
     )
 
 

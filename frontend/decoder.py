@@ -6,9 +6,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,12 @@ from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.printer import format_graph, format_tasks
 from frontend.config import DecoderConfig
+from frontend.generation import Generation, Token
 from frontend.operators import Operators
+from frontend.plan import Request, plan_launch
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
+from frontend.watcher import RequestWatcher, RunOptions, sampling_record
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.records import Segment
@@ -28,51 +30,6 @@ from scheduling.static_schedule import StaticSchedule
 # The host looks for new tokens about this often per token: each look borrows a worker's core.
 LOOKS_PER_TOKEN = 8
 SHORTEST_POLL_S, LONGEST_POLL_S = 0.0005, 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token, as soon as the kernel has written it."""
-
-    id: int
-    text: str  # text that this token completes; may be empty
-    time_ns: int  # CLOCK_MONOTONIC, taken on the worker that chose the token
-
-
-@dataclass(slots=True)
-class Generation:
-    """The result of one `generate`. Times in milliseconds; TPOT leaves the first token out."""
-
-    prompt_ids: list[int]
-    output_ids: list[int] = field(default_factory=list)
-    text: str | None = None
-    start_ns: int = 0
-    token_times_ns: list[int] = field(default_factory=list)
-    launches: int = 0
-
-    @property
-    def ttft_ms(self) -> float:
-        return (self.token_times_ns[0] - self.start_ns) / 1e6
-
-    @property
-    def inter_token_ms(self) -> npt.NDArray[np.float64]:
-        return np.diff(np.array(self.token_times_ns, np.int64)) / 1e6
-
-    @property
-    def tpot_ms(self) -> dict[str, float] | None:
-        """p50, p90 and p99 of the time between tokens; None for fewer than two tokens."""
-        gaps = self.inter_token_ms
-        if not len(gaps):
-            return None
-        return {f"p{p}": round(float(np.percentile(gaps, p)), 4) for p in (50, 90, 99)}
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decode speed: tokens after the first, per second; of the whole run for one token."""
-        times = self.token_times_ns
-        if len(times) < 2:
-            return 1e9 / max(times[-1] - self.start_ns, 1)
-        return (len(times) - 1) * 1e9 / max(times[-1] - times[0], 1)
 
 
 class Decoder:
@@ -84,12 +41,15 @@ class Decoder:
         self.kernel = kernel
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
+        self.max_requests = operators.limits.max_requests
         self.dtype = operators.dtype
         self.backend = kernel.backend.name
         self._chunk = chunk
         self._operators = operators
         self._buffers = buffers
         self._busy = threading.Lock()
+        # the tokens whose keys and values the cache holds, from position 0 on
+        self._cached: list[list[int]] = [[] for _ in range(self.max_requests)]
 
     @property
     def graph(self) -> Graph:
@@ -138,29 +98,49 @@ class Decoder:
         return {"tokens": tokens, "logit_rows": logit_rows, "context": context,
                 "kv_splits": splits}
 
-    def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
-                 ignore_eos: bool = False) -> Generation:
-        """Greedy continuation of a text or of token ids.
+    @overload
+    def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = ...,
+                 ignore_eos: bool = ..., stop: Sequence[str] = ..., **sampling: Any
+                 ) -> Generation: ...
 
-        Raises UserError for an empty prompt, ids outside the vocabulary, a prompt that does not
-        fit max_context, or text when the model has no tokenizer.
+    @overload
+    def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], *,
+                 max_new_tokens: int = ..., ignore_eos: bool = ..., stop: Sequence[str] = ...,
+                 **sampling: Any) -> list[Generation]: ...
+
+    def generate(self, prompt: Any, *, max_new_tokens: int = 128, ignore_eos: bool = False,
+                 stop: Sequence[str] = (), **sampling: Any) -> Generation | list[Generation]:
+        """Continuation of a text or of token ids; of a list of either, all in one launch.
+
+        stop: texts before which the output is cut. sampling: fields of `Sampling` (temperature,
+        top_k, top_p, min_p, repetition_penalty, seed, logprobs); what is left out is as the
+        model's generation_config.json says, greedy if that says nothing.
+
+        Raises UserError for an empty prompt, ids outside the vocabulary, prompts that do not fit
+        max_context or max_requests, text when the model has no tokenizer, and values of sampling
+        outside their limits.
         """
-        result = Generation(self._prompt_ids(prompt))
-        pieces: list[str] = []
-        for token in self._run(result, max_new_tokens, ignore_eos):
-            pieces.append(token.text)
-        result.text = "".join(pieces) if self.tokenizer else None
-        return result
+        options = RunOptions(max_new_tokens, ignore_eos, stop,
+                             self.config.sampling.with_options(sampling).with_seed())
+        is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(
+            prompt[0], (int, np.integer))
+        results = [Generation(self._prompt_ids(p)) for p in (prompt if is_batch else [prompt])]
+        for _ in self._run(results, options):
+            pass
+        return results if is_batch else results[0]
 
     def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
-               ignore_eos: bool = False, result: Generation | None = None) -> Iterator[Token]:
+               ignore_eos: bool = False, stop: Sequence[str] = (),
+               result: Generation | None = None, **sampling: Any) -> Iterator[Token]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
-        `result`, if given, collects ids and times on the way.
+        Options as in `generate`. `result`, if given, collects ids and times on the way.
         """
         into = result if result is not None else Generation([])
         into.prompt_ids[:] = self._prompt_ids(prompt)
-        return self._run(into, max_new_tokens, ignore_eos)
+        options = RunOptions(max_new_tokens, ignore_eos, stop,
+                             self.config.sampling.with_options(sampling).with_seed())
+        return self._run([into], options)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -179,11 +159,29 @@ class Decoder:
                             f"ids from 0 to {vocab - 1}")
         return ids
 
-    def _run(self, result: Generation, max_new_tokens: int, ignore_eos: bool) -> Iterator[Token]:
-        """One launch; a generator, so that tokens stream. Arguments are checked at once."""
-        prompt_tokens = len(result.prompt_ids)
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}; give at least 1")
+    def _run(self, results: list[Generation], options: RunOptions, *, keep_cache: bool = False
+             ) -> Iterator[Token]:
+        """One launch; a generator, so that tokens stream. Arguments are checked at once.
+
+        keep_cache: go on from what the KV cache holds of the same tokens.
+        """
+        if options.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {options.max_new_tokens}; give at least 1")
+        if options.stop and self.tokenizer is None:
+            raise UserError("this model has no tokenizer, and stop strings are text; leave them "
+                            "out")
+        if len(results) > self.max_requests:
+            raise UserError(f"{len(results)} prompts at once exceed max_requests "
+                            f"{self.max_requests}; give fewer or compile with a larger "
+                            f"max_requests")
+        for result in results:
+            self._check_fits(len(result.prompt_ids), options.max_new_tokens)
+            result.sampling = options.sampling
+        watchers = [RequestWatcher(result, options, self.config.eos_token_ids, self.tokenizer)
+                    for result in results]
+        return self._tokens(watchers, options, keep_cache)
+
+    def _check_fits(self, prompt_tokens: int, max_new_tokens: int) -> None:
         needed = prompt_tokens + max_new_tokens
         if needed > self.max_context:
             possible = needed <= self.config.max_position_embeddings
@@ -191,7 +189,6 @@ class Decoder:
                 f"{prompt_tokens} prompt tokens and {max_new_tokens} new tokens exceed "
                 f"max_context {self.max_context}; shorten one"
                 + (f" or compile with --max-context {needed}" if possible else ""))
-        return self._tokens(result, max_new_tokens, ignore_eos)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -204,77 +201,94 @@ class Decoder:
         finally:
             self._busy.release()
 
-    def _tokens(self, result: Generation, max_new_tokens: int, ignore_eos: bool
+    def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, keep_cache: bool
                 ) -> Iterator[Token]:
         with self._exclusive():
-            result.start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            segments = self._plan(result.prompt_ids, max_new_tokens, ignore_eos)
-            launches_before = self.kernel.launches
+            start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            requests = []
+            for request, watcher in enumerate(watchers):
+                result = watcher.result
+                cached = self._cached_prefix(request, result.prompt_ids) if keep_cache else 0
+                result.start_ns, result.prefilled_tokens = start_ns, len(result.prompt_ids) - cached
+                requests.append(Request(len(result.prompt_ids), options.max_new_tokens, cached))
+                self._cached[request] = []  # until the launch has shown what it computed
+            segments = self._prepare([w.result for w in watchers], requests, options)
+            before = self.kernel.launches
             launch = self.kernel.launch(segments, finished=self._control("finished"))
-            result.launches = self.kernel.launches - launches_before
+            for watcher in watchers:
+                watcher.result.launches = self.kernel.launches - before
             try:
-                yield from self._watch(launch, result)
+                yield from self._watch(launch, watchers)
             finally:
                 launch.abort()
+                self._remember_cached(watchers)
 
-    def _watch(self, launch: Any, result: Generation) -> Iterator[Token]:
+    def _watch(self, launch: Any, watchers: list[RequestWatcher]) -> Iterator[Token]:
         """Reads tokens as their request's length grows; the worker publishes length last."""
-        token_ids, times = self._control("token_ids")[0], self._control("token_time")[0]
-        length = self._control("length")
-        seen = len(result.prompt_ids)
-        text = self.tokenizer.stream() if self.tokenizer else None
-        limit, stop_ids = self._control("length_limit")[0], self._control("stop_ids")
-        pause_s = SHORTEST_POLL_S
-        running = True
+        length, pause_s, running = self._control("length"), SHORTEST_POLL_S, True
+        token_ids, times, logprobs = (
+            self._control(name) for name in ("token_ids", "token_time", "token_logprob"))
         while running:
             running = launch.is_running  # asked before the length, so the last tokens are seen
-            available = int(length[0])
-            if available == seen and running:
+            available = [int(length[request]) for request in range(len(watchers))]
+            grown = False
+            for request, (watcher, end) in enumerate(zip(watchers, available, strict=True)):
+                for position in range(watcher.seen, end):
+                    grown = True
+                    token = watcher.push(int(token_ids[request, position]),
+                                         int(times[request, position]),
+                                         float(logprobs[request, position]), request)
+                    if token is not None:
+                        yield token
+                    if watcher.stopped:
+                        launch.finish(request)
+            if all(watcher.stopped for watcher in watchers):
+                return
+            if running and not grown:
                 time.sleep(pause_s)
-            for position in range(seen, available):
-                token_id = int(token_ids[position])
-                result.output_ids.append(token_id)
-                result.token_times_ns.append(int(times[position]))
-                piece = text.push(token_id) if text else ""
-                if text and (position + 1 == limit or token_id in stop_ids):
-                    piece += text.flush()
-                yield Token(token_id, piece, int(times[position]))
-            if available - seen > 0 and len(result.token_times_ns) > 1:
-                gap_s = (result.token_times_ns[-1] - result.token_times_ns[-2]) / 1e9
+            recent = watchers[0].result.token_times_ns[-2:]
+            if len(recent) == 2:
+                gap_s = (recent[1] - recent[0]) / 1e9
                 pause_s = min(max(gap_s / LOOKS_PER_TOKEN, SHORTEST_POLL_S), LONGEST_POLL_S)
-            seen = available
         launch.check()
 
-    def _plan(self, prompt_ids: list[int], max_new_tokens: int, ignore_eos: bool
-              ) -> list[Segment]:
-        """Prefill chunks, the chunk that answers, then decode steps: one launch.
-
-        Row r of the plan stands at position r; the row after the prompt is the decode row, whose
-        position the device moves.
-        """
-        count, chunk = len(prompt_ids), self._chunk
-        end = count + max_new_tokens
-        self._control("token_ids")[0, :count] = prompt_ids
-        self._control("row_request")[:count + 1] = 0
-        self._control("row_position")[:count + 1] = np.arange(count + 1)
-        self._control("length")[0] = count
-        self._control("length_limit")[0] = end
-        self._control("finished")[0] = 0
+    def _prepare(self, results: list[Generation], requests: list[Request], options: RunOptions
+                 ) -> list[Segment]:
+        """Fills the control tensors for a launch; returns its segments."""
+        plan = plan_launch(requests, self._chunk)
+        for name, values in (("row_request", plan.row_request),
+                             ("row_position", plan.row_position), ("logit_row", plan.logit_row)):
+            self._control(name)[:len(values)] = values
         stop_ids = self._control("stop_ids")
         stop_ids[:] = -1
-        if not ignore_eos:
+        if not options.ignore_eos:
             stop_ids[:len(self.config.eos_token_ids)] = self.config.eos_token_ids
-        full_chunks = (count - 1) // chunk
-        rest = count - full_chunks * chunk
-        self._control("logit_row")[:2] = rest - 1, 0
-        segments = []
-        if full_chunks:
-            segments.append(self._segment(chunk, 0, count, steps=full_chunks, row_stride=chunk))
-        segments.append(self._segment(rest, 1, count, first_row=full_chunks * chunk))
-        if max_new_tokens > 1:
-            segments.append(self._segment(1, 1, end, steps=max_new_tokens - 1, first_row=count,
-                                          first_logit=1, row_advance=1))
-        return segments
+        self._control("finished")[:] = 1  # requests that this launch does not have
+        for k, (result, request) in enumerate(zip(results, requests, strict=True)):
+            self._control("token_ids")[k, :request.prompt_tokens] = result.prompt_ids
+            self._control("length")[k] = request.prompt_tokens
+            self._control("length_limit")[k] = request.end
+            self._control("finished")[k] = 0
+            self._control("seed")[k] = options.sampling.seed or 0
+            self._control("sampling")[k] = sampling_record(options.sampling)
+        return [self._segment(s.tokens, s.logit_rows, s.context, steps=s.steps,
+                              first_row=s.first_row, row_stride=s.row_stride,
+                              first_logit=s.first_logit, row_advance=s.row_advance)
+                for s in plan.segments]
+
+    def _cached_prefix(self, request: int, ids: list[int]) -> int:
+        """Leading positions of `ids` that the KV cache has; at least one token must be computed."""
+        cached = self._cached[request]
+        same = next((k for k, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b),
+                    min(len(cached), len(ids)))
+        return min(same, len(ids) - 1)
+
+    def _remember_cached(self, watchers: list[RequestWatcher]) -> None:
+        """After a launch: the cache holds all positions before a request's last token."""
+        for request, watcher in enumerate(watchers):
+            length = int(self._control("length")[request])
+            if length > len(watcher.result.prompt_ids):  # else prefill may not have ended
+                self._cached[request] = self._control("token_ids")[request, :length - 1].tolist()
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after each of the given tokens: [tokens, vocab_size] float32."""
@@ -286,7 +300,8 @@ class Decoder:
             self._control("token_ids")[0, :len(ids)] = ids
             self._control("row_request")[:len(ids)] = 0
             self._control("row_position")[:len(ids)] = np.arange(len(ids))
-            self._control("finished")[0] = 1  # nothing is to be appended to the request
+            self._control("finished")[:] = 1  # nothing is to be appended to a request
+            self._cached[0] = []
             parts = []
             for first in range(0, len(ids), ATTENTION_ROWS):  # memory is held for so many rows
                 rows = min(ATTENTION_ROWS, len(ids) - first)

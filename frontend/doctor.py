@@ -62,7 +62,8 @@ def check_generation(progress: Progress | None) -> dict[str, Any]:
         except (UserError, OSError):  # an incomplete folder of the demo model
             reference, subject = tiny_model(), "a small random model"
             decoder = compile_decode_loop(reference, max_context=64, progress=progress)
-        ours = decoder.generate(PROMPT_IDS, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+        ours = decoder.generate(PROMPT_IDS, max_new_tokens=NEW_TOKENS, ignore_eos=True,
+                                temperature=0.0).output_ids
     except EventTensorError as error:
         return {"name": name, "passed": False, "detail": str(error)}
     theirs, _, _ = generate_timed(reference, PROMPT_IDS, NEW_TOKENS)

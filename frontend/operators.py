@@ -13,7 +13,7 @@ from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import TensorSpec
 from frontend.config import DecoderConfig
 from frontend.tiles import TileConfig
-from persistent_runtime import device_functions
+from persistent_runtime import device_functions, layout
 
 TOKENS = Symbol("tokens")  # rows of this step
 LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted
@@ -166,9 +166,14 @@ class Operators:
         requests = self.limits.max_requests
         self.graph.call_device(
             device_functions.select_token, name="select_token",
-            args=[tile_max, tile_argmax, self.logit_row, self.row_request, self.row_position,
-                  self.token_ids,
+            args=[tile_max, tile_argmax, logits,
+                  self.activation("scores", LOGIT_ROWS, 2, vocab),
+                  self.control("sampling", requests, layout.SAMPLING_WORDS, dtype="float32"),
+                  self.control("seed", requests, dtype="int64"),
+                  self.logit_row, self.row_request, self.row_position, self.token_ids,
                   self.control("token_time", requests, self.limits.max_context, dtype="int64"),
+                  self.control("token_logprob", requests, self.limits.max_context,
+                               dtype="float32"),
                   self.control("stop_ids", self.limits.num_stop_ids),
                   self.control("length_limit", requests), self.control("length", requests),
                   self.control("finished", requests)])

@@ -17,7 +17,7 @@ from event_tensor.device_function import (
     updates,
     writes,
 )
-from event_tensor.symbols import Symbol
+from event_tensor.symbols import Symbol, as_expr
 
 tile_m, tile_n = Symbol("tile_m"), Symbol("tile_n")
 rows = Symbol("rows")  # rows that a tile has in this step: at most tile_m; for the cost model only
@@ -30,6 +30,9 @@ LINEAR_COST = Cost(bytes=tile_n * in_features * weight_bytes,
                    flops=2 * rows * tile_n * in_features)
 # the normalised rows, then the widened weight rows of one register block
 NORM_SCRATCH = (tile_m + 16) * in_features * 4
+# counts and probability mass of the logits, by their distance from the largest
+SAMPLING_BINS = 2048
+SAMPLING_SCRATCH = 2 * SAMPLING_BINS * 4
 # scores of 64 positions at a time for every query head of a group
 ATTENTION_SCRATCH = 64 * group_heads * 4
 
@@ -172,16 +175,25 @@ select_token = DeviceFunction(
     operands=(
         reads("tile_max", Tile("i", 1), WHOLE),
         reads("tile_argmax", Tile("i", 1), WHOLE),
+        reads("logits", Tile("i", 1), WHOLE),  # [logit_rows, vocab] float32
+        # [logit_rows, 2, vocab] float32: the processed logits, -inf where a filter dropped the
+        # token, and room to work; not touched by a greedy request
+        writes("scores", Tile("i", 1), WHOLE, WHOLE),
+        reads("sampling", WHOLE, WHOLE),  # [requests, SAMPLING_WORDS] float32
+        reads("seed", WHOLE),  # [requests] int64
         reads("logit_row", Indexed("step")),
         reads("row_request", Indexed("step")),
         updates("row_position", Indexed("step", "i", distinct=True)),
         writes("token_ids", Indexed("row_request", "i", distinct=True), WHOLE),
         writes("token_time", Indexed("row_request", "i", distinct=True), WHOLE),  # int64, ns
+        # [requests, max_context] float32, of the model's own logits
+        writes("token_logprob", Indexed("row_request", "i", distinct=True), WHOLE),
         reads("stop_ids", WHOLE),  # [number of end tokens] int32
         reads("length_limit", WHOLE),  # [requests] int32: positions a request may fill
         updates("length", Indexed("row_request", "i", distinct=True)),  # [requests] int32
         updates("finished", Indexed("row_request", "i", distinct=True)),  # [requests] int32
     ),
+    scratch_bytes=as_expr(SAMPLING_SCRATCH),
 )
 
 DENSE_DECODER = (embed_tokens, norm_linear, linear_residual, norm_gate_up_silu, rope_append,

@@ -107,6 +107,15 @@ CONTROL_WORDS = 4 * EVENT_STRIDE
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2
 
+# Sampling record, float32 words per request; frontend/sampling.py says what is allowed.
+TEMPERATURE = 0  # 0: the most likely token
+TOP_K = 1  # 0: all
+TOP_P = 2  # 1: all
+MIN_P = 3  # 0: all
+REPETITION_PENALTY = 4  # 1: none
+LOGPROBS = 5  # 1: the log-probability of each chosen token is wanted, else 0
+SAMPLING_WORDS = 8
+
 # Stuck record, int64 words per worker: what it waits for, kept for error messages.
 STUCK_SEGMENT = 0
 STUCK_TASK = 1  # -1 at the end of a step, where workers wait for each other

@@ -48,6 +48,10 @@ class WatchedLaunch(ABC):
         """Ask every worker to leave; returns when they have."""
 
     @abstractmethod
+    def finish(self, request: int) -> None:
+        """Have a request of the launch's `finished` tensor end with the step that is running."""
+
+    @abstractmethod
     def check(self) -> None:
         """Raise what went wrong."""
 

@@ -39,7 +39,7 @@ def test_json_contract_of_generate(run_command):
     record = json.loads(done.stdout)
     assert set(record) == {
         "prompt_ids", "output_ids", "text", "ttft_ms", "tpot_ms", "tokens_per_second", "backend",
-        "schedule", "workers", "launches", "compilations"}
+        "schedule", "workers", "launches", "compilations", "finish_reason", "sampling"}
     assert len(record["output_ids"]) == 12
     assert isinstance(record["text"], str)
     assert set(record["tpot_ms"]) == {"p50", "p90", "p99"}
@@ -93,7 +93,9 @@ def test_schedules_by_name(command, tiny_model, schedule):
     (("demo", *PROMPT, "--schedule", "magic"), ["magic", "static"]),
     (("demo", *PROMPT, "--backend", "cuda"), ["cuda", "cpu"]),
     (("demo", *PROMPT, "--dtype", "int3"), ["int3", "bfloat16"]),
-    (("demo", *PROMPT, "--temperature", "0.7"), ["--temperature", "greedy"]),
+    (("demo", *PROMPT, "--temperature", "-0.7"), ["temperature is -0.7", "greedy"]),
+    (("demo", *PROMPT, "--top-p", "1.5"), ["top_p is 1.5", "at most 1"]),
+    (("demo", *PROMPT, "--stop", ""), ["stop strings", "empty"]),
     (("demo", *PROMPT, "--prompt-ids", "1"), ["either --prompt"]),
     (("demo",), ["either --prompt"]),
 ])

@@ -123,6 +123,16 @@ def test_gate_up_silu(dtype, shape, with_bias):
     assert_close(out, g / (1 + np.exp(-g)) * u, 4 * in_features)
 
 
+def greedy_requests(requests, vocab, max_context=16, logit_rows=1):
+    """Operands of select_token that greedy requests without log-probabilities leave alone."""
+    sampling = np.zeros((requests, layout.SAMPLING_WORDS), np.float32)
+    sampling[:, layout.TOP_P] = sampling[:, layout.REPETITION_PENALTY] = 1
+    return {"logits": np.full((logit_rows, vocab), np.nan, np.float32),
+            "scores": np.zeros((logit_rows, 2, vocab), np.float32), "sampling": sampling,
+            "seed": np.zeros(requests, np.int64),
+            "token_logprob": np.zeros((requests, max_context), np.float32)}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("logit_rows, tile_m", [(1, 1), (3, 2)])
 def test_lm_head_and_select_token(dtype, logit_rows, tile_m):
@@ -161,7 +171,8 @@ def test_lm_head_and_select_token(dtype, logit_rows, tile_m):
              "length": np.zeros(4, np.int32), "finished": np.zeros(4, np.int32)}
     positions_before = row_position.copy()
     earliest = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    run_all(df.select_token, dtype, state | {
+    run_all(df.select_token, dtype, state | greedy_requests(
+        4, vocab, max_context, logit_rows) | {
         "tile_max": tile_max, "tile_argmax": tile_argmax, "logit_row": logit_row,
         "row_request": row_request, "row_position": row_position}, (logit_rows,), step)
     latest = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -181,7 +192,7 @@ def test_select_token_ends_a_request(stop, limit, already, finished):
     stop_ids = np.array(stop, np.int32)
     length, done = np.array([8], np.int32), np.array([already], np.int32)
     token_ids, row_position = np.zeros((1, 16), np.int32), np.array([7], np.int32)
-    run_all(df.select_token, "bfloat16", {
+    run_all(df.select_token, "bfloat16", greedy_requests(1, 10) | {
         "tile_max": np.array([[1.0, 3.0, 3.0]], np.float32),
         "tile_argmax": np.array([[0, 5, 9]], np.int32), "logit_row": np.zeros(1, np.int32),
         "row_request": np.zeros(1, np.int32), "row_position": row_position,

@@ -1,7 +1,7 @@
 """The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
 
 The interpreter has to be chosen before triton is imported, so each part runs as a program of its
-own: `python tests/test_gpu_interpreter.py bodies|model NAME|deadlock|trace`.
+own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|deadlock|trace`.
 """
 
 import json
@@ -42,8 +42,9 @@ def interpreted(*arguments, timeout=200):
     return ended.stdout
 
 
-def test_every_body_meets_the_references_of_the_cpu_bodies():
-    print(interpreted("bodies").splitlines()[-1])
+@pytest.mark.parametrize("file", ["test_cpu_device_functions", "test_sampling_device"])
+def test_bodies_meet_the_references_of_the_cpu_bodies(file):
+    print(interpreted("bodies", file).splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -79,11 +80,11 @@ class GpuBodies:
         monkeypatch.setattr(request.module, "run_tile", run_tile)
 
 
-def run_bodies():
+def run_bodies(file):
     from persistent_runtime.gpu.interpret import patch_language_once
 
     patch_language_once()
-    sys.exit(pytest.main([str(ROOT / "tests" / "test_cpu_device_functions.py"), "-q", "-x",
+    sys.exit(pytest.main([str(ROOT / "tests" / f"{file}.py"), "-q", "-x",
                           "-p", "no:cacheprovider"],
                          plugins=[GpuBodies()]))
 

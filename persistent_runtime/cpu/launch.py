@@ -73,7 +73,8 @@ class Launch(WatchedLaunch):
         self._control = allocate((layout.CONTROL_WORDS,), "int32")
         self._stuck = np.zeros((workers, layout.STUCK_WORDS), np.int64)
         stride = (scratch_bytes // 4096 + 1) * 4096
-        self._keep_alive: list[Any] = [finished, kernel]
+        self._finished = finished
+        self._keep_alive: list[Any] = [kernel]
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
             encoded = segment.encoded
@@ -128,6 +129,11 @@ class Launch(WatchedLaunch):
             self._control[layout.ABORT] = layout.ABORT_REQUESTED
         for thread in self._threads:
             thread.join()
+
+    def finish(self, request: int) -> None:
+        """Have a request end with the step that is running."""
+        if self._finished is not None:
+            self._finished[request] = 1
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""

@@ -24,7 +24,9 @@ from persistent_runtime.cpu.intrinsics import (
     store_release,
     widen,
 )
+from persistent_runtime.cpu.numerics import ONE, ZERO
 from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.sampling import logprob, sample
 
 EMBED = record_offsets(device_functions.embed_tokens)
 SELECT = record_offsets(device_functions.select_token)
@@ -68,17 +70,39 @@ def is_stop(arguments, token):
     return False
 
 
+@device_jit
+def choose_token(arguments, logit_row, request, position, scratch):
+    """The token for `position`; records its log-probability where the request wants it."""
+    vocab = dim(arguments, SELECT.logits, 1)
+    settings = advance(operand(arguments, SELECT.sampling, FLOAT32),
+                       request * layout.SAMPLING_WORDS)
+    logits = advance(operand(arguments, SELECT.logits, FLOAT32), logit_row * vocab)
+    first = request * dim(arguments, SELECT.token_ids, 1)
+    if settings[layout.TEMPERATURE] == ZERO and settings[layout.REPETITION_PENALTY] == ONE:
+        token = np.int64(best_token(arguments, logit_row))
+    else:
+        scores = advance(operand(arguments, SELECT.scores, FLOAT32), logit_row * 2 * vocab)
+        token = sample(logits, vocab, settings,
+                       advance(operand(arguments, SELECT.token_ids, INT32), first), position,
+                       operand(arguments, SELECT.seed, INT64)[request], scores,
+                       advance(scores, vocab), scratch)
+    if settings[layout.LOGPROBS] != ZERO:
+        operand(arguments, SELECT.token_logprob, FLOAT32)[first + position] = logprob(
+            logits, vocab, token)
+    return token
+
+
 @cpu_body(device_functions.select_token)
 def select_token(arguments, tile, step, scratch, like):
-    """Appends the greedy choice of one logit row to its request, unless that has finished."""
+    """Appends the choice for one logit row to its request, unless that has finished."""
     logit_row = np.int64(tile[0])
     row = logit_entry(arguments, SELECT.logit_row, step, logit_row)
     request = row_entry(arguments, SELECT.row_request, step, row)
     finished = operand(arguments, SELECT.finished, INT32)
     if finished[request] != 0:
         return
-    token = best_token(arguments, logit_row)
     position = row_entry(arguments, SELECT.row_position, step, row) + 1
+    token = choose_token(arguments, logit_row, request, position, scratch)
     place = request * dim(arguments, SELECT.token_ids, 1) + position
     operand(arguments, SELECT.token_ids, INT32)[place] = token
     time_place = request * dim(arguments, SELECT.token_time, 1) + position

@@ -130,7 +130,8 @@ class InterpretedLaunch(WatchedLaunch):
         self._stuck = allocate((workers, layout.STUCK_WORDS), "int64")
         records = allocate((max(len(self._segments), 1), layout.SEGMENT_WORDS), "int64")
         record = allocate((layout.LAUNCH_WORDS,), "int64")
-        self._keep_alive: list[Any] = [finished, records, record]
+        self._finished = finished
+        self._keep_alive: list[Any] = [records, record]
         self._traces: list[npt.NDArray[np.int64]] = []
         for k, segment in enumerate(self._segments):
             events = allocate((max(segment.encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
@@ -174,6 +175,11 @@ class InterpretedLaunch(WatchedLaunch):
             if process.is_alive():
                 process.kill()
                 process.join()
+
+    def finish(self, request: int) -> None:
+        """Have a request end with the step that is running."""
+        if self._finished is not None:
+            self._finished[request] = 1
 
     def trace(self) -> list[SegmentTrace]:
         """What each segment's traced steps recorded, once the launch is done."""

@@ -119,7 +119,8 @@ class GpuLaunch:
                  ) -> None:
         memory = self._memory = kernel.memory
         self._segments = list(segments)
-        self._keep_alive: list[Any] = [kernel, finished]
+        self._finished = finished
+        self._keep_alive: list[Any] = [kernel]
         memory.push_control()
         self._control = memory.zeros(layout.CONTROL_WORDS, np.int32)
         self._stuck = memory.zeros(kernel.num_workers * layout.STUCK_WORDS, np.int64)
@@ -144,7 +145,7 @@ class GpuLaunch:
         record[layout.STUCK] = self._stuck.data_ptr()
         record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
         if finished is not None:
-            record[layout.FINISHED] = memory.device_address(finished)
+            record[layout.FINISHED] = memory.device_side(finished).data_ptr()
             record[layout.NUM_REQUESTS] = len(finished)
         launch_record = memory.upload(record)
         self._keep_alive += [on_device_records, launch_record]
@@ -157,6 +158,11 @@ class GpuLaunch:
         running = not self._done.query()  # asked before the copy, so the last tokens are in it
         self._memory.pull_control()
         return running
+
+    def finish(self, request: int) -> None:
+        """Have a request end with the step that is running."""
+        if self._finished is not None and not self._done.query():
+            self._memory.write(self._memory.device_side(self._finished), request, 1)
 
     def abort(self) -> None:
         """Ask every worker to leave; returns when they have, within one step's time."""

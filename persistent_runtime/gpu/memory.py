@@ -67,11 +67,11 @@ class DeviceMemory:
         self._pairs.append((tensor, host, device))
         return host.numpy(), device
 
-    def device_address(self, array: npt.NDArray[Any]) -> int:
-        """Where the device has the control tensor whose host side this is."""
+    def device_side(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """The device's twin of the control tensor whose host side this is."""
         for _, host, device in self._pairs:
             if host.data_ptr() == array.ctypes.data:
-                return device.data_ptr()
+                return device
         raise UserError("this array is not the host side of a control tensor; allocate it with "
                         "DeviceBuffers")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from persistent_runtime import device_functions
+from persistent_runtime import device_functions, layout
 from persistent_runtime.gpu.arguments import (
     ROW_ADVANCE,
     ROW_BASE,
@@ -20,6 +20,7 @@ from persistent_runtime.gpu.arguments import (
     word,
 )
 from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.sampling import logprob, sample
 from persistent_runtime.gpu.sync import globaltimer
 
 EMBED = record_offsets(device_functions.embed_tokens)
@@ -94,10 +95,34 @@ def is_stop(arguments, token):
     return tl.sum(stops, axis=0)
 
 
+@triton.jit
+def choose_token(arguments, logit_row, request, position):
+    """The token for `position`; records its log-probability where the request wants it."""
+    vocab = dim(arguments, SELECT.logits, 1)
+    settings = operand(arguments, SELECT.sampling, tl.float32) + request * layout.SAMPLING_WORDS
+    logits = operand(arguments, SELECT.logits, tl.float32) + logit_row * vocab
+    first = request * dim(arguments, SELECT.token_ids, 1)
+    greedy = ((tl.load(settings + layout.TEMPERATURE) == 0)
+              & (tl.load(settings + layout.REPETITION_PENALTY) == 1))
+    token = logit_row * 0
+    if greedy:
+        token = best_token(arguments, logit_row)
+    else:
+        scores = operand(arguments, SELECT.scores, tl.float32) + logit_row * 2 * vocab
+        token = sample(logits, vocab, settings,
+                       operand(arguments, SELECT.token_ids, tl.int32) + first, position,
+                       operand(arguments, SELECT.seed, tl.int64) + request, scores,
+                       scores + vocab)
+    if tl.load(settings + layout.LOGPROBS) != 0:
+        tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + first + position,
+                 logprob(logits, vocab, token))
+    return token
+
+
 @gpu_body(device_functions.select_token, configure=token_configuration)
 @triton.jit
 def select_token(arguments, tile, step, CONFIG: tl.constexpr):
-    """Appends the greedy choice of one logit row to its request, unless that has finished."""
+    """Appends the choice for one logit row to its request, unless that has finished."""
     logit_row = tile[0]
     row = logit_entry(arguments, SELECT.logit_row, step, logit_row, True)
     request = row_entry(arguments, SELECT.row_request, step, row, True)
@@ -106,7 +131,7 @@ def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     position = row_entry(arguments, SELECT.row_position, step, row, True) + 1
     tl.debug_barrier()  # every thread has read what one thread is about to overwrite
     if was_finished == 0:
-        token = best_token(arguments, logit_row)
+        token = choose_token(arguments, logit_row, request, position)
         place = request * dim(arguments, SELECT.token_ids, 1) + position
         tl.store(operand(arguments, SELECT.token_ids, tl.int32) + place, token)
         time_place = request * dim(arguments, SELECT.token_time, 1) + position

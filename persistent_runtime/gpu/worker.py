@@ -120,7 +120,7 @@ def wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS:
 @triton.jit
 def prefetch_row(segment, row, table, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
                  INTERPRETED: tl.constexpr):
-    """Asks for the weights that it is this row's turn to ask for (persistent_runtime/prefetch.py)."""
+    """Asks for the weights that this row is to ask for (persistent_runtime/prefetch.py)."""
     if PREFETCH:
         pieces = counter_at(tl.load(segment + layout.PREFETCHES))
         k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)

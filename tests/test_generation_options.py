@@ -1,0 +1,141 @@
+"""Sampling, stop strings and batches through the whole decoder, and the values it refuses."""
+
+import pytest
+import torch
+
+from event_tensor.errors import UserError
+from frontend.compile import compile_decode_loop
+from frontend.sampling import Sampling, sampling_of
+from frontend.stop_strings import StopFilter
+
+PROMPT = [5, 91, 17, 4, 250, 33]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return compile_decode_loop("demo")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    import transformers
+
+    torch.manual_seed(3)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=301, max_position_embeddings=512)).eval()
+
+
+@pytest.mark.parametrize("options", [
+    {"temperature": 1.0}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+    {"temperature": 1.3, "min_p": 0.02, "repetition_penalty": 1.2}])
+def test_a_seed_gives_the_same_tokens_on_any_number_of_workers(tiny, options):
+    outputs = [compile_decode_loop(tiny, workers=workers).generate(
+        PROMPT, max_new_tokens=40, ignore_eos=True, seed=11, **options).output_ids
+        for workers in (1, 2, 5)]
+    assert outputs[0] == outputs[1] == outputs[2]
+    other = compile_decode_loop(tiny, workers=2).generate(
+        PROMPT, max_new_tokens=40, ignore_eos=True, seed=12, **options).output_ids
+    assert other != outputs[0]
+
+
+def test_a_penalty_changes_greedy_tokens_as_in_transformers(tiny):
+    theirs = tiny.generate(torch.tensor([PROMPT]), max_new_tokens=40, do_sample=False,
+                           repetition_penalty=1.7, eos_token_id=None, pad_token_id=0)
+    ours = compile_decode_loop(tiny).generate(PROMPT, max_new_tokens=40, ignore_eos=True,
+                                              repetition_penalty=1.7)
+    assert ours.output_ids == theirs[0, len(PROMPT):].tolist()
+    plain = compile_decode_loop(tiny).generate(PROMPT, max_new_tokens=40, ignore_eos=True)
+    assert ours.output_ids != plain.output_ids
+
+
+def test_logprobs_are_transformers_log_softmax(tiny):
+    result = compile_decode_loop(tiny).generate(PROMPT, max_new_tokens=12, ignore_eos=True,
+                                                temperature=1.5, seed=2, logprobs=True)
+    ids = torch.tensor([[*PROMPT, *result.output_ids]])
+    with torch.inference_mode():
+        expected = torch.log_softmax(tiny(ids).logits[0].double(), -1)
+    for k, (token, found) in enumerate(zip(result.output_ids, result.logprobs, strict=True)):
+        assert abs(found - float(expected[len(PROMPT) - 1 + k, token])) < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_a_batch_gives_what_its_prompts_give_one_by_one(tiny, count):
+    decoder = compile_decode_loop(tiny)
+    prompts = [[(7 * k + 3 * p) % 301 for p in range(1 + (37 * k) % 90)] for k in range(count)]
+    for options in ({}, {"temperature": 0.9, "top_k": 30, "seed": 5}):
+        alone = [decoder.generate(p, max_new_tokens=10, ignore_eos=True, **options)
+                 for p in prompts]
+        together = decoder.generate(prompts, max_new_tokens=10, ignore_eos=True, **options)
+        assert [r.output_ids for r in together] == [r.output_ids for r in alone]
+        assert all(r.launches == 1 for r in together)
+    assert decoder.compilations == 1
+
+
+def test_each_request_of_a_batch_ends_on_its_own(demo):
+    results = demo.generate(["kernel:", "hacker:"], max_new_tokens=30)
+    assert [r.finish_reason for r in results] == ["eos", "length"]
+    assert len(results[0].output_ids) < len(results[1].output_ids) == 30
+    cut = demo.generate(["hacker:", "kernel:", "hacker:"], max_new_tokens=60, stop=["details"])
+    assert [r.finish_reason for r in cut] == ["stop", "eos", "stop"]
+
+
+def test_output_ends_exactly_before_a_stop_string(demo):
+    whole = demo.generate("hacker:", max_new_tokens=60).text
+    for stop in ("exploring", "programmable systems", " ", whole[7:9]):
+        result = demo.generate("hacker:", max_new_tokens=60, stop=["never there", stop])
+        assert result.text == whole[:whole.index(stop)]
+        assert result.finish_reason == "stop"
+        pieces = [token.text for token in demo.stream("hacker:", max_new_tokens=60, stop=[stop])]
+        assert "".join(pieces) == result.text
+    assert demo.generate("hacker:", max_new_tokens=60, stop=["never there"]).text == whole
+
+
+def test_stop_filter_releases_what_was_no_stop_string():
+    stop = StopFilter(["abc", "bd"])
+    assert [stop.push(c) for c in "aabxab"] == ["", "a", "", "abx", "", ""]
+    assert stop.flush() == "ab" and not stop.stopped
+    assert StopFilter(["ab", "b"]).push("xab") == "x"
+
+
+@pytest.mark.parametrize("generation, expected", [
+    ({}, Sampling()),
+    ({"do_sample": False, "temperature": 0.7, "repetition_penalty": 1.1},
+     Sampling(repetition_penalty=1.1)),
+    ({"do_sample": True}, Sampling(temperature=1.0, top_k=50)),
+    ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": None},
+     Sampling(temperature=0.6, top_k=20, top_p=0.95))])
+def test_generation_config_is_honoured(generation, expected):
+    assert sampling_of(generation, "generation_config.json") == expected
+
+
+def test_options_replace_what_the_model_asks_for():
+    model = sampling_of({"do_sample": True, "temperature": 0.6, "top_k": 20}, "")
+    assert model.with_options({"temperature": 0.0}).is_greedy
+    assert model.with_options({"top_p": 0.5, "top_k": None}) == Sampling(
+        temperature=0.6, top_k=20, top_p=0.5)
+    assert Sampling().with_options({"top_k": 5}).temperature == 1.0
+    assert Sampling().with_seed().seed is None
+    assert isinstance(Sampling(temperature=1.0).with_seed().seed, int)
+
+
+@pytest.mark.parametrize("options, named", [
+    ({"temperature": -0.1}, "temperature is -0.1"), ({"temperature": float("nan")}, "temperature"),
+    ({"top_p": 0.0}, "top_p is 0.0"), ({"top_p": 1.01}, "top_p"), ({"top_k": -1}, "top_k is -1"),
+    ({"top_k": 2.5}, "top_k"), ({"min_p": 1.5}, "min_p"), ({"seed": -1}, "seed"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"stop": [""]}, "empty"),
+    ({"stop": "text"}, "list"), ({"tempreature": 1.0}, "tempreature"),
+    ({"temperature": "hot"}, "numbers"), ({"max_new_tokens": 0}, "max_new_tokens")])
+def test_values_outside_their_limits_are_named(demo, options, named):
+    with pytest.raises(UserError, match=named):
+        demo.generate("hacker:", **options)
+    assert demo.generate("kernel:", max_new_tokens=2).output_ids  # nothing is left behind
+
+
+def test_too_many_prompts_and_stop_strings_without_a_tokenizer_are_refused(demo, tiny):
+    with pytest.raises(UserError, match="17 prompts at once exceed max_requests 16"):
+        demo.generate(["a:"] * 17)
+    with pytest.raises(UserError, match="no tokenizer"):
+        compile_decode_loop(tiny).generate(PROMPT, stop=["x"])
+    with pytest.raises(UserError, match="max_requests is 0"):
+        compile_decode_loop(tiny, max_requests=0)
