@@ -12,7 +12,7 @@ from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, check_tensors, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
-from frontend.families import dense_decoder
+from frontend.families import build_decode_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.resolve import resolve_model
 from frontend.rope import rope_tables
@@ -52,7 +52,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     operators = Operators(
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(1, context, context + 1, max(len(config.eos_token_ids), 1)), weight_dtype)
-    dense_decoder(operators)
+    build_decode_step(operators)
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
         dtype=weight_dtype,
