@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import Checkpoint, check_tensors, from_model, open_checkpoint
+from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
+from frontend.expert_weights import read_weight
 from frontend.families import build_decode_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
+from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
 from frontend.rope import rope_tables
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
@@ -99,8 +101,8 @@ def _choose_context(max_context: int | None, config: DecoderConfig) -> int:
 
 def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers,
                   progress: Progress | None) -> None:
-    """Weights stay where the file mapping or the loaded model has them; only another dtype or a
-    strided layout makes a copy, one tensor at a time."""
+    """Weights stay where the file mapping or the loaded model has them; only another dtype, a
+    strided layout or experts stored one by one make a copy, one tensor at a time."""
     import torch
 
     dtype = getattr(torch, operators.dtype)
@@ -108,7 +110,9 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
     for done, (name, spec) in enumerate(operators.weights.items()):
         if progress:
             progress("weights", done + 1, total)
-        buffers.bind(spec, checkpoint.read(name).detach().to(dtype).contiguous())
+        shape = tuple(int(d.evaluate({})) for d in spec.shape)
+        weight = read_weight(checkpoint, name, shape)
+        buffers.bind(spec, weight.detach().to(dtype).contiguous())
 
 
 def _allocate(operators: Operators, buffers: Buffers, max_context: int) -> None:
