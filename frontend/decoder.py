@@ -17,7 +17,6 @@ from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.printer import format_graph, format_tasks
 from frontend.config import DecoderConfig
-from frontend.expert_weights import is_packed
 from frontend.operators import Operators
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
@@ -112,17 +111,8 @@ class Decoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads; of the embedding only one row is read
-        unless it is also the LM head, and of the experts those that one token takes."""
-        total = 0
-        for name, spec in self._operators.weights.items():
-            size = int(np.prod([d.evaluate({}) for d in spec.shape], dtype=np.int64))
-            if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
-                size = self.config.hidden_size
-            if self.config.experts and is_packed(name):
-                size = size // self.config.experts.num_experts * self.config.experts.top_k
-            total += size * (4 if self.dtype == "float32" else 2)
-        return total
+        """Bytes of weights that one decode step of one token reads."""
+        return self._operators.active_weight_bytes
 
     @property
     def tiles(self) -> TileConfig:

@@ -6,6 +6,7 @@ reused from layer to layer; `derive_events` orders the reuse.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from event_tensor.edges import span, trigger
@@ -13,6 +14,7 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config import DecoderConfig
+from frontend.expert_weights import is_packed
 from frontend.tiles import TileConfig
 from persistent_runtime import device_functions, moe_functions
 
@@ -66,6 +68,20 @@ class Operators:
 
     def activation(self, name: str, *shape: Expr | int, dtype: str = "float32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
+
+    @property
+    def active_weight_bytes(self) -> int:
+        """Bytes of weights that a step of one token reads; of the embedding only one row unless
+        it is also the LM head, and of the experts those that the token takes."""
+        elements = 0
+        for name, spec in self.weights.items():
+            size = math.prod(int(d.evaluate({})) for d in spec.shape)
+            if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
+                size = self.config.hidden_size
+            if self.config.experts and is_packed(name):
+                size = size // self.config.experts.num_experts * self.config.experts.top_k
+            elements += size
+        return elements * DTYPE_BYTES[self.dtype]
 
     @property
     def row_request(self) -> TensorSpec:
