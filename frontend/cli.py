@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Compiles a language model's whole decode loop into one persistent kernel.")
 
 Model = Annotated[str, typer.Argument(
-    metavar="MODEL", help="demo, a directory in Hugging Face layout, or a Hub id.")]
+    metavar="MODEL", help="demo, demo-moe, a directory in Hugging Face layout, or a Hub id.")]
 Backend = Annotated[str, typer.Option(metavar="auto|cpu", help="Where to run.")]
 Schedule = Annotated[str, typer.Option(
     metavar="auto|static|round_robin|unfused",

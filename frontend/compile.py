@@ -35,7 +35,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
                         workers: int | None = None, progress: Progress | None = None) -> Decoder:
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
 
-    model: a directory in Hugging Face layout, "demo", a Hub id, or a loaded transformers model.
+    model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
+    transformers model.
     schedule: auto, static (critical path), round_robin, or unfused. dtype: auto (the
     checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by
     default the model's own limit but no more than 4096. workers: threads, by default one per core.
