@@ -4,6 +4,7 @@ Weights are drawn wide, so that routers tell their experts apart and a wrong exp
 changes the tokens: `test_the_comparison_can_fail` shows that each of them does.
 """
 
+import json
 from functools import cache
 
 import numpy as np
@@ -183,3 +184,16 @@ def test_the_comparison_can_fail(directory, reference, damage):
             change(parameter)
     prompt = prompt_ids(damaged, 31)
     assert greedy(damaged, prompt) != greedy(reference(name), prompt)
+
+
+def test_inspection_shows_the_experts(command):
+    shown = command("inspect", "demo-moe", "--what", "kernel", "--workers", 2)
+    assert shown.returncode == 0, shown.stderr
+    assert "experts per token" in shown.stdout and "experts: gate_up" in shown.stdout
+    record = json.loads(command(
+        "inspect", "demo-moe", "--what", "kernel", "--workers", 2, "--json").stdout)
+    assert record["experts"] == {"experts": 8, "experts_per_token": 2, "sparse_layers": 3,
+                                 "layers": 4, "intermediate_size": 96}
+    assert record["weight_bytes_of_a_step"] == 782_720 * 2
+    graph = command("inspect", "demo-moe", "--what", "graph", "--workers", 2).stdout
+    assert "trigger E_model.layers.1.mlp.expert by e -> " in graph

@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from event_tensor.derive import derive_events
 from event_tensor.edges import IndexRange
+from event_tensor.errors import CountError, RaceError
 from event_tensor.graph import Call
 from event_tensor.printer import format_graph
 from event_tensor.tensors import RUNTIME, TensorRead
+from event_tensor.verify import verify
 from frontend.config import DecoderConfig, parse_config
 from frontend.families import build_decode_step
 from frontend.operators import Limits, Operators
@@ -145,6 +148,48 @@ def check_routing(part, tokens, experts, top_k):
         tile += -(-len(chosen) // EXPERT_ROWS)
     np.testing.assert_array_equal(part["tile_rows"], rows)
     np.testing.assert_array_equal(part["tile_expert"], owners)
+
+
+@pytest.fixture(scope="module")
+def derived():
+    """Three layers, so that the second one's tiles meet what the first one left behind."""
+    pytest.importorskip("event_tensor.conservative")  # proofs with sample values of partial reads
+    return derive_events(make_operators(make_config(num_hidden_layers=3, mlp_only_layers=[])).graph)
+
+
+def test_written_events_leave_nothing_to_derive_inside_a_block(derived):
+    for layer in range(3):
+        calls = {call.name: call for call in derived.calls}
+        waits = {part: [edge.event.name for edge in calls[f"model.layers.{layer}.mlp.{part}"]
+                        .in_edges]
+                 for part in ("group_rows", "expert_gate_up", "expert_down", "combine_experts")}
+        assert waits == {part: [f"E_model.layers.{layer}.mlp.{event}"] for part, event in (
+            ("group_rows", "routed"), ("expert_gate_up", "expert"), ("expert_down", "tile"),
+            ("combine_experts", "row"))}
+
+
+@pytest.mark.parametrize("tokens", [1, 31, LINEAR_ROWS])
+def test_every_sample_is_proved(derived, tokens):
+    config = make_config(num_hidden_layers=3, mlp_only_layers=[])
+    bindings = {"tokens": tokens, "logit_rows": 1, "context": tokens, "kv_splits": 1}
+    for sample in sample_routings(config, bindings):
+        table = verify(derived, bindings, sample)
+        released = [len(table.tasks_of(call.index)) for call in derived.calls
+                    if call.function.name == "expert_down"]
+        used = [int(sample[f"model.layers.{layer}.mlp.tile_indptr"][-1]) for layer in range(3)]
+        columns = calls_of(make_operators(config), 0)["expert_down"].tile_num[1].evaluate({})
+        assert released == [tiles * columns for tiles in used]
+
+
+@pytest.mark.parametrize("broken, error", [("place", RaceError), ("counts", CountError)])
+def test_a_sample_that_contradicts_itself_is_refused(derived, broken, error):
+    config = make_config(num_hidden_layers=3, mlp_only_layers=[])
+    bindings = {"tokens": 20, "logit_rows": 1, "context": 20, "kv_splits": 1}
+    sample = sample_routings(config, bindings)[0]
+    name = f"model.layers.1.mlp.{broken}"
+    sample[name] = sample[name][::-1].copy() if broken == "place" else sample[name] + 1
+    with pytest.raises(error):
+        verify(derived, bindings, sample)
 
 
 def test_a_dense_model_has_one_empty_sample():
