@@ -16,7 +16,7 @@ import triton
 from benchmarks.make_model import PUBLISHED
 from event_tensor.graph import Graph
 from frontend.config import parse_config
-from frontend.families import dense_decoder
+from frontend.families import build_decode_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.tiles import choose_tiles
 from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
@@ -40,7 +40,7 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     operators = Operators(
         config, choose_tiles(config, H200.with_workers(workers), DTYPE_BYTES[dtype]),
         Limits(1, 4096, 4097, 1), dtype)
-    dense_decoder(operators)
+    build_decode_step(operators)
     return operators.graph
 
 

@@ -1,6 +1,7 @@
 """Writes a model directory of a published shape with random weights: nothing to download.
 
     python benchmarks/make_model.py qwen3-0.6b /tmp/qwen3-0.6b
+    python benchmarks/make_model.py qwen3-30b-a3b /tmp/qwen3-30b-a3b-4 --layers 4
 
 Speed depends on shapes and dtype, not on what the weights say.
 """
@@ -24,15 +25,18 @@ TINY: dict[str, Any] = {
     "hidden_size": 72, "intermediate_size": 136, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 307, "max_position_embeddings": 512,
     "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1}
-TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-SHAPES = (*PUBLISHED, *(f"tiny-{family}" for family in TINY_FAMILIES))
+TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {},
+    "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2}}
+SHAPES = (*PUBLISHED, *(f"tiny-{family}" for family in TINY_OF_FAMILY))
 
 
 def model_config(shape: str, **overrides: Any) -> Any:
     """The transformers config of a shape of SHAPES."""
-    fields = dict(PUBLISHED.get(shape) or TINY | {"model_type": shape.removeprefix("tiny-")})
-    fields |= overrides
-    return transformers.AutoConfig.for_model(**fields)
+    family = shape.removeprefix("tiny-")
+    fields = PUBLISHED.get(shape) or TINY | TINY_OF_FAMILY[family] | {"model_type": family}
+    return transformers.AutoConfig.for_model(**fields | overrides)
 
 
 def write_model(config: Any, directory: Path, *, dtype: str = "bfloat16", seed: int = 0) -> Path:
@@ -56,8 +60,10 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, help="by default all that the shape has")
     options = parser.parse_args()
-    write_model(model_config(options.shape), options.directory, dtype=options.dtype,
+    layers = {"num_hidden_layers": options.layers} if options.layers else {}
+    write_model(model_config(options.shape, **layers), options.directory, dtype=options.dtype,
                 seed=options.seed)
 
 

@@ -26,4 +26,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
         "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": False,
         "bos_token_id": 151643, "eos_token_id": 151645},
+    "qwen3-30b-a3b": {  # Qwen/Qwen3-30B-A3B; 61 GB in bfloat16, so most machines take fewer layers
+        "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "tie_word_embeddings": False,
+        "bos_token_id": 151643, "eos_token_id": 151645},
 }

@@ -1,11 +1,14 @@
-"""Train the small language model that ships in `frontend/demo`.
+"""Train the small language models that ship in `frontend/demo` and `frontend/demo_moe`.
 
 The text is The Jargon File, version 4.4.7, which is in the public domain; Debian packages it as
-`dict-jargon`. The model is a Qwen3 decoder of about 4.7 million parameters, trained on a CPU:
+`dict-jargon`. The first is a Qwen3 decoder of about 4.7 million parameters, the second a mixture
+of experts of 1.4 million; a CPU trains both:
 
     apt-get download dict-jargon && dpkg -x dict-jargon_*.deb jargon
     python examples/train_demo_model.py --text jargon/usr/share/dictd/jargon.dict.dz \
         --output frontend/demo
+    python examples/train_demo_model.py --text jargon/usr/share/dictd/jargon.dict.dz \
+        --recipe moe --output frontend/demo_moe
 """
 
 from __future__ import annotations
@@ -19,18 +22,26 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 END_OF_TEXT = "<|endoftext|>"
-VOCAB_SIZE = 4096
 CONTEXT = 2048  # positions the saved model accepts, in tokens
 ROWS_PER_STEP, TOKENS_PER_ROW = 8, 256
-PEAK_RATE, WARMUP_STEPS = 1.5e-3, 200
+WARMUP_STEPS = 200
 SAVE_MINUTES = 8.0
 
 # Quotes and dashes become ASCII, so that no glyph of the streamed text spans two tokens.
@@ -87,12 +98,12 @@ def read_documents(path: Path) -> list[str]:
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=[END_OF_TEXT], show_progress=False,
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(
@@ -100,20 +111,39 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
         model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=5,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        use_sliding_window=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return Qwen3ForCausalLM(config)
+def common_fields(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT,
+            "tie_word_embeddings": True, "use_sliding_window": False,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+
+
+def build_dense(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(Qwen3Config(
+        hidden_size=256, intermediate_size=704, num_hidden_layers=5,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, **common_fields(tokenizer)))
+
+
+def build_moe(tokenizer: PreTrainedTokenizerFast) -> Qwen3MoeForCausalLM:
+    """The first layer is dense, so that the model has both kinds."""
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        num_experts=8, num_experts_per_tok=2, moe_intermediate_size=96, norm_topk_prob=True,
+        mlp_only_layers=[0], router_aux_loss_coef=0.01, **common_fields(tokenizer)))
+    model.set_experts_implementation("grouped_mm")
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    build: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
+    vocab_size: int
+    peak_rate: float
+    steps: int
+
+
+RECIPES = {"dense": Recipe(build_dense, 4096, 1.5e-3, 6500),
+           "moe": Recipe(build_moe, 2048, 3e-3, 3200)}
 
 
 def training_rows(documents: list[list[int]], rng: random.Random) -> Iterator[list[int]]:
@@ -134,32 +164,57 @@ def training_rows(documents: list[list[int]], rng: random.Random) -> Iterator[li
             yield stream[start : start + TOKENS_PER_ROW]
 
 
-def next_token_loss(model: Qwen3ForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy in nats; tokens: [rows, row_tokens] int64."""
+def next_token_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy in nats; tokens: [rows, row_tokens] int64.
+
+    While a mixture of experts trains, plus its loss for experts of unequal load.
+    """
+    balanced = model.training and hasattr(model.config, "router_aux_loss_coef")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=tokens, use_cache=False).logits  # [rows, row_tokens, vocab]
-    return torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1),
+        out = model(input_ids=tokens, use_cache=False,
+                    **({"output_router_logits": True} if balanced else {}))
+    logits = out.logits  # [rows, row_tokens, vocab]
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1),
                                              tokens[:, 1:].flatten())
+    return loss + model.config.router_aux_loss_coef * out.aux_loss if balanced else loss
 
 
 @torch.no_grad()
-def held_out_loss(model: Qwen3ForCausalLM, documents: list[list[int]]) -> float:
+def held_out_loss(model: PreTrainedModel, documents: list[list[int]]) -> float:
     """Mean cross entropy per predicted token, in nats, each document read on its own."""
+    model.eval()
     predicted = [len(document[:CONTEXT]) - 1 for document in documents]
     losses = [next_token_loss(model, torch.tensor([document[:CONTEXT]])) for document in documents]
+    model.train()
     pairs = zip(losses, predicted, strict=True)
     return sum(float(loss) * count for loss, count in pairs) / sum(predicted)
 
 
-def learning_rate(step: int, steps: int) -> float:
+@torch.no_grad()
+def expert_shares(model: PreTrainedModel, documents: list[list[int]]) -> list[list[float]]:
+    """Per sparse layer, the share of all choices that each expert got; empty for a dense model."""
+    if not hasattr(model.config, "num_experts_per_tok"):
+        return []
+    chosen: list[torch.Tensor] = []  # per document: [sparse layers, experts]
+    for document in documents:
+        logits = model(input_ids=torch.tensor([document[:CONTEXT]]), use_cache=False,
+                       output_router_logits=True).router_logits
+        ids = torch.stack([layer.topk(model.config.num_experts_per_tok).indices
+                           for layer in logits])  # [sparse layers, tokens, top_k]
+        chosen.append(torch.nn.functional.one_hot(ids, model.config.num_experts).sum((1, 2)))
+    counts = torch.stack(chosen).sum(0)
+    return (counts / counts.sum(1, keepdim=True)).tolist()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
     """Linear warm-up, then a cosine from the peak down to a twentieth of it."""
     if step < WARMUP_STEPS:
-        return PEAK_RATE * (step + 1) / WARMUP_STEPS
+        return peak * (step + 1) / WARMUP_STEPS
     progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return PEAK_RATE * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+    return peak * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """Write the model in bf16; readers of `output` never see a file half written."""
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as staging:
@@ -171,13 +226,16 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo model on The Jargon File.")
+    parser = argparse.ArgumentParser(description="Train a demo model on The Jargon File.")
     parser.add_argument("--text", type=Path, required=True, help="dictd .dict.dz or plain text")
     parser.add_argument("--output", type=Path, required=True, help="folder of the saved model")
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--recipe", choices=RECIPES, default="dense")
+    parser.add_argument("--steps", type=int, help="by default those of the recipe")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    recipe = RECIPES[args.recipe]
+    steps = args.steps or recipe.steps
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -185,10 +243,10 @@ def main() -> None:
     texts = read_documents(args.text)
     rng.shuffle(texts)
     held_out_count = max(1, len(texts) // 50)
-    tokenizer = train_tokenizer(texts[held_out_count:])
+    tokenizer = train_tokenizer(texts[held_out_count:], recipe.vocab_size)
     documents = [tokenizer.encode(text) + [tokenizer.eos_token_id] for text in texts]
     held_out, training = documents[:held_out_count], documents[held_out_count:]
-    model = build_model(tokenizer)
+    model = recipe.build(tokenizer).train()
     print(f"{len(training)} documents, {sum(map(len, training))} tokens to train on; "
           f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
 
@@ -198,9 +256,9 @@ def main() -> None:
     rows = training_rows(training, rng)
     started = saved = time.monotonic()
     recent: list[float] = []
-    for step in range(args.steps):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps)
+            group["lr"] = learning_rate(step, steps, recipe.peak_rate)
         loss = next_token_loss(model, torch.tensor([next(rows) for _ in range(ROWS_PER_STEP)]))
         optimizer.zero_grad()
         loss.backward()
@@ -209,7 +267,7 @@ def main() -> None:
         recent.append(loss.item())
         if (step + 1) % 50 == 0:
             minutes = (time.monotonic() - started) / 60
-            print(f"step {step + 1}/{args.steps}  loss {sum(recent) / len(recent):.3f}  "
+            print(f"step {step + 1}/{steps}  loss {sum(recent) / len(recent):.3f}  "
                   f"{minutes:.1f} min", flush=True)
             recent.clear()
         if time.monotonic() - saved > 60 * SAVE_MINUTES:
@@ -218,6 +276,8 @@ def main() -> None:
             print(f"saved; held-out loss {held_out_loss(model, held_out):.3f}", flush=True)
     save(model, tokenizer, args.output)
     print(f"finished; held-out loss {held_out_loss(model, held_out):.3f}", flush=True)
+    for layer, shares in enumerate(expert_shares(model, held_out)):
+        print(f"sparse layer {layer}: experts chosen {', '.join(f'{s:.1%}' for s in shares)}")
 
 
 if __name__ == "__main__":

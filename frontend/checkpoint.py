@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from event_tensor.errors import UserError
-from frontend.config import DTYPES, DecoderConfig
+from frontend.config import DTYPES
+from frontend.expert_weights import canonical_expert_name
 from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ FORMATS_WE_REFUSE = {
     "*.h5": "TensorFlow weights",
     "*.msgpack": "Flax weights",
 }
-CHECK = "check that config.json and the weights belong together"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -50,7 +50,8 @@ class Entry:
 class Checkpoint:
     """Tensors by their names in a transformers causal model (`model.layers.0.…`, `lm_head.weight`).
 
-    Names of a bare decoder, which lack the leading `model.`, are read as if they had it.
+    Names of a bare decoder, which lack the leading `model.`, are read as if they had it, and those
+    of a mixtral file as transformers 5 spells them.
     """
 
     def __init__(self, entries: Mapping[str, Entry], files: tuple[Path, ...] = ()) -> None:
@@ -134,6 +135,7 @@ def describe(entry: Entry) -> str:
 
 
 def canonical_name(name: str) -> str:
+    name = canonical_expert_name(name)
     bare = name.partition(".")[0] in ("layers", "embed_tokens", "norm")
     return f"model.{name}" if bare else name
 
@@ -259,83 +261,3 @@ def from_model(model: Any) -> Checkpoint:
         element_type = str(tensor.dtype).removeprefix("torch.")
         entries[name] = Entry(name, tuple(tensor.shape), element_type, tensor.nbytes, tensor=tensor)
     return Checkpoint(entries)
-
-
-def required_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor the decoder reads, in the order in which a step reads them.
-
-    A linear layer's weight is [out_features, in_features].
-    """
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    q_features = config.num_heads * config.head_dim
-    kv_features = config.num_kv_heads * config.head_dim
-    linears = {
-        "self_attn.q_proj": (q_features, hidden, config.qkv_bias),
-        "self_attn.k_proj": (kv_features, hidden, config.qkv_bias),
-        "self_attn.v_proj": (kv_features, hidden, config.qkv_bias),
-        "self_attn.o_proj": (hidden, q_features, config.output_bias),
-        "mlp.gate_proj": (intermediate, hidden, config.mlp_bias),
-        "mlp.up_proj": (intermediate, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, intermediate, config.mlp_bias),
-    }
-    layer: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
-    for name, (out_features, in_features, bias) in linears.items():
-        layer[f"{name}.weight"] = (out_features, in_features)
-        if bias:
-            layer[f"{name}.bias"] = (out_features,)
-    if config.qk_norm:
-        layer["self_attn.q_norm.weight"] = (config.head_dim,)
-        layer["self_attn.k_norm.weight"] = (config.head_dim,)
-    layer["post_attention_layernorm.weight"] = (hidden,)
-
-    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for index in range(config.num_layers):
-        tensors |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    tensors["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        tensors["lm_head.weight"] = (config.vocab_size, hidden)
-    return tensors
-
-
-def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    """Raises UserError unless the checkpoint holds the decoder that config.json describes."""
-    where = str(checkpoint.files[0].parent) if checkpoint.files else "the loaded model"
-    required = required_tensors(config)
-    names = checkpoint.names()
-    missing = [name for name in required if name not in names]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        remedy = CHECK
-        if missing == ["lm_head.weight"]:
-            remedy = "if the embedding serves as lm_head, set tie_word_embeddings in config.json"
-        raise UserError(
-            f"{where} lacks the tensors {', '.join(missing[:3])}{more}, which config.json wants; "
-            f"{remedy}"
-        )
-    for name, shape in required.items():
-        if checkpoint.shape(name) != shape:
-            raise UserError(
-                f"{where}: tensor {name} has shape {list(checkpoint.shape(name))}, but config.json "
-                f"makes it {list(shape)}; {CHECK}"
-            )
-        checkpoint.dtype(name)
-    # A bias that the family's layers do not have would be dropped in silence; zeros change nothing.
-    for name in sorted(names - set(required)):
-        linear, _, last = name.rpartition(".")
-        if last == "bias" and f"{linear}.weight" in required and checkpoint.read(name).any():
-            raise UserError(
-                f"{where}: tensor {name} is a bias that a {config.family} model has no "
-                f"use for under this config.json; {CHECK}"
-            )
-    if config.tie_word_embeddings and "lm_head.weight" in names:
-        check_tied(checkpoint, where)
-
-
-def check_tied(checkpoint: Checkpoint, where: str) -> None:
-    head = checkpoint.read("lm_head.weight")
-    embedding = checkpoint.read("model.embed_tokens.weight")
-    if head.data_ptr() != embedding.data_ptr() and not head.equal(embedding):
-        raise UserError(
-            f"{where}: lm_head.weight differs from model.embed_tokens.weight, but config.json "
-            "ties the two; set tie_word_embeddings to false there"
-        )

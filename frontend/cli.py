@@ -33,7 +33,7 @@ app = typer.Typer(
 FROM_MODEL = "generation_config.json, else greedy"
 
 Model = Annotated[str, typer.Argument(
-    metavar="MODEL", help="demo, a directory in Hugging Face layout, or a Hub id.")]
+    metavar="MODEL", help="demo, demo-moe, a directory in Hugging Face layout, or a Hub id.")]
 Backend = Annotated[str, typer.Option(metavar="auto|cpu", help="Where to run.")]
 Schedule = Annotated[str, typer.Option(
     metavar="auto|static|round_robin|unfused",

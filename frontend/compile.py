@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import Checkpoint, check_tensors, from_model, open_checkpoint
+from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
-from frontend.families import dense_decoder
+from frontend.expert_weights import read_weight
+from frontend.families import build_decode_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
+from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
 from frontend.rope import rope_tables
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
@@ -35,7 +37,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
                         progress: Progress | None = None) -> Decoder:
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
 
-    model: a directory in Hugging Face layout, "demo", a Hub id, or a loaded transformers model.
+    model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
+    transformers model.
     schedule: auto, static (critical path), round_robin, or unfused. dtype: auto (the
     checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by
     default the model's own limit but no more than 4096. max_requests: prompts that one launch can
@@ -57,7 +60,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
                max(len(config.eos_token_ids), 1)), weight_dtype)
-    dense_decoder(operators)
+    build_decode_step(operators)
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
         dtype=weight_dtype,
@@ -111,8 +114,8 @@ def _check_requests(max_requests: int) -> int:
 
 def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers,
                   progress: Progress | None) -> None:
-    """Weights stay where the file mapping or the loaded model has them; only another dtype or a
-    strided layout makes a copy, one tensor at a time."""
+    """Weights stay where the file mapping or the loaded model has them; only another dtype, a
+    strided layout or experts stored one by one make a copy, one tensor at a time."""
     import torch
 
     dtype = getattr(torch, operators.dtype)
@@ -120,7 +123,9 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
     for done, (name, spec) in enumerate(operators.weights.items()):
         if progress:
             progress("weights", done + 1, total)
-        buffers.bind(spec, checkpoint.read(name).detach().to(dtype).contiguous())
+        shape = tuple(int(d.evaluate({})) for d in spec.shape)
+        weight = read_weight(checkpoint, name, shape)
+        buffers.bind(spec, weight.detach().to(dtype).contiguous())
 
 
 def _allocate(operators: Operators, buffers: Buffers, max_context: int) -> None:

@@ -12,8 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 
 from event_tensor.errors import UserError
+from frontend.expert_config import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
 from frontend.fields import Fields, read_json, require_directory
 from frontend.sampling import Sampling, sampling_of
+from frontend.windows import (
+    Windows,
+    full_attention,
+    mistral_windows,
+    one_window,
+    qwen_windows,
+    switched_window,
+)
 
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -34,7 +43,7 @@ class RopeConfig:
 class DecoderConfig:
     family: str  # a key of FAMILIES
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of the MLP in layers without experts
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -49,57 +58,16 @@ class DecoderConfig:
     mlp_bias: bool
     qk_norm: bool  # an RMS norm over head_dim on every query and key head, before rope
     # Per layer: a query at position p sees the keys in (p - window, p]; None sees all up to p.
-    sliding_window: tuple[int | None, ...]
+    sliding_window: Windows
+    experts: ExpertConfig | None  # None where every layer is dense
     dtype: str | None  # one of DTYPES; None where config.json does not say
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     sampling: Sampling  # what generation_config.json asks for
 
-
-Windows = tuple[int | None, ...]
-
-
-def full_attention(fields: Fields, num_layers: int) -> Windows:
-    return (None,) * num_layers
-
-
-def mistral_windows(fields: Fields, num_layers: int) -> Windows:
-    has_window = fields.get("sliding_window") is not None
-    window = fields.integer("sliding_window") if has_window else None
-    # With layer_types transformers' Auto classes load mistral as ministral: a window per layer.
-    return layer_type_windows(fields, num_layers, window) or (window,) * num_layers
-
-
-def qwen_windows(fields: Fields, num_layers: int) -> Windows:
-    window = None
-    if fields.flag("use_sliding_window") and fields.get("sliding_window") is not None:
-        window = fields.integer("sliding_window")
-    first = fields.get("max_window_layers")
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        raise fields.error("max_window_layers", "it must be a number of layers")
-    by_depth = tuple(window if layer >= first else None for layer in range(num_layers))
-    return layer_type_windows(fields, num_layers, window) or by_depth
-
-
-def layer_type_windows(fields: Fields, num_layers: int, window: int | None) -> Windows | None:
-    """The windows that `layer_types` gives; None where the field is absent or null."""
-    layer_types = fields.get("layer_types")
-    if layer_types is None:
-        return None
-    if not isinstance(layer_types, (list, tuple)) or len(layer_types) != num_layers:
-        raise fields.error("layer_types", f"it must list one type for each of {num_layers} layers")
-    # "attention" is the older spelling of full attention.
-    known = {"full_attention": None, "attention": None, "sliding_attention": window}
-    for layer, kind in enumerate(layer_types):
-        where = f"{fields.source}: layer_types[{layer}] is {kind!r}"
-        if not isinstance(kind, str) or kind not in known:
-            raise UserError(f"{where}; supported are full_attention and sliding_attention")
-        if kind == "sliding_attention" and window is None:
-            raise UserError(
-                f"{where} but sliding_window is not in force; give sliding_window (for Qwen with "
-                "use_sliding_window true) or make the layer full_attention"
-            )
-    return tuple(known[kind] for kind in layer_types)
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the layer routes its tokens to experts."""
+        return self.experts is not None and self.experts.is_sparse[layer]
 
 
 def always(fields: Fields) -> bool:
@@ -125,6 +93,7 @@ class Family:
     mlp_bias: Callable[[Fields], bool] = never
     qk_norm: bool = False
     windows: Callable[[Fields, int], Windows] = full_attention
+    experts: Callable[[Fields, int], ExpertConfig | None] = dense_only
 
 
 COMMON_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
@@ -161,6 +130,41 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({
         qkv_bias=never,
         output_bias=never,
         windows=mistral_windows,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        COMMON_DEFAULTS
+        | {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "sliding_window": 4096,
+            "decoder_sparse_step": 1,
+            "moe_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+        },
+        qk_norm=True,
+        windows=switched_window,
+        experts=qwen3_moe_experts,
+    ),
+    # Neither biases nor layer_types mean anything to a mixtral model of transformers.
+    "mixtral": Family(
+        "Mixtral",
+        COMMON_DEFAULTS
+        | {
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000.0,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        qkv_bias=never,
+        output_bias=never,
+        windows=one_window,
+        experts=mixtral_experts,
     ),
 })
 
@@ -229,6 +233,7 @@ def parse_config(
         mlp_bias=family.mlp_bias(config),
         qk_norm=family.qk_norm,
         sliding_window=family.windows(config, num_layers),
+        experts=family.experts(config, num_layers),
         dtype=parse_dtype(config),
         eos_token_ids=special_ids.token_ids("eos_token_id"),
         bos_token_id=next(iter(special_ids.token_ids("bos_token_id")), None),

@@ -71,15 +71,8 @@ class Decoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads; of the embedding only one row is read
-        unless it is also the LM head."""
-        total = 0
-        for name, spec in self._operators.weights.items():
-            size = int(np.prod([d.evaluate({}) for d in spec.shape], dtype=np.int64))
-            if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
-                size = self.config.hidden_size
-            total += size * (4 if self.dtype == "float32" else 2)
-        return total
+        """Bytes of weights that one decode step of one token reads."""
+        return self._operators.active_weight_bytes
 
     @property
     def tiles(self) -> TileConfig:

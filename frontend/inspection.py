@@ -60,7 +60,18 @@ def kernel_record(decoder: Decoder) -> Record:
         "functions": [{"name": c.function, "dtype": c.dtype, "cache_hit": c.cache_hit,
                        "compile_ms": round(c.seconds * 1e3, 1), "note": c.note}
                       for c in COMPILATIONS],
-        "tiles": asdict(decoder.tiles), "memory_bytes": decoder.memory_bytes()}
+        "experts": experts_record(decoder), "tiles": asdict(decoder.tiles),
+        "weight_bytes_of_a_step": decoder.weight_bytes, "memory_bytes": decoder.memory_bytes()}
+
+
+def experts_record(decoder: Decoder) -> Record | None:
+    """How many experts there are and how many a token takes; None for a dense model."""
+    experts = decoder.config.experts
+    if experts is None:
+        return None
+    return {"experts": experts.num_experts, "experts_per_token": experts.top_k,
+            "sparse_layers": sum(experts.is_sparse), "layers": decoder.config.num_layers,
+            "intermediate_size": experts.intermediate_size}
 
 
 def show_kernel(record: Record) -> None:
@@ -70,7 +81,12 @@ def show_kernel(record: Record) -> None:
         ["device function", "dtype", "from cache", "ms"],
         [[f["name"], f["dtype"], f["note"] or ("yes" if f["cache_hit"] else "no"),
           f["compile_ms"]] for f in record["functions"]])
-    print_table("tiles", ["tile of", "rows or columns"], list(record["tiles"].items()))
+    tiles = {name: size for name, size in record["tiles"].items() if name != "experts"}
+    if record["experts"]:
+        tiles |= {f"experts: {name}": size for name, size in record["tiles"]["experts"].items()}
+        print_table("experts", ["of a decode step", ""],
+                    [[name.replace("_", " "), n] for name, n in record["experts"].items()])
+    print_table("tiles", ["tile of", "rows or columns"], list(tiles.items()))
     print_table("memory", ["role", "MB"],
                 [[role, f"{size / 1e6:.1f}"] for role, size in record["memory_bytes"].items()])
 

@@ -6,14 +6,17 @@ reused from layer to layer; `derive_events` orders the reuse.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from event_tensor.edges import span, trigger
 from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
-from event_tensor.tensors import TensorSpec
+from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config import DecoderConfig
+from frontend.expert_weights import is_packed
 from frontend.tiles import TileConfig
-from persistent_runtime import device_functions, layout
+from persistent_runtime import device_functions, layout, moe_functions
 
 TOKENS = Symbol("tokens")  # rows of this step
 LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted
@@ -30,6 +33,19 @@ class Limits:
     max_context: int
     max_steps_rows: int  # rows that one launch may process, all its steps together
     num_stop_ids: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which rows go to which experts, as `select_experts` leaves it: one per sparse layer."""
+
+    topk_ids: TensorSpec  # [tokens, top_k] int32
+    topk_weights: TensorSpec  # [tokens, top_k] float32
+    place: TensorSpec  # [tokens, top_k] int32: the slot of each choice
+    counts: TensorSpec  # [num_experts] int32: rows of each expert
+    tile_indptr: TensorSpec  # [num_experts + 1] int32: tiles of each expert
+    tile_expert: TensorSpec  # [tiles] int32
+    tile_rows: TensorSpec  # [tiles, tile_m] int32: the row in each slot, -1 where there is none
 
 
 @dataclass(slots=True)
@@ -52,6 +68,20 @@ class Operators:
 
     def activation(self, name: str, *shape: Expr | int, dtype: str = "float32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
+
+    @property
+    def active_weight_bytes(self) -> int:
+        """Bytes of weights that a step of one token reads; of the embedding only one row unless
+        it is also the LM head, and of the experts those that the token takes."""
+        elements = 0
+        for name, spec in self.weights.items():
+            size = math.prod(int(d.evaluate({})) for d in spec.shape)
+            if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
+                size = self.config.hidden_size
+            if self.config.experts and is_packed(name):
+                size = size // self.config.experts.num_experts * self.config.experts.top_k
+            elements += size
+        return elements * DTYPE_BYTES[self.dtype]
 
     @property
     def row_request(self) -> TensorSpec:
@@ -106,6 +136,82 @@ class Operators:
             args=[x, norm, gate, up, gate_bias, up_bias, out],
             parameters=self._linear(gate, self.tiles.gate_up) | {"eps": self.config.rms_norm_eps})
         return out
+
+    def moe_block(self, name: str, x: TensorSpec, norm: TensorSpec, router: TensorSpec,
+                  gate_up: TensorSpec, down: TensorSpec) -> TensorSpec:
+        """x += what its experts make of each row of rms_norm(x), weighted, in place.
+
+        router: [num_experts, hidden_size]; gate_up: [num_experts, 2 * inner, hidden_size], gate
+        first; down: [num_experts, hidden_size, inner]. Events per expert, per tile of slots and
+        per row: an expert starts when its own rows are there (paper, figure 5).
+        """
+        experts, tiles = self.config.experts, self.tiles.experts
+        assert experts is not None and tiles is not None
+        hidden, inner_width, top_k = self.config.hidden_size, down.shape[2], experts.top_k
+        logits = self.norm_linear(f"{name}.router_logits", x, norm, router, None, tiles.router)
+        slots = self._expert_tiles * tiles.rows
+        grouped = self.activation("grouped", slots, hidden)
+        inner = self.activation("expert_inner", slots, inner_width)
+        out = self.activation("expert_out", slots, hidden)
+        r = self._routing(name)
+        routed = EventTensor((), name=f"E_{name}.routed")
+        expert = EventTensor((experts.num_experts,), RUNTIME, f"E_{name}.expert", r.counts)
+        tile = EventTensor((self._expert_tiles,), name=f"E_{name}.tile")
+        row = EventTensor((TOKENS,), top_k * ceil_div(hidden, tiles.down), f"E_{name}.row")
+        self.graph.call_device(
+            moe_functions.select_experts, name=f"{name}.select_experts", tile_num=(1,),
+            args=[logits, r.topk_ids, r.topk_weights, r.place, r.counts, r.tile_indptr,
+                  r.tile_expert, r.tile_rows],
+            parameters={"tile_m": tiles.rows, "top_k": top_k, "num_experts": experts.num_experts,
+                        "norm_topk": int(experts.norm_topk)},
+            out_edges={routed: lambda i: ()})
+        self.graph.call_device(
+            moe_functions.group_rows, name=f"{name}.group_rows", tile_num=(TOKENS, top_k),
+            args=[x, norm, r.topk_ids, r.place, grouped],
+            parameters={"hidden_size": hidden, "eps": self.config.rms_norm_eps},
+            in_edges={routed: lambda i, k: ()},
+            out_edges={expert: lambda i, k: r.topk_ids[i, k]})
+        self.graph.call_device(
+            moe_functions.expert_gate_up, name=f"{name}.expert_gate_up",
+            args=[grouped, gate_up, r.tile_expert, r.tile_rows, inner],
+            parameters=self._expert_linear(tiles.gate_up, hidden),
+            in_edges={expert: trigger(lambda e: span(r.tile_indptr[e], r.tile_indptr[e + 1]))},
+            out_edges={tile: "tj->t"})
+        self.graph.call_device(
+            moe_functions.expert_down, name=f"{name}.expert_down",
+            args=[inner, down, r.tile_expert, r.tile_rows, out],
+            parameters=self._expert_linear(tiles.down, inner_width),
+            in_edges={tile: "tj->t"}, out_edges={row: lambda t, j: r.tile_rows[t]})
+        self.graph.call_device(
+            moe_functions.combine_experts, name=f"{name}.combine_experts",
+            args=[r.topk_weights, r.place, out, x],
+            parameters={"hidden_size": hidden, "top_k": top_k}, in_edges={row: "i->i"})
+        return x
+
+    @property
+    def _expert_tiles(self) -> Expr:
+        """The most tiles of slots that any routing of a step's rows can need."""
+        experts, tiles = self.config.experts, self.tiles.experts
+        assert experts is not None and tiles is not None
+        return moe_functions.expert_tiles(TOKENS, experts.top_k, experts.num_experts, tiles.rows)
+
+    def _routing(self, name: str) -> Routing:
+        """Fresh for each layer: late readers of one layer's routing never meet the next one's."""
+        experts, tiles = self.config.experts, self.tiles.experts
+        assert experts is not None and tiles is not None
+
+        def choices(part: str, dtype: str = "int32") -> TensorSpec:
+            return self.activation(f"{name}.{part}", TOKENS, experts.top_k, dtype=dtype)
+
+        def integers(part: str, *shape: Expr | int) -> TensorSpec:
+            return self.activation(f"{name}.{part}", *shape, dtype="int32")
+
+        return Routing(
+            choices("topk_ids"), choices("topk_weights", "float32"), choices("place"),
+            integers("counts", experts.num_experts),
+            integers("tile_indptr", experts.num_experts + 1),
+            integers("tile_expert", self._expert_tiles),
+            integers("tile_rows", self._expert_tiles, tiles.rows))
 
     def rope_append(self, name: str, q: TensorSpec, k: TensorSpec, v: TensorSpec,
                     q_norm: TensorSpec | None, k_norm: TensorSpec | None, k_cache: TensorSpec,
@@ -186,6 +292,13 @@ class Operators:
                 ) -> dict[str, Expr | int | float]:
         return self._rows(self.tiles.linear_rows, of) | {
             "tile_n": tile_n, "in_features": weight.shape[1],
+            "weight_bytes": DTYPE_BYTES[self.dtype]}
+
+    def _expert_linear(self, tile_n: int, in_features: Expr | int
+                       ) -> dict[str, Expr | int | float]:
+        assert self.tiles.experts is not None
+        return self._rows(self.tiles.experts.rows) | {
+            "tile_n": tile_n, "in_features": in_features,
             "weight_bytes": DTYPE_BYTES[self.dtype]}
 
     def _heads(self) -> dict[str, Expr | int | float]:

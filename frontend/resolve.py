@@ -1,4 +1,4 @@
-"""What the user calls a model (`demo`, a directory, a Hub id) becomes a directory."""
+"""What the user calls a model (`demo`, `demo-moe`, a directory, a Hub id) becomes a directory."""
 
 import re
 from pathlib import Path
@@ -6,23 +6,25 @@ from pathlib import Path
 from event_tensor.errors import UserError
 from frontend.fields import require_directory
 
-DEMO_DIRECTORY = Path(__file__).parent / "demo"
+DEMO_MODELS = {name: Path(__file__).parent / name.replace("-", "_")
+               for name in ("demo", "demo-moe")}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 # Everything we read, from the top folder only: no second copy of the weights in another format.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 HUB_IGNORED_FILES = ("*/*", "consolidated*")
-REMEDY = "give `demo`, a model directory or a Hub id (owner/name)"
+REMEDY = "give `demo`, `demo-moe`, a model directory or a Hub id (owner/name)"
 
 
 def resolve_model(name: str) -> Path:
-    """The directory of a model: `demo`, an existing directory, or a Hub id, downloaded if need be.
+    """The directory of a model: one of DEMO_MODELS, an existing directory, or a Hub id, downloaded
+    if need be.
 
     HF_HOME, HF_HUB_OFFLINE and a stored login are respected. `./demo` is a directory of that name.
     """
-    if name == "demo":
-        if not DEMO_DIRECTORY.is_dir():
-            raise UserError("this installation lacks the demo model; install the package again")
-        return DEMO_DIRECTORY
+    if name in DEMO_MODELS:
+        if not DEMO_MODELS[name].is_dir():
+            raise UserError(f"this installation lacks the model {name}; install the package again")
+        return DEMO_MODELS[name]
     if not name.strip():
         raise UserError(f"the model name is empty; {REMEDY}")
     directory = expand_user(name)

@@ -10,8 +10,19 @@ from scheduling.target import Target
 
 LINEAR_ROWS = 64  # rows of a linear tile: a whole prefill chunk reuses the weights it loads
 ATTENTION_ROWS = 16
+EXPERT_ROWS = 16  # slots of a tile of one expert: a decode step fills one of them, a chunk several
 MIN_SPLIT_POSITIONS = 256  # a shorter split of the context costs more than it saves
 MAX_KV_SPLITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTiles:
+    """Slots of an expert's tile, and output columns of the router and of an expert's linears."""
+
+    rows: int
+    router: int
+    gate_up: int
+    down: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,7 @@ class TileConfig:
     gate_up: int
     down: int
     lm_head: int
+    experts: ExpertTiles | None = None  # None where every layer is dense
 
 
 def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> TileConfig:
@@ -33,19 +45,31 @@ def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> Ti
     group_width = config.num_heads // config.num_kv_heads * config.head_dim
     q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-    def columns(out_features: int, in_features: int, aligned_to: int = 1) -> int:
-        """As many tiles as fill all workers the same number of times, none too large."""
-        share_bytes = out_features * in_features * weight_bytes / target.workers
+    def columns(out_features: int, in_features: int, aligned_to: int = 1, copies: int = 1) -> int:
+        """As many tiles as fill all workers the same number of times, none too large.
+
+        copies: how many such linears a step runs side by side.
+        """
+        share_bytes = copies * out_features * in_features * weight_bytes / target.workers
         rounds = max(target.tiles_per_worker, math.ceil(share_bytes / target.tile_bytes))
-        wanted = math.ceil(out_features / (rounds * target.workers))
+        wanted = math.ceil(copies * out_features / (rounds * target.workers))
         multiple = target.tile_columns
         return align(math.ceil(wanted / multiple) * multiple, aligned_to, out_features)
 
+    experts = None
+    if config.experts:
+        # those of one token: a decode step runs no others
+        active, width = config.experts.top_k, config.experts.intermediate_size
+        experts = ExpertTiles(
+            EXPERT_ROWS, router=columns(config.experts.num_experts, hidden),
+            gate_up=columns(width, 2 * hidden, copies=active),
+            down=columns(hidden, width, copies=active))
     return TileConfig(
         LINEAR_ROWS, ATTENTION_ROWS,
         q=columns(q_width, hidden, group_width), kv=columns(kv_width, hidden, config.head_dim),
         output=columns(hidden, q_width), gate_up=columns(inner, 2 * hidden),
-        down=columns(hidden, inner), lm_head=columns(config.vocab_size, hidden))
+        down=columns(hidden, inner), lm_head=columns(config.vocab_size, hidden),
+        experts=experts)
 
 
 def align(columns: int, to: int, limit: int) -> int:

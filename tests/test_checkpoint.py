@@ -11,12 +11,11 @@ from event_tensor.errors import UserError
 from frontend.checkpoint import (
     Checkpoint,
     canonical_name,
-    check_tensors,
     from_model,
     open_checkpoint,
-    required_tensors,
 )
 from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.required_tensors import check_tensors, required_tensors
 
 TINY: dict[str, Any] = {
     "hidden_size": 24,

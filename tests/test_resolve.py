@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.resolve import DEMO_DIRECTORY, is_hub_id, resolve_model
+from frontend.resolve import DEMO_MODELS, is_hub_id, resolve_model
 
 
 def test_resolve_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,8 +13,9 @@ def test_resolve_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "weights.gguf").touch()
     assert resolve_model(str(tmp_path)) == tmp_path
     assert resolve_model("owner/name") == Path("owner/name")
-    if DEMO_DIRECTORY.is_dir():
-        assert resolve_model("demo") == DEMO_DIRECTORY
+    for name, directory in DEMO_MODELS.items():
+        if directory.is_dir():
+            assert resolve_model(name) == directory
     with pytest.raises(UserError, match="is a file"):
         resolve_model("weights.gguf")
     for name in ("absent", "./absent", "../absent/x", "/absent/x", "a/b/c", "~nobody/x", "a--b/c"):

@@ -1,0 +1,87 @@
+"""The weights of a layer's experts as packed tensors, however the checkpoint stores them.
+
+transformers 5 holds two tensors per layer in memory, `mlp.experts.gate_up_proj` [experts,
+2 * inner, hidden] and `mlp.experts.down_proj` [experts, hidden, inner]; files hold either those
+or, as on the Hub, three linears per expert. Packed tensors are used in place, the others are
+copied into one allocation per tensor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from frontend.checkpoint import Checkpoint
+
+EXPERTS = ".mlp.experts."
+PACKED_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+MIXTRAL_EXPERTS = ".block_sparse_moe.experts."
+MIXTRAL_LINEARS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+Shape = tuple[int, ...]
+
+
+def canonical_expert_name(name: str) -> str:
+    """The name of a mixtral file's tensor as the other families and transformers 5 spell it.
+
+    >>> canonical_expert_name("model.layers.0.block_sparse_moe.experts.3.w1.weight")
+    'model.layers.0.mlp.experts.3.gate_proj.weight'
+    """
+    layer, found, rest = name.partition(MIXTRAL_EXPERTS)
+    if found:
+        expert, _, linear = rest.partition(".")
+        linear, dot, last = linear.partition(".")
+        return f"{layer}{EXPERTS}{expert}.{MIXTRAL_LINEARS.get(linear, linear)}{dot}{last}"
+    return name.replace(".block_sparse_moe.", ".mlp.")
+
+
+def packed_shapes(num_experts: int, hidden: int, inner: int) -> dict[str, Shape]:
+    """Both packed tensors of a layer, below its `mlp.experts.`; gate comes before up."""
+    return {"gate_up_proj": (num_experts, 2 * inner, hidden),
+            "down_proj": (num_experts, hidden, inner)}
+
+
+def is_packed(name: str) -> bool:
+    return EXPERTS in name and name.rpartition(".")[2] in PACKED_LINEARS
+
+
+def single_experts(name: str, shape: Shape) -> dict[str, Shape]:
+    """The linears, expert by expert, that make up a packed tensor.
+
+    >>> list(single_experts("layers.0.mlp.experts.down_proj", (2, 8, 4)).items())[1]
+    ('layers.0.mlp.experts.1.down_proj.weight', (8, 4))
+    """
+    prefix, _, packed = name.rpartition(".")
+    linears = PACKED_LINEARS[packed]
+    num_experts, rows, columns = shape
+    return {f"{prefix}.{expert}.{linear}.weight": (rows // len(linears), columns)
+            for expert in range(num_experts) for linear in linears}
+
+
+def stored_tensors(checkpoint: Checkpoint, required: dict[str, Shape]) -> dict[str, Shape]:
+    """`required` as this checkpoint stores it: a packed tensor it lacks becomes its linears."""
+    names, stored = checkpoint.names(), dict[str, Shape]()
+    for name, shape in required.items():
+        packed = name in names or not is_packed(name)
+        stored |= {name: shape} if packed else single_experts(name, shape)
+    return stored
+
+
+def read_weight(checkpoint: Checkpoint, name: str, shape: Shape) -> torch.Tensor:
+    """The tensor of `required_tensors`: a view where the checkpoint has it as it is, else packed.
+
+    Its type is the checkpoint's; the wider one where linears of one tensor differ.
+    """
+    parts = stored_tensors(checkpoint, {name: shape})
+    if name in parts:
+        return checkpoint.read(name)
+    import torch
+
+    dtypes = {getattr(torch, checkpoint.dtype(part)) for part in parts}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    packed = torch.empty(shape, dtype=dtype)
+    places = packed.view(len(parts), -1, shape[-1])  # the linears lie one behind another
+    for place, part in zip(places, parts, strict=True):
+        place.copy_(checkpoint.read(part))
+    return packed
