@@ -1,7 +1,7 @@
 """The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
 
 The interpreter has to be chosen before triton is imported, so each part runs as a program of its
-own: `python tests/test_gpu_interpreter.py bodies|model NAME|deadlock`.
+own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|deadlock`.
 """
 
 import json
@@ -41,8 +41,10 @@ def interpreted(*arguments, timeout=200):
     return ended.stdout
 
 
-def test_every_body_meets_the_references_of_the_cpu_bodies():
-    print(interpreted("bodies").splitlines()[-1])
+@pytest.mark.parametrize("references", ["test_cpu_device_functions.py",
+                                        "test_moe_device_functions.py"])
+def test_every_body_meets_the_references_of_the_cpu_bodies(references):
+    print(interpreted("bodies", references).splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,12 +76,11 @@ class GpuBodies:
         monkeypatch.setattr(request.module, "run_tile", run_tile)
 
 
-def run_bodies():
+def run_bodies(references):
     from persistent_runtime.gpu.interpret import patch_language_once
 
     patch_language_once()
-    sys.exit(pytest.main([str(ROOT / "tests" / "test_cpu_device_functions.py"), "-q", "-x",
-                          "-p", "no:cacheprovider"],
+    sys.exit(pytest.main([str(ROOT / "tests" / references), "-q", "-x", "-p", "no:cacheprovider"],
                          plugins=[GpuBodies()]))
 
 
