@@ -29,18 +29,17 @@ COMBINE = record_offsets(moe_functions.combine_experts)
 ROUTER_ELEMENTS = 2048  # logits that are ranked at once: registers of eight warps
 COMBINE_ELEMENTS = 16384  # elements of the experts' outputs that are on their way at once
 NORM_ELEMENTS = 4096
-PLACES, SLOTS = tl.constexpr(1024), tl.constexpr(32)
+PLACES, SLOTS = tl.constexpr(256), tl.constexpr(32)
 # ranks below every number and above what is no candidate, -inf
 LOWEST = tl.constexpr(float(np.finfo(np.float32).min))
 
 
 @dataclass(frozen=True, slots=True)
 class RouterConfiguration:
-    """Powers of two: rows ranked at once, and room for the experts and for a row's choices."""
+    """Powers of two: rows ranked at once, and room for the experts."""
 
     rows: int
     experts: int
-    choices: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,7 @@ class RowConfiguration:
 
 def router_configuration(shape: Shape) -> RouterConfiguration:
     experts = triton.next_power_of_2(max(shape.parameter("num_experts")))
-    return RouterConfiguration(max(ROUTER_ELEMENTS // experts, 1), experts,
-                               triton.next_power_of_2(max(shape.parameter("top_k"))))
+    return RouterConfiguration(max(ROUTER_ELEMENTS // experts, 1), experts)
 
 
 def row_configuration(shape: Shape, elements: int, choices: int = 1) -> RowConfiguration:
@@ -74,44 +72,35 @@ def combine_configuration(shape: Shape) -> RowConfiguration:
 def route_rows(arguments, first, tokens, counts, CONFIG: tl.constexpr):
     """Experts and weights of a block of rows; returns `counts` [experts] with these rows in them.
 
-    place gets the number of each choice among its expert's rows.
+    place gets the number of each choice among its expert's rows. All of it happens in the layout
+    of the logits: a choice is stored from where its expert's logit is.
     """
+    ROWS: tl.constexpr = CONFIG.rows
     EXPERTS: tl.constexpr = CONFIG.experts
-    CHOICES: tl.constexpr = CONFIG.choices
     num_experts, top_k = word(arguments, SELECT.num_experts), word(arguments, SELECT.top_k)
-    row = first + tl.arange(0, CONFIG.rows)
-    e, choice = tl.arange(0, EXPERTS)[None, :], tl.arange(0, CHOICES)[None, :]
-    there = (row < tokens)[:, None]
-    logits = tl.load(operand(arguments, SELECT.router_logits, tl.float32)
-                     + row[:, None] * num_experts + e,
-                     mask=there & (e < num_experts), other=float("-inf"))
+    row = first + tl.arange(0, ROWS)[:, None]
+    e = tl.arange(0, EXPERTS)[None, :]
+    mask = (row < tokens) & (e < num_experts)
+    logits = tl.load(operand(arguments, SELECT.router_logits, tl.float32) + row * num_experts + e,
+                     mask=mask, other=float("-inf"))
     candidates = tl.where(logits > LOWEST, logits, LOWEST)  # NaN is not larger
     candidates = tl.where(e < num_experts, candidates, float("-inf"))
-    largest = tl.max(candidates, axis=1)
-    total = tl.sum(tl.exp(logits - largest[:, None]), axis=1)
-    ids = tl.zeros([CONFIG.rows, CHOICES], tl.int32)
-    weights = tl.zeros([CONFIG.rows, CHOICES], tl.float32)
+    choice = tl.full([ROWS, EXPERTS], -1, tl.int32)
     for k in tl.range(0, top_k):
-        # the lowest expert wins a tie
-        best, expert = tl.max(candidates, axis=1, return_indices=True)
-        ids = tl.where(choice == k, expert[:, None], ids)
-        weights = tl.where(choice == k, (tl.exp(best - largest) / total)[:, None], weights)
-        candidates = tl.where(e == expert[:, None], float("-inf"), candidates)
+        best = tl.argmax(candidates, axis=1)[:, None]  # the lowest expert wins a tie
+        choice = tl.where(e == best, k, choice)
+        candidates = tl.where(e == best, float("-inf"), candidates)
+    mask = mask & (choice >= 0)
+    weights = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+    weights = weights / tl.sum(weights, axis=1)[:, None]
     if word(arguments, SELECT.norm_topk) != 0:
-        weights = weights / tl.sum(weights, axis=1)[:, None]
-
-    chosen = (there & (e < num_experts) & (candidates == float("-inf"))).to(tl.int32)
-    ranks = tl.zeros([CONFIG.rows, CHOICES], tl.int32)
-    if tokens > 1:
-        before = tl.cumsum(chosen, axis=0) - chosen + counts[None, :]
-        for k in tl.range(0, top_k):
-            expert = tl.sum(tl.where(choice == k, ids, 0), axis=1)
-            rank = tl.sum(tl.where(e == expert[:, None], before, 0), axis=1)
-            ranks = tl.where(choice == k, rank[:, None], ranks)
-    at, mask = row[:, None] * top_k + choice, there & (choice < top_k)
-    tl.store(operand(arguments, SELECT.topk_ids, tl.int32) + at, ids, mask=mask)
+        weights = weights / tl.sum(tl.where(mask, weights, 0), axis=1)[:, None]
+    chosen = mask.to(tl.int32)
+    rank = tl.cumsum(chosen, axis=0) - chosen + counts[None, :]
+    at = row * top_k + choice
+    tl.store(operand(arguments, SELECT.topk_ids, tl.int32) + at, e, mask=mask)
     tl.store(operand(arguments, SELECT.topk_weights, tl.float32) + at, weights, mask=mask)
-    tl.store(operand(arguments, SELECT.place, tl.int32) + at, ranks, mask=mask)
+    tl.store(operand(arguments, SELECT.place, tl.int32) + at, rank, mask=mask)
     return counts + tl.sum(chosen, axis=0)
 
 
@@ -119,6 +108,7 @@ def route_rows(arguments, first, tokens, counts, CONFIG: tl.constexpr):
 @triton.jit
 def select_experts(arguments, tile, step, CONFIG: tl.constexpr):
     """Each row's top_k experts and their weights, and a slot for each choice."""
+    EXPERTS: tl.constexpr = CONFIG.experts
     num_experts, top_k = word(arguments, SELECT.num_experts), word(arguments, SELECT.top_k)
     slots, tokens = word(arguments, SELECT.tile_m), dim(arguments, SELECT.router_logits, 0)
     tiles = dim(arguments, SELECT.tile_expert, 0)
@@ -131,10 +121,10 @@ def select_experts(arguments, tile, step, CONFIG: tl.constexpr):
         slot = first + tl.arange(0, PLACES)
         tl.store(tile_rows + slot, -1, mask=slot < tiles * slots)
 
-    counts = tl.zeros([CONFIG.experts], tl.int32)
+    counts = tl.zeros([EXPERTS], tl.int32)
     for first in tl.range(0, tokens, CONFIG.rows):
         counts = route_rows(arguments, first, tokens, counts, CONFIG)
-    e = tl.arange(0, CONFIG.experts)
+    e = tl.arange(0, EXPERTS)
     tl.store(operand(arguments, SELECT.counts, tl.int32) + e, counts, mask=e < num_experts)
     tile_indptr = operand(arguments, SELECT.tile_indptr, tl.int32)
     tl.store(tile_indptr, 0)
@@ -159,21 +149,22 @@ def select_experts(arguments, tile, step, CONFIG: tl.constexpr):
 @triton.jit
 def group_rows(arguments, tile, step, CONFIG: tl.constexpr):
     """grouped[place[i, k]] = rms_norm(x[i])"""
+    BLOCK: tl.constexpr = CONFIG.block
     length = word(arguments, GROUP.hidden_size, CONFIG.alignment)
     choice = tile[0] * dim(arguments, GROUP.place, 1) + tile[1]
     slot = tl.load(operand(arguments, GROUP.place, tl.int32) + choice)
     x = operand(arguments, GROUP.x, tl.float32) + tile[0] * length
     norm_weight = operand(arguments, GROUP.norm_weight, CONFIG.weight)
     grouped = operand(arguments, GROUP.grouped, tl.float32) + slot.to(tl.int64) * length
-    squares = tl.zeros([CONFIG.block], tl.float32)
-    for first in tl.range(0, length, CONFIG.block):
-        d = first + tl.arange(0, CONFIG.block)
+    squares = tl.zeros([BLOCK], tl.float32)
+    for first in tl.range(0, length, BLOCK):
+        d = first + tl.arange(0, BLOCK)
         value = tl.load(x + d, mask=d < length, other=0)
         squares += value * value
     factor = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / length.to(tl.float32)
                            + float_parameter(arguments, GROUP.eps))
-    for first in tl.range(0, length, CONFIG.block):
-        d = first + tl.arange(0, CONFIG.block)
+    for first in tl.range(0, length, BLOCK):
+        d = first + tl.arange(0, BLOCK)
         value = tl.load(x + d, mask=d < length, other=0)
         norm = tl.load(norm_weight + d, mask=d < length, other=0).to(tl.float32)
         tl.store(grouped + d, value * factor * norm, mask=d < length)
@@ -231,6 +222,7 @@ def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
 @triton.jit
 def combine_experts(arguments, tile, step, CONFIG: tl.constexpr):
     """residual[i] += Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
+    BLOCK: tl.constexpr = CONFIG.block
     length = word(arguments, COMBINE.hidden_size, CONFIG.alignment)
     top_k = word(arguments, COMBINE.top_k)
     k = tl.arange(0, CONFIG.choices)
@@ -240,8 +232,8 @@ def combine_experts(arguments, tile, step, CONFIG: tl.constexpr):
                      other=0)
     outputs = operand(arguments, COMBINE.expert_out, tl.float32) + slot.to(tl.int64) * length
     residual = operand(arguments, COMBINE.residual, tl.float32) + tile[0] * length
-    for first in tl.range(0, length, CONFIG.block):
-        d = first + tl.arange(0, CONFIG.block)
+    for first in tl.range(0, length, BLOCK):
+        d = first + tl.arange(0, BLOCK)
         output = tl.load(outputs[:, None] + d[None, :],
                          mask=(k < top_k)[:, None] & (d < length)[None, :], other=0)
         value = tl.load(residual + d, mask=d < length, other=0)
