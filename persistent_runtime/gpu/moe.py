@@ -36,10 +36,12 @@ LOWEST = tl.constexpr(float(np.finfo(np.float32).min))
 
 @dataclass(frozen=True, slots=True)
 class RouterConfiguration:
-    """Powers of two: rows ranked at once, and room for the experts."""
+    """rows ranked at once, and room for the experts: powers of two. alignment: what the number
+    of experts is a multiple of; loads as wide as that keep a row within few warps."""
 
     rows: int
     experts: int
+    alignment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,10 @@ class RowConfiguration:
 
 
 def router_configuration(shape: Shape) -> RouterConfiguration:
-    experts = triton.next_power_of_2(max(shape.parameter("num_experts")))
-    return RouterConfiguration(max(ROUTER_ELEMENTS // experts, 1), experts)
+    counts = shape.parameter("num_experts")
+    experts = triton.next_power_of_2(max(counts))
+    return RouterConfiguration(max(ROUTER_ELEMENTS // experts, 1), experts,
+                               math.gcd(16, *counts))
 
 
 def row_configuration(shape: Shape, elements: int, choices: int = 1) -> RowConfiguration:
@@ -77,7 +81,8 @@ def route_rows(arguments, first, tokens, counts, CONFIG: tl.constexpr):
     """
     ROWS: tl.constexpr = CONFIG.rows
     EXPERTS: tl.constexpr = CONFIG.experts
-    num_experts, top_k = word(arguments, SELECT.num_experts), word(arguments, SELECT.top_k)
+    num_experts = word(arguments, SELECT.num_experts, CONFIG.alignment)
+    top_k = word(arguments, SELECT.top_k)
     row = first + tl.arange(0, ROWS)[:, None]
     e = tl.arange(0, EXPERTS)[None, :]
     mask = (row < tokens) & (e < num_experts)
@@ -105,11 +110,12 @@ def route_rows(arguments, first, tokens, counts, CONFIG: tl.constexpr):
 
 
 @gpu_body(moe_functions.select_experts, configure=router_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def select_experts(arguments, tile, step, CONFIG: tl.constexpr):
     """Each row's top_k experts and their weights, and a slot for each choice."""
     EXPERTS: tl.constexpr = CONFIG.experts
-    num_experts, top_k = word(arguments, SELECT.num_experts), word(arguments, SELECT.top_k)
+    num_experts = word(arguments, SELECT.num_experts, CONFIG.alignment)
+    top_k = word(arguments, SELECT.top_k)
     slots, tokens = word(arguments, SELECT.tile_m), dim(arguments, SELECT.router_logits, 0)
     tiles = dim(arguments, SELECT.tile_expert, 0)
     tile_expert = operand(arguments, SELECT.tile_expert, tl.int32)
@@ -146,7 +152,7 @@ def select_experts(arguments, tile, step, CONFIG: tl.constexpr):
 
 
 @gpu_body(moe_functions.group_rows, configure=lambda shape: row_configuration(shape, NORM_ELEMENTS))
-@triton.jit
+@triton.jit(noinline=True)
 def group_rows(arguments, tile, step, CONFIG: tl.constexpr):
     """grouped[place[i, k]] = rms_norm(x[i])"""
     BLOCK: tl.constexpr = CONFIG.block
@@ -219,7 +225,7 @@ def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
 
 
 @gpu_body(moe_functions.combine_experts, configure=combine_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def combine_experts(arguments, tile, step, CONFIG: tl.constexpr):
     """residual[i] += Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
     BLOCK: tl.constexpr = CONFIG.block
