@@ -1,4 +1,8 @@
-"""Bodies of a mixture-of-experts block: route, gather, the experts' products, combine."""
+"""Bodies of a mixture-of-experts block: route, gather, the experts' products, combine.
+
+Bodies that stream no weights are calls (`noinline`): inlined, their addresses per thread would be
+hoisted out of the worker's loop, into registers that the products need.
+"""
 
 from __future__ import annotations
 
