@@ -11,12 +11,22 @@ pytest.importorskip("triton")
 
 from triton.compiler import ASTSource
 
-from benchmarks.gpu_compile import compile_shape, decoder_graph
+from benchmarks.gpu_compile import SHAPES, compile_shape, decoder_graph
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
+from persistent_runtime import device_functions, moe_functions
 from persistent_runtime.gpu import registry, tokens
-from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT
-from persistent_runtime.gpu.registry import configurations, kernel_fingerprint, kernel_tables
+from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
+from persistent_runtime.gpu.registry import (
+    Shape,
+    configurations,
+    kernel_fingerprint,
+    kernel_tables,
+    make_configuration,
+    weight_type,
+)
+from persistent_runtime.gpu.single_tile import call_of
+from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker import run_worker
 
 # one shape per chip here; benchmarks/gpu_compile.py prints all of them
@@ -39,6 +49,44 @@ def test_the_worker_fits_the_chip(worker):
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[worker.arch]
     assert worker.seconds < 3 * SECONDS  # machines that share their cores are slower
+
+
+# hidden size, experts, experts per row, their inner width
+MOE_SHAPES = {"qwen3-30b-a3b": (2048, 128, 8, 768), "mixtral-8x7b": (4096, 8, 2, 14336),
+              "largest router": (2880, 256, 16, 2880), "odd": (1000, 5, 3, 333)}
+
+
+def moe_configurations(shape, arch):
+    hidden, experts, top_k, inner = MOE_SHAPES[shape]
+    parameters = {"tile_m": 16, "tile_n": 32, "hidden_size": hidden, "num_experts": experts,
+                  "top_k": top_k}
+    target = TILE_TARGETS[tile_target_of(arch)]
+    return {function.name: make_configuration(function, Shape(
+        (call_of(function, parameters | {
+            "in_features": inner if function.name == "expert_down" else hidden}),),
+        weight_type("bfloat16"), False, target)) for function in moe_functions.MOE_BLOCK}
+
+
+@pytest.mark.parametrize("shape", MOE_SHAPES)
+@pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
+def test_an_moe_block_fits_the_chip(shape, arch):
+    worker = compile_worker(moe_functions.MOE_BLOCK, moe_configurations(shape, arch), arch)
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
+    assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
+def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
+    monkeypatch.setitem(SHAPES, "attention of qwen3-30b-a3b", SHAPES["qwen3-8b"] | {
+        "hidden_size": 2048, "num_key_value_heads": 4})
+    graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
+    functions = tuple({call.function: None for call in graph.calls
+                       if call.function is not device_functions.norm_gate_up_silu})
+    configured = configurations(graph, "bfloat16", target=tile_target_of(arch))
+    worker = compile_worker(functions + moe_functions.MOE_BLOCK,
+                            configured | moe_configurations("qwen3-30b-a3b", arch), arch)
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
 
 
 def instructions(ptx):

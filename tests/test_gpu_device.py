@@ -4,6 +4,7 @@ import time
 
 import pytest
 import test_cpu_device_functions as references
+import test_moe_device_functions as moe_references
 import torch
 
 pytest.importorskip("triton")
@@ -19,7 +20,7 @@ LOOSER = 16
 
 @pytest.fixture
 def device_bodies(monkeypatch):
-    """Puts the GPU bodies in the place of the CPU bodies in the references' module."""
+    """Puts the GPU bodies in the place of the CPU bodies in the references' modules."""
     from persistent_runtime.gpu.memory import DeviceMemory
     from persistent_runtime.gpu.single_tile import run_tile
 
@@ -34,8 +35,9 @@ def device_bodies(monkeypatch):
         assert abs(actual - expected).max() <= LOOSER * abs(expected).max() * 2e-7 * (
             4 + terms**0.5)
 
-    monkeypatch.setattr(references, "run_tile", on_device)
-    monkeypatch.setattr(references, "assert_close", close)
+    for module in (references, moe_references):
+        monkeypatch.setattr(module, "run_tile", on_device)
+        monkeypatch.setattr(module, "assert_close", close)
 
 
 @pytest.mark.usefixtures("device_bodies")
@@ -50,6 +52,24 @@ def test_bodies(dtype):
         references.test_rope_append(dtype, head_dim, group_heads, True)
     for case in ((64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200)):
         references.test_attention(dtype, *case, 4)
+
+
+@pytest.mark.usefixtures("device_bodies")
+@pytest.mark.parametrize("dtype", references.DTYPES)
+def test_moe_bodies(dtype):
+    for product in moe_references.PRODUCTS:
+        moe_references.test_experts(dtype, product, moe_references.random_logits)
+    for hidden in (64, 83):
+        moe_references.test_group_rows(dtype, (16, 5, 3, 4), hidden)
+        moe_references.test_combine_experts((16, 5, 3, 4), hidden)
+
+
+@pytest.mark.usefixtures("device_bodies")
+def test_routing():
+    for routing in moe_references.ROUTINGS:
+        for make_logits in moe_references.LOGITS:
+            moe_references.test_select_experts(make_logits, routing, 1)
+    moe_references.test_select_experts_for_the_largest_step()
 
 
 def device_decoder(directory, **options):

@@ -42,7 +42,8 @@ def interpreted(*arguments, timeout=200):
     return ended.stdout
 
 
-@pytest.mark.parametrize("file", ["test_cpu_device_functions", "test_sampling_device"])
+@pytest.mark.parametrize("file", ["test_cpu_device_functions", "test_sampling_device",
+                                  "test_moe_device_functions"])
 def test_bodies_meet_the_references_of_the_cpu_bodies(file):
     print(interpreted("bodies", file).splitlines()[-1])
 

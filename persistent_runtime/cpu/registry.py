@@ -43,7 +43,7 @@ STORAGE: dict[str, Any] = {
 ENTRY_SIGNATURE = types.void(types.CPointer(types.int64), types.CPointer(types.int32),
                              types.CPointer(types.int64), types.CPointer(types.float32))
 BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.{name}"
-                       for name in ("attention", "linear", "tokens"))
+                       for name in ("attention", "linear", "moe", "tokens"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class CompiledBody:
     keep_alive: Any
 
 
-SHARED_SOURCES = ("layout.py", "device_functions.py")  # beside this folder, compiled into bodies
+# beside this folder, compiled into bodies
+SHARED_SOURCES = ("layout.py", "device_functions.py", "moe_functions.py")
 
 COMPILATIONS: list[Compilation] = []  # of this process, in order
 

@@ -26,7 +26,7 @@ from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
 
 WEIGHT_TYPE = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
 BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.{name}"
-                       for name in ("attention", "linear", "tokens"))
+                       for name in ("attention", "linear", "moe", "tokens"))
 
 
 @dataclass(frozen=True, slots=True)
