@@ -5,7 +5,8 @@ A region has one entry per dimension of its operand:
 - `Tile(axis, size)`: elements `[axis * size, (axis + 1) * size)`, cut at the dimension's end;
 - `WHOLE`: the whole dimension;
 - `Span(start, length)`: any other box, in expressions of the tile coordinates;
-- `Indexed(by, tile)`: the places that the control tensor operand `by` names at run time.
+- `Indexed(by, tile)`: the places that the control tensor operand `by` names at run time;
+- `Rows(by, axes)`: exactly the places that operand `by` names at these tile coordinates.
 
 Sizes may name the function's parameters, which every call binds.
 """
@@ -65,7 +66,19 @@ class Indexed:
         return f"{self.by}[{self.axis or ':'}]{' distinct' if self.distinct else ''}"
 
 
-Region: TypeAlias = Tile | Whole | Span | Indexed
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Exactly the places that operand `by` names at `[axes]`: one, or with fewer axes than the
+    operand has dimensions a set, negative entries left out."""
+
+    by: str
+    axes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"{self.by}[{', '.join(self.axes)}]"
+
+
+Region: TypeAlias = Tile | Whole | Span | Indexed | Rows
 WHOLE = Whole()
 
 

@@ -17,7 +17,7 @@ from event_tensor.edges import Edge, IndexRange
 from event_tensor.errors import CountError, GraphError
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import Expr, Symbol
-from event_tensor.tensors import RUNTIME, EventTensor
+from event_tensor.tensors import RUNTIME, EventTensor, TensorRead
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Runtime: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -116,8 +116,9 @@ def instantiate(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | No
     """The tasks of `graph` for these sizes.
 
     `runtime` gives sample values (by tensor name) for data-dependent edges; tasks that no
-    trigger releases are then left out. Raises GraphError for an unbound symbol, a map out of
-    range or a data-dependent edge without values, CountError for a count that does not match.
+    trigger releases are then left out, and so are those that wait for one of them. Raises
+    GraphError for an unbound symbol, a map out of range or a data-dependent edge without values,
+    CountError for a count that does not match.
     """
     for symbol in {node for call in graph.calls for expr in call.tile_num for node in expr.walk()
                    if isinstance(node, Symbol)}:
@@ -136,6 +137,7 @@ class _Instantiation:
         self.event_begin: dict[EventTensor, int] = {}
         self.event_shape: dict[EventTensor, tuple[int, ...]] = {}
         self.num_events = 0
+        self.left_out: list[IntArray] = []  # events that a task which was left out would notify
         for event in graph.events():
             shape = tuple(int(d.evaluate(self.values)) for d in event.shape)
             self.event_begin[event], self.event_shape[event] = self.num_events, shape
@@ -143,17 +145,17 @@ class _Instantiation:
 
     def run(self) -> TaskTable:
         begin = [0]
-        tiles, waits, notifies, sizes = [], [], [], []
+        tiles, waits, sizes = [], [], []
+        notifies: list[tuple[IntArray, IntArray]] = []
         for call in self.graph.calls:
-            coordinates = self._grid(call)
             first = begin[-1]
+            coordinates = self._released(call, notifies)
             count = coordinates.shape[1]
             begin.append(first + count)
             tile = np.zeros((count, MAX_TILE_RANK), np.int64)
             tile[:, :len(coordinates)] = coordinates.T
             tiles.append(tile)
-            local = {**self.values, **{k: v.evaluate(self.values) for k, v in call.sizes.items()},
-                     **dict(zip(call.function.axes, coordinates, strict=True))}
+            local = self._local(call, coordinates)
             waits.append(self._edges(call, call.in_edges, coordinates, local, first))
             notifies.append(self._edges(call, call.out_edges, coordinates, local, first))
             cost = call.function.cost
@@ -174,17 +176,48 @@ class _Instantiation:
         self._check_declared_counts(table, counts)
         return replace(table, event_count=counts)
 
-    def _grid(self, call: Call) -> IntArray:
-        """[axes, tasks]: coordinates in row-major order, without tiles no trigger releases."""
+    def _local(self, call: Call, coordinates: IntArray) -> dict[str, Any]:
+        return {**self.values, **{k: v.evaluate(self.values) for k, v in call.sizes.items()},
+                **dict(zip(call.function.axes, coordinates, strict=True))}
+
+    def _released(self, call: Call, notifies: list[tuple[IntArray, IntArray]]) -> IntArray:
+        """[axes, tasks]: coordinates in row-major order, without tiles that no trigger releases
+        and tiles that wait for an event whose producers were all left out."""
         grid = [int(n.evaluate(self.values)) for n in call.tile_num]
         if any(n < 0 for n in grid):
             raise GraphError(f"{call.name}: tile_num {call.tile_num} is negative: {grid}")
         coordinates = np.indices(grid).reshape(len(grid), math.prod(grid))
+        released = np.ones(coordinates.shape[1], bool)
         for edge in call.in_edges:
             if edge.is_trigger:
-                event = self._triggering_event(call, edge, coordinates, grid)
-                coordinates = coordinates[:, event >= 0]
-        return coordinates
+                released &= self._triggering_event(call, edge, coordinates, grid) >= 0
+        if self.left_out:
+            released &= ~self._waits_in_vain(call, coordinates, notifies)
+        if not released.all():
+            lost = coordinates[:, ~released]
+            edges = tuple(edge for edge in call.out_edges if not edge.is_data_dependent)
+            self.left_out.append(self._edges(call, edges, lost, self._local(call, lost), 0)[1])
+        return coordinates[:, released]
+
+    def _waits_in_vain(self, call: Call, coordinates: IntArray,
+                       notifies: list[tuple[IntArray, IntArray]]) -> npt.NDArray[np.bool_]:
+        """[tasks]: whether a task waits for an event that only tasks which are left out notify."""
+        lost = np.bincount(np.concatenate(self.left_out), minlength=self.num_events)
+        edges = tuple(edge for edge in call.in_edges
+                      if not edge.is_trigger and not edge.is_data_dependent)
+        task, event = self._edges(call, edges, coordinates, self._local(call, coordinates), 0)
+        arrivals = np.bincount(_concatenate(notifies)[1], minlength=self.num_events)
+        partly = (lost[event] > 0) & (arrivals[event] > 0)
+        if partly.any():
+            name = next(e.name for e, begin in reversed(self.event_begin.items())
+                        if begin <= event[np.argmax(partly)])
+            raise GraphError(
+                f"{call.name} waits for {name}, which counts tasks that may not run as well as "
+                f"tasks that do; count only tasks that always run, or notify it through a tensor "
+                f"that names who needs it")
+        result = np.zeros(coordinates.shape[1], bool)
+        result[task[lost[event] > 0]] = True
+        return result
 
     def _edges(self, call: Call, edges: tuple[Edge, ...], coordinates: IntArray,
                local: Mapping[str, Any], first: int) -> tuple[IntArray, IntArray]:
@@ -226,6 +259,14 @@ class _Instantiation:
                 offsets = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
                 value = np.repeat(start, lengths) + offsets
                 task, event = np.repeat(task, lengths), np.repeat(event, lengths)
+            elif any(isinstance(node, TensorRead) and node.is_partial for node in index.walk()):
+                entries = np.asarray(index.evaluate(local)).reshape(count, -1)[task]
+                row, column = np.nonzero(entries >= 0)
+                value = entries[row, column].astype(np.int64)
+                if len(np.unique(np.stack([row, value]), axis=1).T) < len(row):
+                    raise GraphError(f"an edge of {call.name} reads {index!r}, which names a place "
+                                     f"twice; the entries of one task must differ")
+                task, event = task[row], event[row]
             else:
                 value = np.broadcast_to(index.evaluate(local), count)[task]
             bad = (value < 0) | (value >= extent)
