@@ -54,7 +54,7 @@ def conservative(graph: Graph) -> Graph:
             in_edges[call.index].append(_scalar_edge(written[writer.index], call))
     return Graph(graph.name, [
         replace(call, in_edges=tuple(in_edges[call.index]), out_edges=tuple(out_edges[call.index]))
-        for call in graph.calls])
+        for call in graph.calls], graph)
 
 
 def values_read(edge: Edge) -> tuple[TensorSpec, ...]:

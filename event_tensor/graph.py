@@ -85,8 +85,11 @@ class Graph:
     (ceil_div(n, 4),)
     """
 
-    def __init__(self, name: str, calls: Sequence[Call] = ()) -> None:
+    def __init__(self, name: str, calls: Sequence[Call] = (),
+                 original: Graph | None = None) -> None:
+        """`original`: the graph whose conservative form this is; otherwise the graph itself."""
         self.name = name
+        self.original: Graph = original or self
         self._calls = list(calls)
 
     @property
