@@ -20,8 +20,8 @@ Observer = Callable[[int], None]
 
 
 def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *,
-             queued: Sequence[int] = (), seed: int = 0, workers: int = 4, on_start: Observer | None = None,
-             on_finish: Observer | None = None) -> list[int]:
+             queued: Sequence[int] = (), seed: int = 0, workers: int = 4,
+             on_start: Observer | None = None, on_finish: Observer | None = None) -> list[int]:
     """Run every task once in a random order that the protocol allows; return the finish order.
 
     `on_start` and `on_finish` are called with the task at the moment its reads may begin and

@@ -244,41 +244,10 @@ class _Instantiation:
 
     def _map(self, call: Call, edge: Edge, coordinates: IntArray, local: Mapping[str, Any]
              ) -> tuple[IntArray, IntArray]:
-        """(local task, event) pairs of one edge; a range gives several events per task."""
-        count = coordinates.shape[1]
-        task = np.arange(count)
-        event = np.full(count, self.event_begin[edge.event], np.int64)
-        stride = 1
+        """(local task, event) pairs of one edge."""
         shape = self.event_shape[edge.event]
-        for index, extent in reversed(list(zip(edge.map.indices, shape, strict=True))):
-            if isinstance(index, IndexRange):
-                start = np.broadcast_to(index.start.evaluate(local), count)[task]
-                stop = np.broadcast_to(index.stop.evaluate(local), count)[task]
-                lengths = np.maximum(stop - start, 0)
-                ends = np.cumsum(lengths)
-                offsets = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
-                value = np.repeat(start, lengths) + offsets
-                task, event = np.repeat(task, lengths), np.repeat(event, lengths)
-            elif any(isinstance(node, TensorRead) and node.is_partial for node in index.walk()):
-                entries = np.asarray(index.evaluate(local)).reshape(count, -1)[task]
-                row, column = np.nonzero(entries >= 0)
-                value = entries[row, column].astype(np.int64)
-                if len(np.unique(np.stack([row, value]), axis=1).T) < len(row):
-                    raise GraphError(f"an edge of {call.name} reads {index!r}, which names a place "
-                                     f"twice; the entries of one task must differ")
-                task, event = task[row], event[row]
-            else:
-                value = np.broadcast_to(index.evaluate(local), count)[task]
-            bad = (value < 0) | (value >= extent)
-            if bad.any():
-                where = int(np.argmax(bad))
-                tile = ", ".join(str(c) for c in coordinates[:, task[where]])
-                raise GraphError(
-                    f"task {call.name}[{tile}] maps to index {int(value[where])} of "
-                    f"{edge.event.name}, which has {extent} there; correct the map {edge.map!r}")
-            event = event + value * stride
-            stride *= extent
-        return task, event
+        task, event = mapped_events(call, edge, coordinates, local, shape)
+        return task, event + self.event_begin[edge.event]
 
     def _triggering_event(self, call: Call, edge: Edge, coordinates: IntArray, grid: list[int]
                           ) -> IntArray:
@@ -328,6 +297,48 @@ class _Instantiation:
                     f"event {table.event_name(begin + k)} has wait count {want} but "
                     f"{int(actual[k])} tasks notify it: it {fate}; leave wait_count out to have "
                     f"it inferred")
+
+
+def mapped_events(call: Call, edge: Edge, coordinates: IntArray, local: Mapping[str, Any],
+                  shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """(position in `coordinates`, event of an event tensor of this shape) pairs of one edge.
+
+    A range or a partial read gives several events per task. `local` has the values of
+    everything that the edge's map names. Raises GraphError for an index out of range.
+    """
+    count = coordinates.shape[1]
+    task = np.arange(count)
+    event = np.zeros(count, np.int64)
+    stride = 1
+    for index, extent in reversed(list(zip(edge.map.indices, shape, strict=True))):
+        if isinstance(index, IndexRange):
+            start = np.broadcast_to(index.start.evaluate(local), count)[task]
+            stop = np.broadcast_to(index.stop.evaluate(local), count)[task]
+            lengths = np.maximum(stop - start, 0)
+            ends = np.cumsum(lengths)
+            offsets = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+            value = np.repeat(start, lengths) + offsets
+            task, event = np.repeat(task, lengths), np.repeat(event, lengths)
+        elif any(isinstance(node, TensorRead) and node.is_partial for node in index.walk()):
+            entries = np.asarray(index.evaluate(local)).reshape(count, -1)[task]
+            row, column = np.nonzero(entries >= 0)
+            value = entries[row, column].astype(np.int64)
+            if len(np.unique(np.stack([row, value]), axis=1).T) < len(row):
+                raise GraphError(f"an edge of {call.name} reads {index!r}, which names a place "
+                                 f"twice; the entries of one task must differ")
+            task, event = task[row], event[row]
+        else:
+            value = np.broadcast_to(index.evaluate(local), count)[task]
+        bad = (value < 0) | (value >= extent)
+        if bad.any():
+            where = int(np.argmax(bad))
+            tile = ", ".join(str(c) for c in coordinates[:, task[where]])
+            raise GraphError(
+                f"task {call.name}[{tile}] maps to index {int(value[where])} of "
+                f"{edge.event.name}, which has {extent} there; correct the map {edge.map!r}")
+        event = event + value * stride
+        stride *= extent
+    return task, event
 
 
 def _per_task(expr: Expr, local: Mapping[str, Any], count: int) -> npt.NDArray[np.float64]:

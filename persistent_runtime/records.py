@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from event_tensor.errors import DeadlockError
 from persistent_runtime import layout
 from persistent_runtime.encode import EncodedSchedule, Int64Array
-
-# In the order in which `fill_segment` takes them.
-ADDRESSES = (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES, layout.ARGUMENT_TABLE,
-             layout.EVENTS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,16 +58,16 @@ class WatchedLaunch(ABC):
         self.check()
 
 
-def fill_segment(record: Int64Array, segment: Segment, addresses: Sequence[int]) -> None:
-    """Writes a segment record; `addresses` follow `ADDRESSES`."""
+def fill_segment(record: Int64Array, segment: Segment, addresses: Mapping[int, int]) -> None:
+    """Writes a segment record; `addresses`: word of the record → address."""
     record[layout.STEPS] = segment.steps
     record[layout.FIRST_ROW] = segment.first_row
     record[layout.ROW_STRIDE] = segment.row_stride
     record[layout.FIRST_LOGIT] = segment.first_logit
     record[layout.LOGIT_STRIDE] = segment.logit_stride
     record[layout.SEGMENT_ADVANCE] = segment.row_advance
-    for place, address in zip(ADDRESSES, addresses, strict=True):
-        record[place] = address
+    for place, value in (*segment.encoded.sizes().items(), *addresses.items()):
+        record[place] = value
 
 
 def describe_stuck(records: Sequence[Sequence[int]], segments: Sequence[Segment]) -> DeadlockError:
@@ -85,9 +81,10 @@ def describe_stuck(records: Sequence[Sequence[int]], segments: Sequence[Segment]
             parts.append(f"worker {worker} waits for the others at the end of step "
                          f"{stuck[layout.STUCK_STEP]}")
             continue
-        table = segments[stuck[layout.STUCK_SEGMENT]].encoded.schedule.table
+        encoded = segments[stuck[layout.STUCK_SEGMENT]].encoded
+        table = encoded.schedule.table
         parts.append(
             f"worker {worker}: {table.task_name(task)} waits on "
-            f"{table.event_name(stuck[layout.STUCK_EVENT])}, count "
+            f"{encoded.edges.events.name(stuck[layout.STUCK_EVENT])}, count "
             f"{stuck[layout.STUCK_SEEN]} of {target} in step {stuck[layout.STUCK_STEP]}")
     return DeadlockError("the launch made no progress and was ended: " + "; ".join(parts))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from event_tensor.conservative import conservative_events
 from event_tensor.errors import ScheduleError
-from event_tensor.task_table import IntArray
+from event_tensor.task_table import IntArray, TaskTable
 from scheduling.static_schedule import StaticSchedule
 
 Clocks = npt.NDArray[np.int32]

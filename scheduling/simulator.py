@@ -132,9 +132,10 @@ class _QueueEstimate:
             yield max(popped, self._start(worker, task)), worker, task
 
     def _start(self, worker: int, task: int) -> float:
-        return max([self.free[worker], *(
-            self.arrivals[event].seen_us(worker, self.target.dependency_us)
-            for event in self.table.waits_of(task))])
+        start = self.free[worker]
+        for event in self.table.waits_of(task).tolist():
+            start = max(start, self.arrivals[event].seen_us(worker, self.target.dependency_us))
+        return start
 
     def _notify(self, task: int, worker: int) -> None:
         indptr, consumer = self.consumers

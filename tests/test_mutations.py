@@ -143,7 +143,8 @@ def test_changed_orders_are_rejected_where_they_harm(mutate):
         verdicts[harmless] += 1
         if harmless:
             verify_schedule(damaged)
-            Program(damaged.source).replay(seed, damaged.orders, table=damaged.table)
+            Program(damaged.source).replay(seed, damaged.orders, table=damaged.table,
+                                           queued=damaged.queued)
         else:
             with pytest.raises(ScheduleError):
                 verify_schedule(damaged)
@@ -176,7 +177,8 @@ def test_changed_events_of_a_schedule_are_rejected_where_they_harm(mutate):
         verdicts[harmless] += 1
         if harmless:
             verify_schedule(damaged)
-            Program(damaged.source).replay(seed, damaged.orders, table=damaged.table)
+            Program(damaged.source).replay(seed, damaged.orders, table=damaged.table,
+                                           queued=damaged.queued)
         else:
             with pytest.raises(SCHEDULE_ERRORS):
                 verify_schedule(damaged)

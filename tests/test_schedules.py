@@ -52,11 +52,15 @@ def test_policies_keep_program_order(policy, workers):
         order = ordered_by_events(pruned.table, pruned.orders)
         assert not len(program.unordered(order))
         for interleaving in range(3):
-            program.replay(interleaving, pruned.orders, table=pruned.table)
+            program.replay(interleaving, pruned.orders, table=pruned.table,
+                           queued=pruned.queued)
         waits += len(placed.table.wait_event)
         pruned_waits += len(pruned.table.wait_event)
-    assert pruned_waits < waits
-    assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
+    if policy in ("dynamic", "hybrid"):
+        assert pruned_waits <= waits
+    else:
+        assert pruned_waits < waits
+        assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
 
 
 def test_pruning_again_finds_nothing():
@@ -154,7 +158,7 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
                                            np.delete(table.notify_event, position)),
                        event_count=counts)
     encoded = encode_schedule(m.replace(schedule, table=broken), kernel.kernel.kinds,
-                              kernel.arguments.begin)
+                              kernel.arguments)
     memory, buffers = start_memory(Program(instantiate(kernel.graph, bindings)), "int32"), Buffers()
     for spec in kernel.graph.tensors():
         buffers.bind(spec, memory[spec.name])

@@ -74,14 +74,20 @@ class Launch(WatchedLaunch):
         self._stuck = np.zeros((workers, layout.STUCK_WORDS), np.int64)
         stride = (scratch_bytes // 4096 + 1) * 4096
         self._keep_alive: list[Any] = [finished, kernel]
+        self._task_counts: list[npt.NDArray[np.int32]] = []
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
             encoded = segment.encoded
-            events = allocate((max(encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
-            self._keep_alive.append(events)
-            fill_segment(records[k], segment, [address_of(array) for array in (
-                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                segment.arguments, events)])
+            calls = encoded.schedule.table.graph.calls
+            self._task_counts.append(np.zeros((workers, len(calls), layout.TASK_COUNT_WORDS),
+                                              np.int32))
+            arrays = encoded.arrays() | {
+                layout.EVENTS: allocate((encoded.num_events + 1, layout.EVENT_STRIDE), "int32"),
+                layout.PENDING: np.zeros(encoded.num_queued, np.int32),
+                layout.TASK_COUNTS: self._task_counts[-1],
+                layout.ARGUMENT_TABLE: segment.arguments}
+            self._keep_alive.append(arrays)
+            fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [
@@ -96,7 +102,10 @@ class Launch(WatchedLaunch):
         workers = kernel.num_workers
         scratch = allocate((workers * scratch_stride // 4,), "float32")
         steps = np.zeros((workers, layout.STEP_WORDS), np.int64)
-        self._keep_alive += [records, scratch, steps]
+        capacity = max((s.encoded.schedule.queue_capacity for s in self._segments), default=0)
+        queue = np.zeros(capacity, np.int64)
+        self._keep_alive += [records, scratch, steps, queue]
+        self._control[layout.OUTSTANDING] = workers
         record = self._record
         record[layout.NUM_WORKERS] = workers
         record[layout.NUM_SEGMENTS] = len(records)
@@ -107,6 +116,8 @@ class Launch(WatchedLaunch):
         record[layout.SCRATCH] = address_of(scratch)
         record[layout.SCRATCH_BYTES] = scratch_stride
         record[layout.STEP_RECORDS] = address_of(steps)
+        record[layout.QUEUE] = address_of(queue)
+        record[layout.QUEUE_CAPACITY] = capacity
         if finished is not None:
             record[layout.FINISHED] = address_of(finished)
             record[layout.NUM_REQUESTS] = len(finished)
@@ -128,6 +139,14 @@ class Launch(WatchedLaunch):
             self._control[layout.ABORT] = layout.ABORT_REQUESTED
         for thread in self._threads:
             thread.join()
+
+    def task_counts(self) -> list[dict[str, tuple[int, int]]]:
+        """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
+        counts = [workers.sum(axis=0).tolist() for workers in self._task_counts]
+        return [{call.name: (done[layout.POPPED], done[layout.SKIPPED])
+                 for call, done in zip(segment.encoded.schedule.table.graph.calls, of_calls,
+                                       strict=True)}
+                for segment, of_calls in zip(self._segments, counts, strict=True)]
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""

@@ -132,10 +132,9 @@ class InterpretedLaunch(WatchedLaunch):
         for k, segment in enumerate(self._segments):
             events = allocate((max(segment.encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
             self._keep_alive.append(events)
-            encoded = segment.encoded
-            fill_segment(records[k], segment, [address_of(array) for array in (
-                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                segment.arguments, events)])
+            arrays = {**segment.encoded.static_arrays(), layout.ARGUMENT_TABLE: segment.arguments,
+                      layout.EVENTS: events}
+            fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
         record[layout.NUM_WORKERS] = workers
         record[layout.NUM_SEGMENTS] = len(self._segments)
         record[layout.SEGMENTS] = address_of(records)
