@@ -1,4 +1,4 @@
-"""The edges of a schedule as workers read them: waits, notifies, actions, and who is pushed when."""
+"""The edges of a schedule as workers read them: waits, notifies, actions, and what is pushed."""
 
 from __future__ import annotations
 

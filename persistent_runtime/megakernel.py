@@ -25,7 +25,6 @@ from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
-
 Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
 
 

@@ -46,7 +46,7 @@ def verify_schedule(schedule: StaticSchedule) -> StaticSchedule:
     kept = _pairs_in(source.wait_task, source.wait_event, table.wait_task, table.wait_event)
     in_row = clocks.worker[source.wait_task] >= 0
     uncountable = uncountable_events(source, clocks.worker)[source.wait_event]
-    lost = np.where(in_row, behind | (uncountable & ~kept), ~kept)
+    lost = np.where(in_row & ~uncountable, behind, ~kept)
     _refuse_lost_wait(source, lost & (in_row | conservative_events(source)[source.wait_event]))
     _refuse_lost_wait(source, _not_behind(schedule, np.flatnonzero(lost & ~in_row)))
     _check_data_dependent_notifies(schedule)
