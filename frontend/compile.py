@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from event_tensor.conservative import data_dependent_events
 from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, check_tensors, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
@@ -23,7 +24,7 @@ from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import Megakernel
 
 DEFAULT_MAX_CONTEXT = 4096
-POLICY_OF_SCHEDULE = {"auto": "critical_path", "static": "critical_path",
+POLICY_OF_SCHEDULE = {"static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
                       "round_robin": "round_robin", "unfused": "unfused"}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
@@ -34,15 +35,17 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
 
     model: a directory in Hugging Face layout, "demo", a Hub id, or a loaded transformers model.
-    schedule: auto, static (critical path), round_robin, or unfused. dtype: auto (the
-    checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by
-    default the model's own limit but no more than 4096. workers: threads, by default one per core.
+    schedule: auto (hybrid for models with data-dependent dispatch, else static), static (critical
+    path), dynamic (a ready queue), hybrid (a queue for data-dependent calls), round_robin, or
+    unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
+    of the KV cache, by default the model's own limit but no more than 4096. workers: threads, by
+    default one per core.
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
     runs_on = find_backend(backend)
-    if schedule not in POLICY_OF_SCHEDULE:
-        raise UserError(f"schedule {schedule!r} is not available; use one of "
+    if schedule not in ("auto", *POLICY_OF_SCHEDULE):
+        raise UserError(f"schedule {schedule!r} is not available; use one of auto, "
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model)
@@ -53,6 +56,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(1, context, context + 1, max(len(config.eos_token_ids), 1)), weight_dtype)
     dense_decoder(operators)
+    if schedule == "auto":
+        schedule = "hybrid" if data_dependent_events(operators.graph) else "static"
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
         dtype=weight_dtype,

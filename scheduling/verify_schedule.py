@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,13 +45,14 @@ def verify_schedule(schedule: StaticSchedule) -> StaticSchedule:
         clocks.finish(task, clock, notify_event[notify_indptr[task]:notify_indptr[task + 1]])
     required = required_clocks(schedule, clocks.worker, clocks.position)
     behind = (clocks.task[source.wait_task] < required[source.wait_event]).any(axis=1)
-    kept = _pairs_in(source.wait_task, source.wait_event, table.wait_task, table.wait_event)
+    kept = _kept_waits(schedule)
     in_row = clocks.worker[source.wait_task] >= 0
     uncountable = uncountable_events(source, clocks.worker)[source.wait_event]
-    lost = np.where(in_row & ~uncountable, behind, ~kept)
-    _refuse_lost_wait(source, lost & (in_row | conservative_events(source)[source.wait_event]))
-    _refuse_lost_wait(source, _not_behind(schedule, np.flatnonzero(lost & ~in_row)))
-    _check_data_dependent_notifies(schedule)
+    counted = in_row & ~uncountable
+    _refuse_lost_wait(source, counted & behind)
+    lost = ~counted & ~kept
+    _refuse_lost_wait(source, lost & conservative_events(source)[source.wait_event])
+    _refuse_lost_wait(source, _not_behind(schedule, np.flatnonzero(lost)))
     return schedule
 
 
@@ -69,11 +72,11 @@ def _refuse_lost_wait(source: TaskTable, lost: npt.NDArray[np.bool_]) -> None:
 
 
 def _not_behind(schedule: StaticSchedule, positions: IntArray) -> npt.NDArray[np.bool_]:
-    """[waits of the source]: which of these waits no chain of the schedule's events replaces."""
+    """[waits of the source]: which of these waits no chain of events and rows replaces."""
     source = schedule.source
     result = np.zeros(len(source.wait_event), bool)
     if len(positions):
-        order = ancestors(schedule.table)
+        order = ancestors(_with_rows_in_order(schedule))
         indptr, producer = source.producers()
         for position in positions.tolist():
             event = source.wait_event[position]
@@ -82,16 +85,32 @@ def _not_behind(schedule: StaticSchedule, positions: IntArray) -> npt.NDArray[np
     return result
 
 
-def _check_data_dependent_notifies(schedule: StaticSchedule) -> None:
-    """What a task notifies through a tensor is not in the table: the stand-in must be there."""
+def _with_rows_in_order(schedule: StaticSchedule) -> TaskTable:
+    """The schedule's table with an event between a row and the next of the same worker."""
+    table = schedule.table
+    before = np.concatenate([order[:-1] for order in schedule.orders])
+    after = np.concatenate([order[1:] for order in schedule.orders])
+    event = table.num_events + np.arange(len(before))
+    wait_task = np.concatenate([table.wait_task, after])
+    notify_task = np.concatenate([table.notify_task, before])
+    by_wait = np.argsort(wait_task, kind="stable")
+    by_notify = np.argsort(notify_task, kind="stable")
+    count = np.concatenate([table.event_count, np.ones(len(before), np.int64)])
+    linked = replace(table, event_count=count).with_waits(
+        wait_task[by_wait], np.concatenate([table.wait_event, event])[by_wait])
+    return linked.with_notifies(
+        notify_task[by_notify], np.concatenate([table.notify_event, event])[by_notify])
+
+
+def _kept_waits(schedule: StaticSchedule) -> npt.NDArray[np.bool_]:
+    """[waits of the source]: whether the schedule has the wait and all notifies it counts."""
     table, source = schedule.table, schedule.source
-    chosen = conservative_events(source)[source.notify_event]
-    task, event = source.notify_task[chosen], source.notify_event[chosen]
-    lost = ~_pairs_in(task, event, table.notify_task, table.notify_event)
-    if lost.any():
-        k = int(np.argmax(lost))
-        raise ScheduleError(f"{source.task_name(int(task[k]))} does not notify "
-                            f"{source.event_name(int(event[k]))}; keep that notify")
+    notified = _pairs_in(source.notify_task, source.notify_event, table.notify_task,
+                         table.notify_event)
+    is_whole = np.ones(source.num_events, bool)
+    is_whole[source.notify_event[~notified]] = False
+    return is_whole[source.wait_event] & _pairs_in(
+        source.wait_task, source.wait_event, table.wait_task, table.wait_event)
 
 
 def _pairs_in(task: IntArray, event: IntArray, tasks: IntArray, events: IntArray
