@@ -31,7 +31,7 @@ def prune_waits(schedule: StaticSchedule) -> StaticSchedule:
         awaited = wait_event[wait_indptr[task]:wait_indptr[task + 1]]
         if clocks.worker[task] < 0:
             kept[task] = fewer.get(task, awaited)
-            for event in awaited:
+            for event in kept[task]:
                 np.maximum(clock, clocks.event[event], out=clock)
             clocks.finish(task, clock, notify_event[notify_indptr[task]:notify_indptr[task + 1]])
             continue
