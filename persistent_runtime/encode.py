@@ -71,6 +71,7 @@ class EncodedSchedule:
         """Word of the segment record → its value."""
         return {layout.NUM_ROOTS: len(self.edges.roots),
                 layout.FIRST_QUEUED: len(self.rows) - self.num_queued,
+                layout.NUM_DUE: int((self.edges.joins[:, layout.JOIN_CONDITIONAL] == 0).sum()),
                 layout.NUM_LEFT_OVER: len(self.edges.left_over),
                 layout.NUM_CALLS: len(self.schedule.table.graph.calls)}
 

@@ -235,15 +235,16 @@ class _Edges:
         for _, triggered in self.triggers:
             joins[triggered] += 1
         joins = joins[self.queued]
-        may_wait = np.isin(self.table.call[self.queued], self.conditional) & (joins > 1)
+        is_conditional = np.isin(self.table.call[self.queued], self.conditional)
         has_records = bool(self.events.begin) or len(self.queued) > 0
         return EncodedEdges(
             self.events, _indptr(wait_task, tasks), waits, _indptr(notify_task, tasks),
             notify_event.astype(np.int32), _indptr(action_task[by_task], tasks),
             actions[by_task], records if has_records else records[:0],
-            self.row_of[push_task[order]].astype(np.int32), triggers, joins.astype(np.int32),
+            self.row_of[push_task[order]].astype(np.int32), triggers,
+            np.stack([joins, is_conditional], axis=1).astype(np.int32),
             self.row_of[self.queued[joins == 0]].astype(np.int32),
-            np.flatnonzero(may_wait).astype(np.int32))
+            np.flatnonzero(is_conditional & (joins > 1)).astype(np.int32))
 
     def _event_records(self, consumer_indptr: IntArray) -> tuple[Int32Array, Int32Array]:
         """Records of all events, and the triggers, by event tensor."""

@@ -108,7 +108,7 @@ ACTIONS = 16  # addresses of the action list, the event records, the consumer ro
 EVENT_RECORDS = 17
 CONSUMERS = 18
 TRIGGERS = 19
-JOINS = 20  # address of [queued] int32: events that each queued task waits for
+JOINS = 20  # address of [queued, JOIN_WORDS] int32
 PENDING = 21  # address of [queued] int32, zero at the start: how many of them have fired
 ROOTS = 22  # address of [NUM_ROOTS] int32: queued rows that wait for nothing
 NUM_ROOTS = 23
@@ -117,7 +117,13 @@ LEFT_OVER = 25  # address of [NUM_LEFT_OVER] int32: queued tasks whose PENDING m
 NUM_LEFT_OVER = 26
 TASK_COUNTS = 27  # address of [workers, NUM_CALLS, TASK_COUNT_WORDS] int32
 NUM_CALLS = 28
+NUM_DUE = 29  # queued tasks that run in every step
 SEGMENT_WORDS = 32
+
+# Join, int32 words per queued task.
+JOIN_COUNT = 0  # events that it waits for
+JOIN_CONDITIONAL = 1  # 1 where some step may not release it
+JOIN_WORDS = 2
 
 # Task counts, int32 words per worker and call.
 POPPED = 0  # queued tasks that ran
@@ -149,7 +155,7 @@ EPOCH = 2 * EVENT_STRIDE  # steps that all workers have finished
 STOP = 3 * EVENT_STRIDE  # set before EPOCH moves: no request is left to serve
 HEAD = 4 * EVENT_STRIDE  # tickets taken
 TAIL = 5 * EVENT_STRIDE  # tasks pushed
-OUTSTANDING = 6 * EVENT_STRIDE  # workers still in this step's rows + queued tasks not finished
+OUTSTANDING = 6 * EVENT_STRIDE  # workers still in this step's rows + tasks due or released
 CONTROL_WORDS = 7 * EVENT_STRIDE
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2

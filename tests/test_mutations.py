@@ -9,7 +9,7 @@ from collections import Counter
 import mutations as m
 import pytest
 from program_order import Program
-from random_graphs import random_graph
+from random_graphs import queue_some_calls, random_graph
 
 from event_tensor.derive import derive_events
 from event_tensor.errors import CountError, CycleError, GraphError, RaceError, ScheduleError
@@ -36,6 +36,8 @@ def schedules(seed):
     graph, bindings = derived(seed)
     policy = POLICIES[sorted(POLICIES)[seed % len(POLICIES)]]
     schedule = policy(verify(graph, bindings), generic_cpu(1 + seed % 4))
+    if schedule.policy == "hybrid":  # nothing here depends on data
+        schedule = queue_some_calls(schedule, random.Random(seed))
     return prune_waits(schedule) if seed % 2 else schedule
 
 
@@ -148,7 +150,7 @@ def test_changed_orders_are_rejected_where_they_harm(mutate):
         else:
             with pytest.raises(ScheduleError):
                 verify_schedule(damaged)
-    assert verdicts[False] > 60 and verdicts[True] > 20
+    assert verdicts[False] > 50 and verdicts[True] > 20
 
 
 @pytest.mark.parametrize("mutate", m.PLACEMENTS, ids=lambda f: f.__name__)

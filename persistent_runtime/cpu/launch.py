@@ -18,7 +18,13 @@ from persistent_runtime.buffers import allocate
 from persistent_runtime.cpu import worker as worker_module
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
 from persistent_runtime.encode import Int64Array, address_of
-from persistent_runtime.records import Segment, WatchedLaunch, describe_stuck, fill_segment
+from persistent_runtime.records import (
+    Segment,
+    WatchedLaunch,
+    describe_queue,
+    describe_stuck,
+    fill_segment,
+)
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
@@ -75,14 +81,16 @@ class Launch(WatchedLaunch):
         stride = (scratch_bytes // 4096 + 1) * 4096
         self._keep_alive: list[Any] = [finished, kernel]
         self._task_counts: list[npt.NDArray[np.int32]] = []
+        self._events: list[npt.NDArray[np.int32]] = []
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
             encoded = segment.encoded
             calls = encoded.schedule.table.graph.calls
             self._task_counts.append(np.zeros((workers, len(calls), layout.TASK_COUNT_WORDS),
                                               np.int32))
+            self._events.append(allocate((encoded.num_events + 1, layout.EVENT_STRIDE), "int32"))
             arrays = encoded.arrays() | {
-                layout.EVENTS: allocate((encoded.num_events + 1, layout.EVENT_STRIDE), "int32"),
+                layout.EVENTS: self._events[-1],
                 layout.PENDING: np.zeros(encoded.num_queued, np.int32),
                 layout.TASK_COUNTS: self._task_counts[-1],
                 layout.ARGUMENT_TABLE: segment.arguments}
@@ -151,7 +159,17 @@ class Launch(WatchedLaunch):
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise describe_stuck(self._stuck.tolist(), self._segments)
+            raise describe_stuck(self._stuck.tolist(), self._segments, self._describe_queue())
+
+    def _describe_queue(self) -> list[str]:
+        k = int(self._stuck[:, layout.STUCK_SEGMENT].max())
+        encoded = self._segments[k].encoded
+        if not encoded.num_queued:
+            return []
+        finished = sum(segment.steps for segment in self._segments[:k])
+        popped = self._task_counts[k].sum(axis=0)[:, layout.POPPED].tolist()
+        return describe_queue(encoded, popped, self._events[k][:encoded.num_events, 0],
+                              int(self._stuck[:, layout.STUCK_STEP].max()) - finished)
 
 
 def available_cores() -> int:

@@ -7,9 +7,10 @@ Memory order and bounds, in one place:
 - every slot that a step fills is read before the step ends, and a step fills at most
   QUEUE_CAPACITY of them, so no slot is overwritten before it is read. The capacity is a power of
   two: tickets may wrap around int32;
-- OUTSTANDING counts workers that have rows left and queued tasks that are not finished. A push
-  adds before its task is visible, and the pusher itself still counts: it falls to zero only once,
-  when nothing is left of the step.
+- OUTSTANDING counts workers that have rows left and queued tasks that are not finished: those that
+  every step runs from its beginning, so that a lost notify cannot end a step early; conditional
+  ones from their push, before they are visible and while the pusher itself still counts. It falls
+  to zero once, when nothing is left of the step.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from persistent_runtime.cpu.waiting import (
 )
 
 EVENT_BYTES = layout.EVENT_WORDS * INT32_BYTES
+JOIN_BYTES = layout.JOIN_WORDS * INT32_BYTES
 TRIGGER_BYTES = layout.TRIGGER_WORDS * INT32_BYTES
 
 
@@ -65,10 +67,11 @@ def publish(launch, ticket, row):
 
 
 @device_jit
-def push_rows(launch, row, count):
-    """Pushes `count` rows that follow one another."""
+def push_rows(launch, row, count, conditional):
+    """Pushes `count` rows that follow one another, so many of them conditional."""
     control = launch[layout.CONTROL]
-    atomic_add(control + layout.OUTSTANDING * INT32_BYTES, np.int32(count))
+    if conditional > 0:
+        atomic_add(control + layout.OUTSTANDING * INT32_BYTES, np.int32(conditional))
     ticket = np.int64(atomic_add(control + layout.TAIL * INT32_BYTES, np.int32(count)))
     for k in range(count):
         publish(launch, ticket + k, row + k)
@@ -76,7 +79,7 @@ def push_rows(launch, row, count):
 
 @device_jit
 def push_roots(launch, segment):
-    """Pushes what waits for nothing; OUTSTANDING counts these tasks already."""
+    """Pushes what waits for nothing."""
     control = launch[layout.CONTROL]
     count = segment[layout.NUM_ROOTS]
     roots = pointer_to(segment[layout.ROOTS], INT32)
@@ -86,14 +89,20 @@ def push_roots(launch, segment):
 
 
 @device_jit
+def join_record(segment, row):
+    queued = row - segment[layout.FIRST_QUEUED]
+    return pointer_to(segment[layout.JOINS] + queued * JOIN_BYTES, INT32)
+
+
+@device_jit
 def is_complete(segment, row):
     """Counts one event of a queued task; whether it was the last that the task waits for."""
     queued = row - segment[layout.FIRST_QUEUED]
-    joins = pointer_to(segment[layout.JOINS], INT32)
-    if joins[queued] == 1:
+    joins = join_record(segment, row)[layout.JOIN_COUNT]
+    if joins == 1:
         return True
     pending = segment[layout.PENDING] + queued * INT32_BYTES
-    if atomic_add(pending, np.int32(1)) + 1 < joins[queued]:
+    if atomic_add(pending, np.int32(1)) + 1 < joins:
         return False
     # for the next step, in which alone anything can arrive here again
     store_release(pending, np.int32(0))
@@ -104,18 +113,19 @@ def is_complete(segment, row):
 def push_consumers(launch, segment, record):
     """Pushes the complete ones among the tasks that wait for the event, in runs of rows."""
     consumers = pointer_to(segment[layout.CONSUMERS], INT32)
-    first, count = np.int64(0), np.int64(0)
+    first, count, conditional = np.int64(0), np.int64(0), np.int64(0)
     for k in range(record[layout.CONSUMER_BEGIN], record[layout.CONSUMER_END]):
         row = np.int64(consumers[k])
         if count > 0 and row != first + count:
-            push_rows(launch, first, count)
-            count = np.int64(0)
+            push_rows(launch, first, count, conditional)
+            count, conditional = np.int64(0), np.int64(0)
         if is_complete(segment, row):
             if count == 0:
                 first = row
             count += 1
+            conditional += join_record(segment, row)[layout.JOIN_CONDITIONAL]
     if count > 0:
-        push_rows(launch, first, count)
+        push_rows(launch, first, count, conditional)
 
 
 @device_jit
@@ -132,10 +142,10 @@ def push_released(launch, segment, trigger, event):
             count += 1
             continue
         if count > 0:
-            push_rows(launch, first, count)
+            push_rows(launch, first, count, count)
         first, count = row + k + 1, np.int64(0)
     if count > 0:
-        push_rows(launch, first, count)
+        push_rows(launch, first, count, count)
 
 
 @device_jit

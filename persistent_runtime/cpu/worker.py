@@ -235,7 +235,7 @@ def open_step(state, following):
     goes_on = following != 0 and not all_finished(launch)
     outstanding = launch[layout.NUM_WORKERS]
     if goes_on:
-        outstanding += pointer_to(following, INT64)[layout.NUM_ROOTS]
+        outstanding += pointer_to(following, INT64)[layout.NUM_DUE]
     else:
         store_release(control + layout.STOP * INT32_BYTES, np.int32(1))
     store_release(control + layout.OUTSTANDING * INT32_BYTES, np.int32(outstanding))
@@ -298,7 +298,7 @@ def begin_launch(launch, worker, step):
     if worker == 0 and first != 0:
         segment = pointer_to(first, INT64)
         atomic_add(launch[layout.CONTROL] + layout.OUTSTANDING * INT32_BYTES,
-                   np.int32(segment[layout.NUM_ROOTS]))
+                   np.int32(segment[layout.NUM_DUE]))
         push_roots(launch, segment)
 
 
