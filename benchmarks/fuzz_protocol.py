@@ -120,7 +120,8 @@ def _fuzz_schedule(seed: int, table: TaskTable, program: Program, policy: Callab
     tally.counts["waits after pruning"] += len(schedule.table.wait_event)
     with tally.phase("simulate"):
         for interleaving in range(INTERLEAVINGS):
-            program.replay(seed + interleaving, schedule.orders, table=schedule.table)
+            program.replay(seed + interleaving, schedule.orders, table=schedule.table,
+                           queued=schedule.queued)
             tally.counts["interleavings"] += 1
     with tally.phase("mutations"):
         for mutate in (*m.ORDERS, *m.PLACEMENTS):

@@ -8,6 +8,9 @@ edges found so far already imply, and makes an event tensor for each of the rest
 - consumer tile m times the producer's: count m, producer i notifies event i // m;
 - producer tile m times the consumer's: consumer i waits for event i // m;
 - anything else: one event for the whole dimension.
+
+Where written data-dependent edges lead from the producer to the consumer, they order what must be
+ordered, and nothing is derived: `verify` holds them to it with sample values.
 """
 
 from __future__ import annotations
@@ -59,9 +62,11 @@ def derive_events(graph: Graph) -> Graph:
         # among those of one producer, the edge that orders most pairs first
         hazards.sort(key=lambda h: (-h.producer.index, len(h.ordering)))
         for hazard in hazards:
-            if index.is_implied(hazard.producer.index, call.index, hazard.ordering):
+            producer = hazard.producer.index
+            if (index.is_behind_choice(producer, call.index)
+                    or index.is_implied(producer, call.index, hazard.ordering)):
                 continue
-            index.add(hazard.producer.index, call.index, hazard.ordering)
+            index.add(producer, call.index, hazard.ordering)
             producer_map, consumer_map, shape = _event_maps(hazard)
             key = (hazard.producer.index, producer_map)
             if key not in events:
@@ -108,8 +113,7 @@ def _tile_ordering(p: _Access, c: _Access, tensor: TensorSpec) -> Ordering:
         comparable = (size_ratio(p_part.size, c_part.size) is not None
                       or size_ratio(c_part.size, p_part.size) is not None)
         # where the producer leaves part of the dimension out, some events would never be notified
-        complete = (not p.call.is_triggered
-                    and p_grid[p_part.axis] == ceil_div(dim, p_part.size))
+        complete = p_grid[p_part.axis] == ceil_div(dim, p_part.size)
         repeated = ("p", p_part.axis) in used or ("c", c_part.axis) in used
         if comparable and complete and not repeated:
             used |= {("p", p_part.axis), ("c", c_part.axis)}

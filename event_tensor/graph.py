@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from event_tensor.device_function import DeviceFunction, Indexed, Operand, Region, Span, Tile
+from event_tensor.device_function import (
+    DeviceFunction,
+    Indexed,
+    Operand,
+    Region,
+    Rows,
+    Span,
+    Tile,
+)
 from event_tensor.edges import Edge, EdgeSpec, trace_edge
 from event_tensor.errors import GraphError
 from event_tensor.symbols import Constant, Expr, ExprLike, as_expr, ceil_div, lower_bound
@@ -42,6 +50,14 @@ class Call:
                 for operand, tensor in zip(self.function.operands, self.args, strict=True)
                 if tensor is not None]
 
+    def operand_tensor(self, name: str) -> TensorSpec:
+        """The tensor bound to an operand. Raises GraphError where there is none."""
+        for operand, tensor in self.accesses():
+            if operand.name == name:
+                return tensor
+        raise GraphError(f"{self.name}: its regions name operand {name!r}, which is not bound; "
+                         f"pass a tensor for it")
+
     def region(self, operand: Operand) -> tuple[Region, ...]:
         """The operand's region with this call's parameters put in."""
         return tuple(_bind_region(part, self.sizes) for part in operand.region)
@@ -69,8 +85,11 @@ class Graph:
     (ceil_div(n, 4),)
     """
 
-    def __init__(self, name: str, calls: Sequence[Call] = ()) -> None:
+    def __init__(self, name: str, calls: Sequence[Call] = (),
+                 original: Graph | None = None) -> None:
+        """`original`: the graph whose conservative form this is; otherwise the graph itself."""
         self.name = name
+        self.original: Graph = original or self
         self._calls = list(calls)
 
     @property
@@ -192,7 +211,7 @@ def covers(call: Call, operand: Operand, tensor: TensorSpec) -> bool:
         elif isinstance(part, Span):
             if not (part.start == Constant(0) and part.length == dim):
                 return False
-        elif isinstance(part, Indexed):
+        elif isinstance(part, (Indexed, Rows)):
             return False
     # an axis that tiles nothing may be empty, and then the call has no tasks
     return len(set(axes)) == len(axes) and all(

@@ -120,7 +120,9 @@ class OrderingIndex:
         self._grids: list[dict[str, Expr]] = []
         self._ids: dict[Ordering, int] = {}
         self._orderings: list[Ordering] = []
-        self._triggered: set[int] = set()
+        self._conditional: set[int] = set()  # calls whose tiles may not run
+        self._behind_choice: dict[int, set[int]] = defaultdict(set)
+        self._earlier: dict[int, set[int]] = defaultdict(set)
         self._notifiers: dict[EventTensor, list[tuple[int, Edge]]] = defaultdict(list)
         self._direct: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._composed: dict[tuple[int, int, int, int, int], int | None] = {}
@@ -134,16 +136,32 @@ class OrderingIndex:
             self._grids.append(dict(zip(*shape, strict=True)))
         self._shape_of[call.index] = self._shapes[shape]
         if call.is_triggered:
-            self._triggered.add(call.index)
+            self._conditional.add(call.index)
         for edge in call.in_edges:
             for producer, out_edge in self._notifiers[edge.event]:
+                chosen = edge.is_data_dependent or out_edge.is_data_dependent
+                self._connect(producer, call.index, chosen)
+                if producer in self._conditional and not chosen:
+                    self._conditional.add(call.index)
                 ordering = edge_ordering(out_edge, edge)
                 if ordering is not None:
                     self.add(producer, call.index, ordering)
         for edge in call.out_edges:
             self._notifiers[edge.event].append((call.index, edge))
 
+    def _connect(self, producer: int, consumer: int, chosen: bool) -> None:
+        self._earlier[consumer] |= self._earlier[producer] | {producer}
+        self._behind_choice[consumer] |= self._behind_choice[producer]
+        if chosen:
+            self._behind_choice[consumer] |= self._earlier[producer] | {producer}
+
+    def is_behind_choice(self, producer: int, consumer: int) -> bool:
+        """Whether a chain from producer to consumer has a data-dependent edge: which tiles it
+        orders is decided at run time."""
+        return producer in self._behind_choice[consumer]
+
     def add(self, producer: int, consumer: int, ordering: Ordering) -> None:
+        self._connect(producer, consumer, False)
         self._direct[consumer].append((producer, self._id(ordering)))
 
     def is_implied(self, producer: int, consumer: int, wanted: Ordering) -> bool:
@@ -157,7 +175,7 @@ class OrderingIndex:
                 if self._implies(ordering, wanted_id):
                     return True
                 continue
-            if middle in self._triggered:  # the tile in between may never run
+            if middle in self._conditional:  # the tile in between may never run
                 continue
             for earlier, first in self._direct[middle]:
                 if earlier < producer:

@@ -7,27 +7,31 @@ which tiles overlap is worked out once per pair of shapes; only their order is a
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from event_tensor.device_function import Indexed, Operand, Region, Span, Tile
+from event_tensor.device_function import Indexed, Operand, Region, Rows, Span, Tile
 from event_tensor.errors import GraphError, RaceError
 from event_tensor.graph import Call, covers
 from event_tensor.reachability import Ancestors
+from event_tensor.symbols import Symbol
 from event_tensor.task_table import IntArray, TaskTable
-from event_tensor.tensors import TensorSpec
+from event_tensor.tensors import TensorRead, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class _Boxes:
-    """The boxes that the tiles of a call access through one operand, one row per task."""
+    """The boxes that the tiles of a call access through one operand."""
 
     key: Hashable  # equal keys mean equal boxes
-    low: IntArray  # [tasks, rank]
+    tile: IntArray  # [boxes]: whose it is; one each, but for regions of rows that a tensor names
+    low: IntArray  # [boxes, rank]
     high: IntArray
     own_conflict: tuple[int, int] | None  # two tiles of the call that write one place
 
@@ -103,20 +107,25 @@ class _RaceCheck:
         extents = tuple(int(d.evaluate(table.bindings)) for d in tensor.shape)
         region = call.region(operand)
         tile = table.tile[table.call_begin[call.index]:table.call_begin[call.index + 1]]
-        released = tile.tobytes() if call.is_triggered else None
-        key = (call.function.axes, call.tile_num, region, extents, operand.writes, released)
+        grid = [int(n.evaluate(table.bindings)) for n in call.tile_num]
+        released = tile.tobytes() if len(tile) < math.prod(grid) else None
+        named = tuple(call.operand_tensor(part.by) for part in region if isinstance(part, Rows))
+        key = (call.function.axes, call.tile_num, region, named, extents, operand.writes, released)
         if key not in self._boxes:
-            low, high = access_boxes(table, call, operand, tensor)
-            conflict = _own_conflict(call, region, tile, low, high) if operand.writes else None
-            self._boxes[key] = _Boxes(key, low, high, conflict)
+            owner, low, high = access_boxes(table, call, operand, tensor)
+            conflict = (_own_conflict(call, region, tile, owner, low, high) if operand.writes
+                        else None)
+            self._boxes[key] = _Boxes(key, owner, low, high, conflict)
         return self._boxes[key]
 
 
 def access_boxes(table: TaskTable, call: Call, operand: Operand, tensor: TensorSpec
-                 ) -> tuple[IntArray, IntArray]:
-    """First element and end of what each task of `call` may access: two arrays [tasks, rank].
+                 ) -> tuple[IntArray, IntArray, IntArray]:
+    """What the tasks of `call` may access: the tile of each box, its first element and its end,
+    [boxes], [boxes, rank] twice.
 
-    Places known only at run time count as the whole dimension.
+    Places of an `Indexed` region count as the whole dimension; those of `Rows` are the sample
+    values. Raises GraphError where a region starts below 0 or has no sample values.
     """
     tile = table.tile[table.call_begin[call.index]:table.call_begin[call.index + 1]]
     coordinates = {axis: tile[:, k] for k, axis in enumerate(call.function.axes)}
@@ -135,7 +144,23 @@ def access_boxes(table: TaskTable, call: Call, operand: Operand, tensor: TensorS
             if (low[:, d] < 0).any():
                 raise GraphError(f"{call.name}: operand {operand.name!r} starts below 0 of "
                                  f"{tensor.name!r}; correct its region")
-    return low, high
+    owner = np.arange(len(tile))
+    for d, part in enumerate(call.region(operand)):
+        if isinstance(part, Rows):
+            kept, place = _named_places(call, part, local, owner)
+            owner, low, high = owner[kept], low[kept], high[kept]
+            low[:, d], high[:, d] = place, np.minimum(place + 1, extents[d])
+    return owner, low, high
+
+
+def _named_places(call: Call, rows: Rows, local: Mapping[str, Any], owner: IntArray
+                  ) -> tuple[IntArray, IntArray]:
+    """(box to repeat, place) pairs: the entries that operand `by` holds for each box's tile."""
+    tensor = call.operand_tensor(rows.by)
+    read = TensorRead(tensor, tuple(Symbol(axis) for axis in rows.axes))
+    values = np.asarray(read.evaluate(local)).reshape(len(local[rows.axes[0]]), -1)[owner]
+    box, column = np.nonzero(values >= 0)
+    return box, values[box, column].astype(np.int64)
 
 
 def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArray
@@ -151,27 +176,26 @@ def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArra
 def _overlapping(a: _Boxes, b: _Boxes) -> tuple[IntArray, IntArray]:
     """Pairs (tile of a, tile of b) whose boxes overlap."""
     first, second = np.nonzero(_overlap(a.low, a.high, b.low, b.high))
-    return first, second
+    return a.tile[first], b.tile[second]
 
 
-def _own_conflict(call: Call, region: tuple[Region, ...], tile: IntArray, low: IntArray,
-                  high: IntArray) -> tuple[int, int] | None:
+def _own_conflict(call: Call, region: tuple[Region, ...], tile: IntArray, owner: IntArray,
+                  low: IntArray, high: IntArray) -> tuple[int, int] | None:
     """Tiles of one call run at once: what they write must not overlap."""
     promised = [d for d, part in enumerate(region) if isinstance(part, Indexed) and part.distinct]
     if promised:
         axes = [call.function.axes.index(part.axis) for part in region
                 if isinstance(part, Indexed) and part.distinct and part.axis]
         kept = [d for d in range(low.shape[1]) if d not in promised]
-        low = np.concatenate([low[:, kept], tile[:, axes]], axis=1)
-        high = np.concatenate([high[:, kept], tile[:, axes] + 1], axis=1)
+        low = np.concatenate([low[:, kept], tile[owner][:, axes]], axis=1)
+        high = np.concatenate([high[:, kept], tile[owner][:, axes] + 1], axis=1)
     if len(low) < 2 or _is_grid_of_disjoint_boxes(low, high):
         return None
-    shared = _overlap(low, high, low, high)
-    np.fill_diagonal(shared, False)
+    shared = _overlap(low, high, low, high) & (owner[:, None] != owner[None, :])
     if not shared.any():
         return None
     first, second = np.argwhere(shared)[0]
-    return int(first), int(second)
+    return int(owner[first]), int(owner[second])
 
 
 def _is_grid_of_disjoint_boxes(low: IntArray, high: IntArray) -> bool:

@@ -2,7 +2,8 @@
 
 A task starts once every event it waits for has reached its count, and notifies when it finishes;
 between the two any other task may start or finish. Given per-worker orders, a worker runs its
-tasks in sequence (static scheduling); without, any ready task may start (dynamic scheduling).
+tasks in sequence (static scheduling) and any free worker may pop a ready queued task; without,
+any ready task may start (dynamic scheduling).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from event_tensor.task_table import IntArray, TaskTable
 Observer = Callable[[int], None]
 
 
-def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed: int = 0,
-             workers: int = 4, on_start: Observer | None = None,
-             on_finish: Observer | None = None) -> list[int]:
+def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *,
+             queued: Sequence[int] = (), seed: int = 0, workers: int = 4,
+             on_start: Observer | None = None, on_finish: Observer | None = None) -> list[int]:
     """Run every task once in a random order that the protocol allows; return the finish order.
 
     `on_start` and `on_finish` are called with the task at the moment its reads may begin and
@@ -29,7 +30,7 @@ def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed
     rng = random.Random(seed)
     arrived = np.zeros(table.num_events, np.int64)
     queues = ([list(order) for order in orders] if orders is not None else None)
-    waiting = set(range(table.num_tasks)) if queues is None else set()
+    waiting = set(range(table.num_tasks)) if queues is None else set(map(int, queued))
     heads = [0] * len(queues) if queues is not None else []
     running: dict[int, int] = {}  # worker → task
     free = set(range(len(queues) if queues is not None else workers))
@@ -39,15 +40,15 @@ def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed
         events = table.waits_of(task)
         return bool((arrived[events] >= table.event_count[events]).all())
 
-    total = sum(map(len, queues)) if queues is not None else table.num_tasks
+    total = len(waiting) + (sum(map(len, queues)) if queues is not None else 0)
     while len(finished) < total:
         startable: list[tuple[int, int]] = []
         if queues is not None:
             startable = [(w, int(queues[w][heads[w]])) for w in sorted(free)
                          if heads[w] < len(queues[w]) and is_ready(int(queues[w][heads[w]]))]
-        elif free:
-            worker = min(free)
-            startable = [(worker, task) for task in sorted(waiting) if is_ready(task)]
+        if free:
+            popper = rng.choice(sorted(free)) if queues is not None else min(free)
+            startable += [(popper, task) for task in sorted(waiting) if is_ready(task)]
         choices = len(startable) + len(running)
         if choices == 0:
             raise DeadlockError(_describe(table, queues, heads, waiting, arrived))
@@ -56,9 +57,10 @@ def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed
             worker, task = startable[pick]
             free.discard(worker)
             running[worker] = task
-            if queues is not None:
+            if task in waiting:
+                waiting.discard(task)
+            elif queues is not None:
                 heads[worker] += 1
-            waiting.discard(task)
             if on_start:
                 on_start(task)
         else:
@@ -75,8 +77,8 @@ def simulate(table: TaskTable, orders: Sequence[IntArray] | None = None, *, seed
 
 def _describe(table: TaskTable, queues: list[list[int]] | None, heads: list[int],
               waiting: set[int], arrived: IntArray) -> str:
-    stuck = sorted(waiting) if queues is None else [
-        int(q[h]) for q, h in zip(queues, heads, strict=True) if h < len(q)]
+    stuck = [int(q[h]) for q, h in zip(queues or (), heads, strict=True) if h < len(q)]
+    stuck += sorted(waiting)
     parts = []
     for task in stuck[:4]:
         events = table.waits_of(task)

@@ -17,7 +17,7 @@ from event_tensor.edges import Edge, IndexRange
 from event_tensor.errors import CountError, GraphError
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import Expr, Symbol
-from event_tensor.tensors import RUNTIME, EventTensor
+from event_tensor.tensors import RUNTIME, EventTensor, TensorRead
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Runtime: TypeAlias = Mapping[str, npt.NDArray[Any]]
@@ -116,8 +116,9 @@ def instantiate(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | No
     """The tasks of `graph` for these sizes.
 
     `runtime` gives sample values (by tensor name) for data-dependent edges; tasks that no
-    trigger releases are then left out. Raises GraphError for an unbound symbol, a map out of
-    range or a data-dependent edge without values, CountError for a count that does not match.
+    trigger releases are then left out, and so are those that wait for one of them. Raises
+    GraphError for an unbound symbol, a map out of range or a data-dependent edge without values,
+    CountError for a count that does not match.
     """
     for symbol in {node for call in graph.calls for expr in call.tile_num for node in expr.walk()
                    if isinstance(node, Symbol)}:
@@ -136,6 +137,7 @@ class _Instantiation:
         self.event_begin: dict[EventTensor, int] = {}
         self.event_shape: dict[EventTensor, tuple[int, ...]] = {}
         self.num_events = 0
+        self.left_out: list[IntArray] = []  # events that a task which was left out would notify
         for event in graph.events():
             shape = tuple(int(d.evaluate(self.values)) for d in event.shape)
             self.event_begin[event], self.event_shape[event] = self.num_events, shape
@@ -143,17 +145,17 @@ class _Instantiation:
 
     def run(self) -> TaskTable:
         begin = [0]
-        tiles, waits, notifies, sizes = [], [], [], []
+        tiles, waits, sizes = [], [], []
+        notifies: list[tuple[IntArray, IntArray]] = []
         for call in self.graph.calls:
-            coordinates = self._grid(call)
             first = begin[-1]
+            coordinates = self._released(call, notifies)
             count = coordinates.shape[1]
             begin.append(first + count)
             tile = np.zeros((count, MAX_TILE_RANK), np.int64)
             tile[:, :len(coordinates)] = coordinates.T
             tiles.append(tile)
-            local = {**self.values, **{k: v.evaluate(self.values) for k, v in call.sizes.items()},
-                     **dict(zip(call.function.axes, coordinates, strict=True))}
+            local = self._local(call, coordinates)
             waits.append(self._edges(call, call.in_edges, coordinates, local, first))
             notifies.append(self._edges(call, call.out_edges, coordinates, local, first))
             cost = call.function.cost
@@ -174,17 +176,48 @@ class _Instantiation:
         self._check_declared_counts(table, counts)
         return replace(table, event_count=counts)
 
-    def _grid(self, call: Call) -> IntArray:
-        """[axes, tasks]: coordinates in row-major order, without tiles no trigger releases."""
+    def _local(self, call: Call, coordinates: IntArray) -> dict[str, Any]:
+        return {**self.values, **{k: v.evaluate(self.values) for k, v in call.sizes.items()},
+                **dict(zip(call.function.axes, coordinates, strict=True))}
+
+    def _released(self, call: Call, notifies: list[tuple[IntArray, IntArray]]) -> IntArray:
+        """[axes, tasks]: coordinates in row-major order, without tiles that no trigger releases
+        and tiles that wait for an event whose producers were all left out."""
         grid = [int(n.evaluate(self.values)) for n in call.tile_num]
         if any(n < 0 for n in grid):
             raise GraphError(f"{call.name}: tile_num {call.tile_num} is negative: {grid}")
         coordinates = np.indices(grid).reshape(len(grid), math.prod(grid))
+        released = np.ones(coordinates.shape[1], bool)
         for edge in call.in_edges:
             if edge.is_trigger:
-                event = self._triggering_event(call, edge, coordinates, grid)
-                coordinates = coordinates[:, event >= 0]
-        return coordinates
+                released &= self._triggering_event(call, edge, coordinates, grid) >= 0
+        if self.left_out:
+            released &= ~self._waits_in_vain(call, coordinates, notifies)
+        if not released.all():
+            lost = coordinates[:, ~released]
+            edges = tuple(edge for edge in call.out_edges if not edge.is_data_dependent)
+            self.left_out.append(self._edges(call, edges, lost, self._local(call, lost), 0)[1])
+        return coordinates[:, released]
+
+    def _waits_in_vain(self, call: Call, coordinates: IntArray,
+                       notifies: list[tuple[IntArray, IntArray]]) -> npt.NDArray[np.bool_]:
+        """[tasks]: whether a task waits for an event that only tasks which are left out notify."""
+        lost = np.bincount(np.concatenate(self.left_out), minlength=self.num_events)
+        edges = tuple(edge for edge in call.in_edges
+                      if not edge.is_trigger and not edge.is_data_dependent)
+        task, event = self._edges(call, edges, coordinates, self._local(call, coordinates), 0)
+        arrivals = np.bincount(_concatenate(notifies)[1], minlength=self.num_events)
+        partly = (lost[event] > 0) & (arrivals[event] > 0)
+        if partly.any():
+            name = next(e.name for e, begin in reversed(self.event_begin.items())
+                        if begin <= event[np.argmax(partly)])
+            raise GraphError(
+                f"{call.name} waits for {name}, which counts tasks that may not run as well as "
+                f"tasks that do; count only tasks that always run, or notify it through a tensor "
+                f"that names who needs it")
+        result = np.zeros(coordinates.shape[1], bool)
+        result[task[lost[event] > 0]] = True
+        return result
 
     def _edges(self, call: Call, edges: tuple[Edge, ...], coordinates: IntArray,
                local: Mapping[str, Any], first: int) -> tuple[IntArray, IntArray]:
@@ -211,33 +244,10 @@ class _Instantiation:
 
     def _map(self, call: Call, edge: Edge, coordinates: IntArray, local: Mapping[str, Any]
              ) -> tuple[IntArray, IntArray]:
-        """(local task, event) pairs of one edge; a range gives several events per task."""
-        count = coordinates.shape[1]
-        task = np.arange(count)
-        event = np.full(count, self.event_begin[edge.event], np.int64)
-        stride = 1
+        """(local task, event) pairs of one edge."""
         shape = self.event_shape[edge.event]
-        for index, extent in reversed(list(zip(edge.map.indices, shape, strict=True))):
-            if isinstance(index, IndexRange):
-                start = np.broadcast_to(index.start.evaluate(local), count)[task]
-                stop = np.broadcast_to(index.stop.evaluate(local), count)[task]
-                lengths = np.maximum(stop - start, 0)
-                ends = np.cumsum(lengths)
-                offsets = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
-                value = np.repeat(start, lengths) + offsets
-                task, event = np.repeat(task, lengths), np.repeat(event, lengths)
-            else:
-                value = np.broadcast_to(index.evaluate(local), count)[task]
-            bad = (value < 0) | (value >= extent)
-            if bad.any():
-                where = int(np.argmax(bad))
-                tile = ", ".join(str(c) for c in coordinates[:, task[where]])
-                raise GraphError(
-                    f"task {call.name}[{tile}] maps to index {int(value[where])} of "
-                    f"{edge.event.name}, which has {extent} there; correct the map {edge.map!r}")
-            event = event + value * stride
-            stride *= extent
-        return task, event
+        task, event = mapped_events(call, edge, coordinates, local, shape)
+        return task, event + self.event_begin[edge.event]
 
     def _triggering_event(self, call: Call, edge: Edge, coordinates: IntArray, grid: list[int]
                           ) -> IntArray:
@@ -287,6 +297,48 @@ class _Instantiation:
                     f"event {table.event_name(begin + k)} has wait count {want} but "
                     f"{int(actual[k])} tasks notify it: it {fate}; leave wait_count out to have "
                     f"it inferred")
+
+
+def mapped_events(call: Call, edge: Edge, coordinates: IntArray, local: Mapping[str, Any],
+                  shape: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+    """(position in `coordinates`, event of an event tensor of this shape) pairs of one edge.
+
+    A range or a partial read gives several events per task. `local` has the values of
+    everything that the edge's map names. Raises GraphError for an index out of range.
+    """
+    count = coordinates.shape[1]
+    task = np.arange(count)
+    event = np.zeros(count, np.int64)
+    stride = 1
+    for index, extent in reversed(list(zip(edge.map.indices, shape, strict=True))):
+        if isinstance(index, IndexRange):
+            start = np.broadcast_to(index.start.evaluate(local), count)[task]
+            stop = np.broadcast_to(index.stop.evaluate(local), count)[task]
+            lengths = np.maximum(stop - start, 0)
+            ends = np.cumsum(lengths)
+            offsets = np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
+            value = np.repeat(start, lengths) + offsets
+            task, event = np.repeat(task, lengths), np.repeat(event, lengths)
+        elif any(isinstance(node, TensorRead) and node.is_partial for node in index.walk()):
+            entries = np.asarray(index.evaluate(local)).reshape(count, -1)[task]
+            row, column = np.nonzero(entries >= 0)
+            value = entries[row, column].astype(np.int64)
+            if len(np.unique(np.stack([row, value]), axis=1).T) < len(row):
+                raise GraphError(f"an edge of {call.name} reads {index!r}, which names a place "
+                                 f"twice; the entries of one task must differ")
+            task, event = task[row], event[row]
+        else:
+            value = np.broadcast_to(index.evaluate(local), count)[task]
+        bad = (value < 0) | (value >= extent)
+        if bad.any():
+            where = int(np.argmax(bad))
+            tile = ", ".join(str(c) for c in coordinates[:, task[where]])
+            raise GraphError(
+                f"task {call.name}[{tile}] maps to index {int(value[where])} of "
+                f"{edge.event.name}, which has {extent} there; correct the map {edge.map!r}")
+        event = event + value * stride
+        stride *= extent
+    return task, event
 
 
 def _per_task(expr: Expr, local: Mapping[str, Any], count: int) -> npt.NDArray[np.float64]:

@@ -44,7 +44,8 @@ class TensorSpec:
         object.__setattr__(self, "role", role)
 
     def __getitem__(self, index: ExprLike | tuple[ExprLike, ...]) -> TensorRead:
-        """A read of one element inside an edge's map: the edge is then data-dependent."""
+        """A read inside an edge's map, which makes it data-dependent: one element or, with fewer
+        indices than dimensions, the set of entries that are left, negative ones meaning none."""
         indices = index if isinstance(index, tuple) else (index,)
         return TensorRead(self, tuple(as_expr(i) for i in indices))
 
@@ -67,6 +68,11 @@ class TensorRead(Expr):
                 f"give sample values, for example runtime={{{self.tensor.name!r}: array}}")
         return bindings[self.tensor.name][tuple(i.evaluate(bindings) for i in self.indices)]
 
+    @property
+    def is_partial(self) -> bool:
+        """Fewer indices than dimensions: the set of entries there, negative ones left out."""
+        return len(self.indices) < len(self.tensor.shape)
+
     def substitute(self, replacements: Any) -> Expr:
         return TensorRead(self.tensor, tuple(i.substitute(replacements) for i in self.indices))
 
@@ -84,21 +90,25 @@ class EventTensor:
     """A tensor of events: each is the completion of a set of tasks (paper section 2).
 
     `wait_count` is INFERRED, an expression, or RUNTIME with `count_from` naming the tensor that
-    holds one count per event.
+    holds one count per event. `stands_for`: the event tensor of which this one event is the
+    conservative form (conservative.py).
     """
 
     shape: tuple[Expr, ...]
     wait_count: Expr | _Marker
     name: str
     count_from: TensorSpec | None
+    stands_for: EventTensor | None
 
     def __init__(self, shape: tuple[ExprLike, ...] = (), wait_count: ExprLike | _Marker = INFERRED,
-                 name: str = "E", count_from: TensorSpec | None = None) -> None:
+                 name: str = "E", count_from: TensorSpec | None = None,
+                 stands_for: EventTensor | None = None) -> None:
         object.__setattr__(self, "shape", tuple(as_expr(d) for d in shape))
         object.__setattr__(self, "wait_count",
                            wait_count if isinstance(wait_count, _Marker) else as_expr(wait_count))
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "count_from", count_from)
+        object.__setattr__(self, "stands_for", stands_for)
 
     def __repr__(self) -> str:
         dims = ", ".join(map(repr, self.shape))

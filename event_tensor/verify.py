@@ -17,6 +17,7 @@ from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Call, Graph
 from event_tensor.races import access_boxes, check_races
 from event_tensor.reachability import Ancestors, ancestors
+from event_tensor.symbols import Expr
 from event_tensor.task_table import Runtime, TaskTable, instantiate
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 
@@ -51,12 +52,14 @@ def verify_structure(graph: Graph) -> None:
                         f"edge {call.name} – {edge.event.name} depends on {tensor.name!r}, which "
                         f"no call before it writes; add the call that computes it")
         for edge in call.out_edges:
-            at_runtime = edge.event.wait_count is RUNTIME and edge.event.count_from is not None
-            if edge.is_data_dependent and not at_runtime:
+            count = edge.event.wait_count
+            is_given = isinstance(count, Expr) or (
+                count is RUNTIME and edge.event.count_from is not None)
+            if edge.is_data_dependent and not is_given:
                 raise GraphError(
                     f"{call.name} chooses at run time which event of {edge.event.name} it "
-                    f"notifies, so its counts exist only there; declare wait_count=RUNTIME and "
-                    f"count_from")
+                    f"notifies, so its counts cannot be inferred; declare wait_count=RUNTIME and "
+                    f"count_from, or a count that every choice of the tasks reaches")
 
 
 def verify_table(table: TaskTable) -> Ancestors:
@@ -133,7 +136,13 @@ def _require_own_part(table: TaskTable, call: Call, edge: Edge, tensor: TensorSp
     for read in edge.map.reads_of(tensor):
         place = np.stack([np.broadcast_to(index.evaluate(values), len(tasks))
                           for index in read.indices], axis=1)
-        own = np.any([((low <= place) & (place < high)).all(axis=1) for low, high in boxes], axis=0)
+        rank = len(read.indices)
+        rest = [int(d.evaluate(table.bindings)) for d in tensor.shape[rank:]]
+        own = np.zeros(len(tasks), bool)
+        for tile, low, high in boxes:
+            inside = ((low[:, :rank] <= place[tile]) & (place[tile] < high[:, :rank])).all(axis=1)
+            inside &= ((high - low)[:, rank:] == rest).all(axis=1)
+            own[tile[inside]] = True
         if not own.all():
             task = int(tasks[np.argmin(own)])
             raise RaceError(

@@ -36,9 +36,10 @@ Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="demo, demo-moe, a directory in Hugging Face layout, or a Hub id.")]
 Backend = Annotated[str, typer.Option(metavar="auto|cpu", help="Where to run.")]
 Schedule = Annotated[str, typer.Option(
-    metavar="auto|static|round_robin|unfused",
-    help="How tasks are placed on workers: static follows the critical path; unfused puts a "
-         "barrier after each operator.")]
+    metavar="auto|static|dynamic|hybrid|round_robin|unfused",
+    help="How tasks come to workers: static follows the critical path; dynamic pushes them to a "
+         "ready queue, hybrid only data-dependent ones; unfused puts a barrier after each "
+         "operator.")]
 Workers = Annotated[int | None, typer.Option(
     help="Threads of the kernel.", show_default="one per core")]
 Dtype = Annotated[str, typer.Option(

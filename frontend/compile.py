@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from event_tensor.conservative import data_dependent_events
 from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
@@ -18,6 +20,7 @@ from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
 from frontend.rope import rope_tables
+from frontend.routings import sample_routings
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend
@@ -26,7 +29,7 @@ from persistent_runtime.megakernel import Megakernel
 
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
-POLICY_OF_SCHEDULE = {"auto": "critical_path", "static": "critical_path",
+POLICY_OF_SCHEDULE = {"static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
                       "round_robin": "round_robin", "unfused": "unfused"}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
@@ -39,17 +42,18 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
 
     model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
     transformers model.
-    schedule: auto, static (critical path), round_robin, or unfused. dtype: auto (the
-    checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by
-    default the model's own limit but no more than 4096. max_requests: prompts that one launch can
-    serve; the KV cache has room for all of them, which a CPU provides as it is used. workers:
-    threads, by default one per core.
+    schedule: auto (hybrid for models with data-dependent dispatch, else static), static (critical
+    path), dynamic (a ready queue), hybrid (a queue for data-dependent calls), round_robin, or
+    unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
+    of the KV cache, by default the model's own limit but no more than 4096. max_requests: prompts
+    that one launch can serve; the KV cache has room for all of them, which a CPU provides as it is
+    used. workers: threads, by default one per core.
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
     runs_on = find_backend(backend)
-    if schedule not in POLICY_OF_SCHEDULE:
-        raise UserError(f"schedule {schedule!r} is not available; use one of "
+    if schedule not in ("auto", *POLICY_OF_SCHEDULE):
+        raise UserError(f"schedule {schedule!r} is not available; use one of auto, "
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model)
@@ -61,9 +65,11 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
                max(len(config.eos_token_ids), 1)), weight_dtype)
     build_decode_step(operators)
+    if schedule == "auto":
+        schedule = "hybrid" if data_dependent_events(operators.graph) else "static"
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
-        dtype=weight_dtype,
+        dtype=weight_dtype, samples=partial(sample_routings, config),
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     buffers = runs_on.buffers()
     _load_weights(operators, checkpoint, buffers, progress)

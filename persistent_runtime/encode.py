@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
 from persistent_runtime import layout
+from persistent_runtime.encode_edges import EncodedEdges, encode_edges
 from persistent_runtime.prefetch import encode_prefetches
 from scheduling.static_schedule import StaticSchedule
 
@@ -24,42 +26,88 @@ Int64Array = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedSchedule:
     schedule: StaticSchedule
-    rows: Int32Array  # [tasks, ROW_WORDS], worker after worker
+    rows: Int32Array  # [tasks, ROW_WORDS], worker after worker, then the queued tasks
     row_begin: Int64Array  # [workers + 1]
-    waits: Int32Array  # [waits, WAIT_WORDS]
-    notifies: Int32Array  # [notifies]
+    edges: EncodedEdges
     prefetches: Int32Array  # [pieces, PREFETCH_WORDS]
-    num_events: int
+
+    @property
+    def waits(self) -> Int32Array:
+        return self.edges.waits
+
+    @property
+    def notifies(self) -> Int32Array:
+        return self.edges.notifies
+
+    @property
+    def num_events(self) -> int:
+        return len(self.edges.events)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self.edges.joins)
+
+    def arrays(self) -> dict[int, npt.NDArray[Any]]:
+        """Word of the segment record → the array whose address belongs there."""
+        edges = self.edges
+        return {layout.ROWS: self.rows, layout.ROW_BEGIN: self.row_begin,
+                layout.WAITS: edges.waits, layout.NOTIFIES: edges.notifies,
+                layout.ACTIONS: edges.actions, layout.EVENT_RECORDS: edges.event_records,
+                layout.CONSUMERS: edges.consumers, layout.TRIGGERS: edges.triggers,
+                layout.JOINS: edges.joins, layout.ROOTS: edges.roots,
+                layout.LEFT_OVER: edges.left_over, layout.PREFETCHES: self.prefetches}
+
+    def static_arrays(self) -> dict[int, npt.NDArray[Any]]:
+        """The arrays of a schedule that needs no queue and no actions.
+
+        Raises UserError for any other: not every worker serves a queue.
+        """
+        if self.num_queued or len(self.edges.actions):
+            raise UserError(f"this backend has no ready queue and no data-dependent edges yet, and "
+                            f"the {self.schedule.policy} schedule needs them; use --backend cpu or "
+                            f"--schedule unfused")
+        return {word: array for word, array in self.arrays().items()
+                if word in (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES,
+                            layout.PREFETCHES)}
+
+    def sizes(self) -> dict[int, int]:
+        """Word of the segment record → its value."""
+        return {layout.NUM_ROOTS: len(self.edges.roots),
+                layout.FIRST_QUEUED: len(self.rows) - self.num_queued,
+                layout.NUM_DUE: int((self.edges.joins[:, layout.JOIN_CONDITIONAL] == 0).sum()),
+                layout.NUM_LEFT_OVER: len(self.edges.left_over),
+                layout.NUM_CALLS: len(self.schedule.table.graph.calls)}
 
 
 def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
-                    argument_begin: Int64Array, prefetch_bytes: int = 0) -> EncodedSchedule:
-    """`kinds`: device function name → index in the function table; `argument_begin`: offset of
-    each call's argument record; `prefetch_bytes`: how far ahead a worker asks for weights."""
+                    arguments: ArgumentEncoder, early_push: bool = False,
+                    prefetch_bytes: int = 0) -> EncodedSchedule:
+    """`kinds`: device function name → index in the function table. `early_push`: queued tasks are
+    pushed when the last producer is dispatched and wait where they run (paper section 11).
+    `prefetch_bytes`: how far ahead a worker asks for weights."""
     table = schedule.table
-    order = np.concatenate([*schedule.orders, np.zeros(0, np.int64)]).astype(np.int64)
+    order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
     kind_of_call = np.array([kinds[c.function.name] for c in table.graph.calls], np.int64)
+    edges = encode_edges(schedule, order, arguments.address_word, early_push)
     rows = np.zeros((len(order), layout.ROW_WORDS), np.int32)
     rows[:, layout.KIND] = kind_of_call[call]
-    rows[:, layout.ARGUMENTS] = argument_begin[call]
+    rows[:, layout.ARGUMENTS] = arguments.begin[call]
     rows[:, layout.TILE:layout.TILE + layout.MAX_TILE_RANK] = table.tile[order]
-    rows[:, layout.WAIT_BEGIN] = table.wait_indptr[order]
-    rows[:, layout.WAIT_END] = table.wait_indptr[order + 1]
-    rows[:, layout.NOTIFY_BEGIN] = table.notify_indptr[order]
-    rows[:, layout.NOTIFY_END] = table.notify_indptr[order + 1]
+    for indptr, begin, end in (
+            (edges.wait_indptr, layout.WAIT_BEGIN, layout.WAIT_END),
+            (edges.notify_indptr, layout.NOTIFY_BEGIN, layout.NOTIFY_END),
+            (edges.action_indptr, layout.ACTION_BEGIN, layout.ACTION_END)):
+        rows[:, begin] = indptr[order]
+        rows[:, end] = indptr[order + 1]
     rows[:, layout.TASK] = order
-    prefetches, prefetch_indptr = encode_prefetches(table, schedule.orders, argument_begin,
+    rows[:, layout.CALL] = call
+    prefetches, prefetch_indptr = encode_prefetches(table, schedule.orders, arguments.begin,
                                                     prefetch_bytes)
-    rows[:, layout.PREFETCH_BEGIN] = prefetch_indptr[:-1]
-    rows[:, layout.PREFETCH_END] = prefetch_indptr[1:]
-    waits = np.zeros((len(table.wait_event), layout.WAIT_WORDS), np.int32)
-    waits[:, layout.WAIT_EVENT] = table.wait_event
-    waits[:, layout.WAIT_COUNT] = table.event_count[table.wait_event]
+    rows[:len(prefetch_indptr) - 1, layout.PREFETCH_BEGIN] = prefetch_indptr[:-1]
+    rows[:len(prefetch_indptr) - 1, layout.PREFETCH_END] = prefetch_indptr[1:]
     row_begin = np.cumsum([0, *(len(o) for o in schedule.orders)], dtype=np.int64)
-    return EncodedSchedule(schedule, rows, row_begin, waits,
-                           table.notify_event.astype(np.int32), prefetches.astype(np.int32),
-                           table.num_events)
+    return EncodedSchedule(schedule, rows, row_begin, edges, prefetches.astype(np.int32))
 
 
 class ArgumentEncoder:
@@ -92,6 +140,10 @@ class ArgumentEncoder:
         if isinstance(value, float):
             return int(struct.unpack("q", struct.pack("d", value))[0])
         return int(value)
+
+    def address_word(self, tensor: TensorSpec) -> int:
+        """A word of the argument table that holds the tensor's address."""
+        return self._address_at[tensor][0]
 
     def encode(self, bindings: Mapping[str, int], addresses: Mapping[TensorSpec, int]
                ) -> Int64Array:

@@ -1,7 +1,9 @@
 """The binary interface between the host and both workers: every offset has its one home here.
 
 A *task row* is `ROW_WORDS` int32 words. Waits and notifies are ranges in two side lists, because
-their number varies: a wait is (event, count) and a notify is an event index.
+their number varies: a wait is (event, count) and a notify is an event index. What goes beyond that
+is an *action*: an edge that reads a tensor, or a notify that may push tasks to the ready queue.
+The rows of queued tasks stand behind those of all workers.
 
 An *argument record* is the int64 words one graph call hands to its device function: for every
 operand an address and its dimensions, then the call's parameters (a float as its float64 bits).
@@ -24,6 +26,9 @@ NOTIFY_END = 9
 TASK = 10  # index in the task table, for traces and error messages
 PREFETCH_BEGIN = 11  # range in the prefetch list
 PREFETCH_END = 12
+ACTION_BEGIN = 13  # range in the action list
+ACTION_END = 14
+CALL = 15  # index of the call
 ROW_WORDS = 16  # one cache line
 MAX_TILE_RANK = 4
 
@@ -38,6 +43,44 @@ PREFETCH_OFFSET = 1  # of the piece's first byte, in units of PREFETCH_UNIT
 PREFETCH_LENGTH = 2
 PREFETCH_WORDS = 4
 PREFETCH_UNIT = 16  # bytes
+# Action, int32 words. Kinds below AFTER_TASK come before the task, the others after it.
+ACTION = 0  # kind
+ACTION_EVENT = 1  # an event, or the one that value 0 of the tensor stands for
+ACTION_TENSOR = 2  # word of the argument table with the address of an int32 tensor
+ACTION_FIRST = 3  # its first element for this task, and how many there are
+ACTION_LENGTH = 4
+ACTION_STRIDE = 5  # from the event of value v to that of v + 1
+ACTION_EXTENT = 6  # values outside 0 … ACTION_EXTENT - 1 mean no event
+ACTION_WORDS = 8
+DISPATCH = 0  # count this task as dispatched for ACTION_EVENT
+AWAIT = 1  # wait for ACTION_EVENT
+AWAIT_READ = 2  # wait for the events that the tensor's elements name
+AWAIT_RELEASE = 3  # find in the CSR tensor the event that releases this tile and wait for it
+CLEAR = 4  # set ACTION_LENGTH counters from ACTION_EVENT on to zero
+NOTIFY = 5  # notify ACTION_EVENT
+NOTIFY_READ = 6  # notify the events that the tensor's elements name
+AFTER_TASK = CLEAR
+
+# Event record, int32 words: what a notify that may push and a data-dependent wait must know.
+EVENT_COUNT = 0  # notifies per step; 0 where a tensor holds the count
+EVENT_COUNTS = 1  # word of the argument table with that tensor's address, and its element
+EVENT_COUNT_INDEX = 2
+EVENT_RESETS = 3  # 1 where only queued tasks wait: the last notify of a step clears the counter
+CONSUMER_BEGIN = 4  # range in the list of rows of queued tasks that wait for the event
+CONSUMER_END = 5
+TRIGGER_BEGIN = 6  # range in the trigger list
+TRIGGER_END = 7
+EVENT_WORDS = 8
+
+# Trigger, int32 words: event e releases tiles indptr[e] … indptr[e + 1] of a call.
+TRIGGER_TENSOR = 0  # word of the argument table with the address of indptr
+TRIGGER_EVENT = 1  # event 0 of the event tensor
+TRIGGER_ROW = 2  # row of the call's first task
+TRIGGER_INNER = 3  # tasks per tile of the leading axis
+TRIGGER_TILES = 4  # tiles along the leading axis
+TRIGGER_WORDS = 8
+
+# Ready queue: int64 slots, (ticket + 1) << 32 | row. A ticket is an int32 that may wrap.
 
 # Event counters, int32; one cache line each, because neighbours would share it between workers.
 EVENT_STRIDE = 16
@@ -53,6 +96,7 @@ STEP_INDEX = 0  # steps finished in this segment, from 0
 ROW_BASE = 1  # first entry of row_request and row_position that this step reads
 LOGIT_BASE = 2  # first entry of logit_row that this step reads
 ROW_ADVANCE = 3  # how far select_token moves row_position of the row it answers: 1 in decode
+TICKET = 4  # the worker's own: its ticket for the ready queue, held from step to step
 STEP_WORDS = 8
 
 # Segment record, int64 words.
@@ -72,7 +116,31 @@ PREFETCHES = 12  # address of the prefetch list
 TRACE = 13  # address of [TRACE_STEPS, NUM_TASKS] trace records, and how many steps are traced
 TRACE_STEPS = 14
 NUM_TASKS = 15
-SEGMENT_WORDS = 16
+ACTIONS = 16  # addresses of the action list, the event records, the consumer rows, the triggers
+EVENT_RECORDS = 17
+CONSUMERS = 18
+TRIGGERS = 19
+JOINS = 20  # address of [queued, JOIN_WORDS] int32
+PENDING = 21  # address of [queued] int32, zero at the start: how many of them have fired
+ROOTS = 22  # address of [NUM_ROOTS] int32: queued rows that wait for nothing
+NUM_ROOTS = 23
+FIRST_QUEUED = 24  # row of the first queued task
+LEFT_OVER = 25  # address of [NUM_LEFT_OVER] int32: queued tasks whose PENDING may be left over
+NUM_LEFT_OVER = 26
+TASK_COUNTS = 27  # address of [workers, NUM_CALLS, TASK_COUNT_WORDS] int32
+NUM_CALLS = 28
+NUM_DUE = 29  # queued tasks that run in every step
+SEGMENT_WORDS = 32
+
+# Join, int32 words per queued task.
+JOIN_COUNT = 0  # events that it waits for
+JOIN_CONDITIONAL = 1  # 1 where some step may not release it
+JOIN_WORDS = 2
+
+# Task counts, int32 words per worker and call.
+POPPED = 0  # queued tasks that ran
+SKIPPED = 1  # rows whose tile no event releases
+TASK_COUNT_WORDS = 2
 
 # Trace record, int64 words per task: who ran it, and when, in ticks of that worker's clock.
 TRACE_WORKER = 0  # worker + 1, so that 0 means the task did not run
@@ -96,14 +164,19 @@ NUM_REQUESTS = 9
 TIMEOUT_NS = 10
 SPIN_LIMIT = 11  # polls before a waiting worker starts to yield its core
 STEP_RECORDS = 12  # address of [workers, STEP_WORDS] int64
-LAUNCH_WORDS = 16
+QUEUE = 15  # address of QUEUE_CAPACITY slots
+QUEUE_CAPACITY = 16  # a power of two; 0 where nothing is queued
+LAUNCH_WORDS = 24
 
 # Control block, int32 words, each on a cache line of its own.
 ABORT = 0 * EVENT_STRIDE  # 0, or why every worker must leave
 ARRIVALS = 1 * EVENT_STRIDE  # workers that have finished a step, summed over all steps
 EPOCH = 2 * EVENT_STRIDE  # steps that all workers have finished
 STOP = 3 * EVENT_STRIDE  # set before EPOCH moves: no request is left to serve
-CONTROL_WORDS = 4 * EVENT_STRIDE
+HEAD = 4 * EVENT_STRIDE  # tickets taken
+TAIL = 5 * EVENT_STRIDE  # tasks pushed
+OUTSTANDING = 6 * EVENT_STRIDE  # workers still in this step's rows + tasks due or released
+CONTROL_WORDS = 7 * EVENT_STRIDE
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2
 

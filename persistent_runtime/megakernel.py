@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from event_tensor.conservative import conservative, data_dependent_events
 from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.edges import IndexRange
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol
-from event_tensor.task_table import instantiate
+from event_tensor.task_table import Runtime, instantiate
 from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
@@ -23,15 +25,27 @@ from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
+Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
 
-def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, target: Target
-                   ) -> StaticSchedule:
-    """instantiate → prove → place → prune → prove. Raises the error that names what is unsafe."""
-    table = instantiate(graph, bindings)
-    verify_table(table)
+
+def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, target: Target,
+                   samples: Sequence[Runtime] = ()) -> StaticSchedule:
+    """prove → instantiate → place → prune → prove. Raises the error that names what is unsafe.
+
+    `samples`: for a graph with data-dependent edges, values of the tensors they read; each is
+    proved. The schedule is made from the conservative graph and holds for all of them.
+    """
+    if not samples and data_dependent_events(graph):
+        raise UserError(f"graph {graph.name} has data-dependent edges; give sample values of the "
+                        f"tensors they read, to prove it with")
+    tables = [instantiate(graph, bindings, runtime) for runtime in samples or [{}]]
+    for table in tables:
+        verify_table(table)
+    table = instantiate(conservative(graph), bindings) if samples else tables[0]
     placed = POLICIES[policy](table, target)
     if placed.source is not table:  # the policy brought its own events: prove those as well
-        verify_table(placed.source)
+        for runtime in samples or [{}]:
+            verify_table(replace(placed.source, runtime=runtime))
     return verify_schedule(prune_waits(placed))
 
 
@@ -39,17 +53,22 @@ class Megakernel:
     """One compilation of a graph's device functions, and a schedule for each shape it meets.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored.
+    once; policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored; samples:
+    bindings → values of the tensors that data-dependent edges read, one mapping per case to prove;
+    early_push: queued tasks are pushed when their producers are dispatched.
     """
 
     def __init__(self, graph: Graph, *, backend: Backend | None = None,
                  workers: int | None = None, policy: str = "critical_path",
-                 dtype: str = "float32", progress: Progress | None = None) -> None:
+                 dtype: str = "float32", progress: Progress | None = None,
+                 samples: Samples | None = None, early_push: bool = False) -> None:
         if policy not in POLICIES:
             raise UserError(f"unknown schedule {policy!r}; use one of {', '.join(POLICIES)}")
         self.backend = backend or CpuBackend()
         self.target = self.backend.target(workers)
         self.policy = policy
+        self.samples = samples
+        self.early_push = early_push
         self.graph = derive_events(graph)
         verify_structure(self.graph)
         self.functions = _functions(self.graph)
@@ -74,9 +93,10 @@ class Megakernel:
         """The proved schedule for these sizes; the same one for sizes with the same tiles."""
         key = self._shape_key(bindings)
         if key not in self._schedules:
-            schedule = build_schedule(self.graph, bindings, self.policy, self.target)
+            samples = self.samples(bindings) if self.samples else ()
+            schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples)
             self._schedules[key] = encode_schedule(schedule, self.kernel.kinds,
-                                                   self.arguments.begin,
+                                                   self.arguments, self.early_push,
                                                    self.target.prefetch_bytes)
         return self._schedules[key]
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from event_tensor.conservative import conditional_calls
 from event_tensor.errors import DeadlockError
 from persistent_runtime import layout
-from persistent_runtime.encode import EncodedSchedule, Int64Array
-
-# In the order in which `fill_segment` takes them.
-ADDRESSES = (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES, layout.PREFETCHES,
-             layout.ARGUMENT_TABLE, layout.EVENTS)
+from persistent_runtime.encode import EncodedSchedule, Int32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +65,8 @@ class WatchedLaunch(ABC):
         self.check()
 
 
-def fill_segment(record: Int64Array, segment: Segment, addresses: Sequence[int]) -> None:
-    """Writes a segment record; `addresses` follow `ADDRESSES`."""
+def fill_segment(record: Int64Array, segment: Segment, addresses: Mapping[int, int]) -> None:
+    """Writes a segment record; `addresses`: word of the record → address."""
     record[layout.STEPS] = segment.steps
     record[layout.FIRST_ROW] = segment.first_row
     record[layout.ROW_STRIDE] = segment.row_stride
@@ -75,12 +74,35 @@ def fill_segment(record: Int64Array, segment: Segment, addresses: Sequence[int])
     record[layout.LOGIT_STRIDE] = segment.logit_stride
     record[layout.SEGMENT_ADVANCE] = segment.row_advance
     record[layout.NUM_TASKS] = segment.encoded.schedule.table.num_tasks
-    for place, address in zip(ADDRESSES, addresses, strict=True):
-        record[place] = address
+    for place, value in (*segment.encoded.sizes().items(), *addresses.items()):
+        record[place] = value
 
 
-def describe_stuck(records: Sequence[Sequence[int]], segments: Sequence[Segment]) -> DeadlockError:
-    """The error of a launch whose workers gave up waiting, from their stuck records."""
+def describe_queue(encoded: EncodedSchedule, popped: Sequence[int], counters: Int32Array,
+                   steps: int) -> list[str]:
+    """What queued tasks still wait for. `popped` [calls]: queued tasks that ran, in `steps` steps
+    with the one that stands still; `counters` [events]: where they stand."""
+    table, edges = encoded.schedule.table, encoded.edges
+    parts = []
+    conditional = conditional_calls(table.graph.original)
+    queued = np.bincount(table.call[encoded.schedule.queued], minlength=len(popped))
+    for call in table.graph.calls:
+        due = int(queued[call.index])
+        ran = popped[call.index] - due * (steps - 1)
+        if ran < due and call.index not in conditional:
+            parts.append(f"{ran} of {due} queued tasks of {call.name} ran")
+            break
+    count = edges.event_records[:, layout.EVENT_COUNT]
+    partial = (edges.event_records[:, layout.EVENT_RESETS] != 0) & (counters > 0)
+    parts += [f"queued tasks wait on {edges.events.name(event)}, count {int(counters[event])} of "
+              f"{int(count[event])}" for event in np.flatnonzero(partial)[:4].tolist()]
+    return parts
+
+
+def describe_stuck(records: Sequence[Sequence[int]], segments: Sequence[Segment],
+                   queue: Sequence[str] = ()) -> DeadlockError:
+    """The error of a launch whose workers gave up waiting, from their stuck records; `queue`:
+    what is known about queued tasks."""
     parts = []
     for worker, stuck in enumerate(records):
         target, task = stuck[layout.STUCK_TARGET], stuck[layout.STUCK_TASK]
@@ -90,9 +112,11 @@ def describe_stuck(records: Sequence[Sequence[int]], segments: Sequence[Segment]
             parts.append(f"worker {worker} waits for the others at the end of step "
                          f"{stuck[layout.STUCK_STEP]}")
             continue
-        table = segments[stuck[layout.STUCK_SEGMENT]].encoded.schedule.table
+        encoded = segments[stuck[layout.STUCK_SEGMENT]].encoded
+        table = encoded.schedule.table
         parts.append(
             f"worker {worker}: {table.task_name(task)} waits on "
-            f"{table.event_name(stuck[layout.STUCK_EVENT])}, count "
+            f"{encoded.edges.events.name(stuck[layout.STUCK_EVENT])}, count "
             f"{stuck[layout.STUCK_SEEN]} of {target} in step {stuck[layout.STUCK_STEP]}")
-    return DeadlockError("the launch made no progress and was ended: " + "; ".join(parts))
+    return DeadlockError("the launch made no progress and was ended: " + "; ".join(
+        [*parts, *queue]))

@@ -1,4 +1,10 @@
-"""Placement policies: small functions from a task table to an order for every worker."""
+"""Placement policies: small functions from a task table to an order for every worker, or to the
+ready queue.
+
+A worker pops queued tasks whenever it waits, so the rows of a hybrid schedule and its queued tasks
+share one set of workers. A call whose tasks look up at run time which event they wait for stays in
+rows: no event could push them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from event_tensor.conservative import conditional_calls, data_dependent_events
 from event_tensor.edges import Edge, IndexMap
+from event_tensor.errors import ScheduleError
 from event_tensor.graph import Graph
 from event_tensor.reachability import gather_ranges, waves
 from event_tensor.task_table import IntArray, TaskTable, instantiate
 from event_tensor.tensors import EventTensor
-from scheduling.static_schedule import StaticSchedule
+from scheduling.static_schedule import StaticSchedule, queue_capacity
 from scheduling.target import Target, task_costs_us
 
 Policy = Callable[[TaskTable, Target], StaticSchedule]
@@ -161,5 +169,45 @@ def _topological(table: TaskTable) -> IntArray:
     return np.concatenate(groups) if groups else np.zeros(0, np.int64)
 
 
+def dynamic(table: TaskTable, target: Target) -> StaticSchedule:
+    """Every task is pushed to the ready queue when its events fire (paper, Algorithm 2)."""
+    calls = {call.index for call in table.graph.calls} - _looked_up(table.graph.original)
+    return _queue(table, target, calls, "dynamic")
+
+
+def hybrid(table: TaskTable, target: Target) -> StaticSchedule:
+    """Dense calls in rows by critical path; triggered and data-dependent calls are queued."""
+    graph = table.graph.original
+    chosen = set(data_dependent_events(graph))
+    calls = conditional_calls(graph) | {
+        call.index for call in graph.calls
+        if any(edge.event in chosen for edge in (*call.in_edges, *call.out_edges))}
+    return _queue(table, target, set(calls) - _looked_up(graph), "hybrid")
+
+
+def _looked_up(graph: Graph) -> set[int]:
+    """Calls whose tasks find in a tensor which event they wait for."""
+    return {call.index for call in graph.calls
+            if any(edge.is_data_dependent and not edge.is_trigger for edge in call.in_edges)}
+
+
+def _queue(table: TaskTable, target: Target, calls: set[int], policy: str) -> StaticSchedule:
+    rows = conditional_calls(table.graph.original) - calls
+    if rows:
+        name = table.graph.calls[min(rows)].name
+        raise ScheduleError(f"{name} waits for events that it looks up, and its tiles may not run; "
+                            f"use the static schedule for this graph")
+    is_queued = np.isin(table.call, sorted(calls))
+    queued: IntArray = np.flatnonzero(is_queued)
+    if is_queued.all():
+        empty = tuple(np.zeros(0, np.int64) for _ in range(target.workers))
+        placed = StaticSchedule(table, table, empty, policy)
+    else:
+        placed = critical_path(table, target)
+    return replace(placed, orders=tuple(order[~is_queued[order]] for order in placed.orders),
+                   policy=policy, queued=queued, queue_capacity=queue_capacity(len(queued)))
+
+
 POLICIES: dict[str, Policy] = {
-    "round_robin": round_robin, "critical_path": critical_path, "unfused": unfused}
+    "round_robin": round_robin, "critical_path": critical_path, "unfused": unfused,
+    "dynamic": dynamic, "hybrid": hybrid}

@@ -1,8 +1,12 @@
-"""Discrete-event estimate of a static schedule under the cost model: how long, and who waits."""
+"""Discrete-event estimate of a schedule under the cost model: how long, and who waits."""
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from scheduling.clocks import execution_order, positions
 from scheduling.static_schedule import StaticSchedule
@@ -55,9 +59,12 @@ def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
     """Run the schedule under the cost model of `target`.
 
     A task starts when its worker is free and its events have fired; a notify takes
-    `target.dependency_us` to reach another worker and nothing to reach its own. Raises
-    ScheduleError for a schedule whose workers would block.
+    `target.dependency_us` to reach another worker and nothing to reach its own. A queued task is
+    popped, first pushed first, by the worker that can start it earliest, for `target.pop_us`.
+    Raises ScheduleError for a schedule whose workers would block.
     """
+    if len(schedule.queued):
+        return _QueueEstimate(schedule, target).run()
     table = schedule.table
     costs = task_costs_us(table, target).tolist()
     worker_of = positions(schedule)[0].tolist()
@@ -78,6 +85,69 @@ def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
         for event in notify_event[notify_indptr[task]:notify_indptr[task + 1]]:
             arrivals[event].notify(free[worker], worker)
     return Estimate(max(free, default=0.0), tuple(busy), tuple(wait))
+
+
+class _QueueEstimate:
+    """Always the action that can start first comes next: a worker's next row or a pop."""
+
+    def __init__(self, schedule: StaticSchedule, target: Target) -> None:
+        execution_order(schedule)  # raises where workers would block
+        self.table, self.target = schedule.table, target
+        self.costs = task_costs_us(self.table, target).tolist()
+        self.arrivals = [_Arrival() for _ in range(self.table.num_events)]
+        self.missing = self.table.event_count.tolist()
+        self.consumers = self.table.consumers()
+        self.rows = [order.tolist()[::-1] for order in schedule.orders]
+        self.is_queued = np.zeros(self.table.num_tasks, bool)
+        self.is_queued[schedule.queued] = True
+        self.pending = np.bincount(
+            self.table.wait_task[self.table.event_count[self.table.wait_event] > 0],
+            minlength=self.table.num_tasks).tolist()
+        self.queue = [(0.0, task) for task in schedule.queued.tolist() if not self.pending[task]]
+        self.free = [0.0] * schedule.num_workers
+        self.busy = [0.0] * schedule.num_workers
+        self.wait = [0.0] * schedule.num_workers
+
+    def run(self) -> Estimate:
+        for _ in range(self.table.num_tasks):
+            start, worker, task = min(action for w in range(len(self.free))
+                                      for action in self._actions(w))
+            if self.is_queued[task]:
+                heapq.heappop(self.queue)
+            else:
+                self.rows[worker].pop()
+            self.wait[worker] += start - self.free[worker]
+            self.busy[worker] += self.costs[task]
+            self.free[worker] = start + self.costs[task]
+            self._notify(task, worker)
+        return Estimate(max(self.free), tuple(self.busy), tuple(self.wait))
+
+    def _actions(self, worker: int) -> Iterator[tuple[float, int, int]]:
+        """(start, worker, task) of the row and of the pop that the worker could do next."""
+        if self.rows[worker] and not self.pending[self.rows[worker][-1]]:
+            yield self._start(worker, self.rows[worker][-1]), worker, self.rows[worker][-1]
+        if self.queue:
+            pushed, task = self.queue[0]
+            popped = max(self.free[worker], pushed) + self.target.pop_us
+            yield max(popped, self._start(worker, task)), worker, task
+
+    def _start(self, worker: int, task: int) -> float:
+        start = self.free[worker]
+        for event in self.table.waits_of(task).tolist():
+            start = max(start, self.arrivals[event].seen_us(worker, self.target.dependency_us))
+        return start
+
+    def _notify(self, task: int, worker: int) -> None:
+        indptr, consumer = self.consumers
+        for event in self.table.notifies_of(task).tolist():
+            self.arrivals[event].notify(self.free[worker], worker)
+            self.missing[event] -= 1
+            if self.missing[event]:
+                continue
+            for follower in consumer[indptr[event]:indptr[event + 1]].tolist():
+                self.pending[follower] -= 1
+                if not self.pending[follower] and self.is_queued[follower]:
+                    heapq.heappush(self.queue, (self.free[worker], follower))
 
 
 def format_estimate(estimate: Estimate) -> str:

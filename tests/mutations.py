@@ -190,6 +190,9 @@ def move_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | 
 def duplicate_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
     if not schedule.table.num_tasks:
         return None
+    if len(schedule.queued) and rng.random() < 0.5:
+        again = np.append(schedule.queued, rng.randrange(schedule.table.num_tasks))
+        return replace(schedule, queued=again, queue_capacity=2 * schedule.queue_capacity)
     w = rng.randrange(len(schedule.orders))
     at = rng.randint(0, len(schedule.orders[w]))
     task = rng.randrange(schedule.table.num_tasks)
@@ -198,6 +201,9 @@ def duplicate_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedu
 
 def lose_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
     workers = [w for w, order in enumerate(schedule.orders) if len(order)]
+    if len(schedule.queued) and (not workers or rng.random() < 0.5):
+        k = rng.randrange(len(schedule.queued))
+        return replace(schedule, queued=_without(schedule.queued, k))
     if not workers:
         return None
     w = rng.choice(workers)
@@ -209,6 +215,14 @@ def _with_order(schedule: StaticSchedule, worker: int, order: np.ndarray) -> Sta
     orders = list(schedule.orders)
     orders[worker] = order
     return replace(schedule, orders=tuple(orders))
+
+
+def shrink_queue(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
+    """A queue that a step may overflow, or one that tickets cannot wrap around."""
+    if not len(schedule.queued):
+        return None
+    return replace(schedule, queue_capacity=rng.choice(
+        [schedule.queue_capacity // 2, 0, len(schedule.queued) - 1, 3 * schedule.queue_capacity]))
 
 
 ORDERS = (swap_tasks, move_task)

@@ -105,8 +105,9 @@ class Program:
         return np.argwhere(self.conflicts() & ~before)
 
     def replay(self, seed: int, orders: Sequence[np.ndarray] | None = None, workers: int = 4,
-               table: TaskTable | None = None) -> list[int]:
-        """One seeded interleaving; `table` may be another with the same tasks.
+               table: TaskTable | None = None, queued: Sequence[int] = ()) -> list[int]:
+        """One seeded interleaving; `table` may be another with the same tasks. With `orders`,
+        `queued` are the tasks that any worker pops.
 
         Raises OrderError where a task reads, at its start or at its end, what program order would
         not show it, where two tasks write a cell at once, or where the final memory differs.
@@ -136,8 +137,8 @@ class Program:
                                          f"{a.tensor} with a task that runs at the same time")
                     memory[a.tensor][a.box] = task
 
-        finished = simulate(table or self.table, orders, seed=seed, workers=workers,
-                            on_start=on_start, on_finish=on_finish)
+        finished = simulate(table or self.table, orders, queued=queued, seed=seed,
+                            workers=workers, on_start=on_start, on_finish=on_finish)
         for name, cells in memory.items():
             if not np.array_equal(cells, self.final[name]):
                 raise OrderError(f"{name} ends with values of other tasks than in program order")

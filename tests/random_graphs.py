@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from hypothesis import strategies as st
 
 from event_tensor.device_function import (
@@ -26,6 +27,7 @@ from event_tensor.device_function import (
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import TensorSpec
+from scheduling.static_schedule import StaticSchedule, queue_capacity
 
 SIZES = (1, 2, 3, 4, 6, 8, 12)
 MAX_TILES = 24  # of one call
@@ -51,6 +53,16 @@ class _Plan:
 
 def random_graph(seed: int) -> RandomGraph:
     return build_graph(random.Random(seed))
+
+
+def queue_some_calls(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule:
+    """The schedule with every task of some random calls in the queue."""
+    table = schedule.table
+    calls = [call for call in range(len(table.graph.calls)) if rng.random() < 0.5]
+    is_queued = np.isin(table.call, calls)
+    queued = np.flatnonzero(is_queued)
+    return replace(schedule, orders=tuple(o[~is_queued[o]] for o in schedule.orders),
+                   policy="mixed", queued=queued, queue_capacity=queue_capacity(len(queued)))
 
 
 def graphs() -> st.SearchStrategy[RandomGraph]:

@@ -164,10 +164,17 @@ def test_missing_runtime_values():
             verify(moe_graph(), bindings, values)
 
 
-@pytest.mark.parametrize("count", [INFERRED, RUNTIME, 2], ids=repr)
-def test_counts_of_update_edges_come_from_a_tensor(count):
+@pytest.mark.parametrize("count", [INFERRED, RUNTIME], ids=repr)
+def test_counts_of_update_edges_cannot_be_inferred(count):
     rejected(GraphError, "declare wait_count=RUNTIME and count_from",
              moe_graph(expert_count=count, count_from=None))
+
+
+def test_a_declared_count_must_hold_for_every_event():
+    everyone_to_everyone = [[0, 1], [2, 3], [1, 0], [3, 2]]
+    graph = moe_graph(expert_count=2, count_from=None)
+    verify(graph, *routing(everyone_to_everyone))
+    rejected(CountError, "would never be reached", graph, ids=[[0, 1], [1, 0]])
 
 
 @pytest.mark.parametrize("values, match", [

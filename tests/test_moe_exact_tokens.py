@@ -13,11 +13,8 @@ import torch
 import transformers
 from test_exact_tokens import forced_logits, greedy, prompt_ids
 
-from frontend.compile import POLICY_OF_SCHEDULE, compile_decode_loop
+from frontend.compile import compile_decode_loop
 from frontend.resolve import DEMO_MODELS
-
-pytestmark = pytest.mark.skipif(
-    "dynamic" not in POLICY_OF_SCHEDULE, reason="data-dependent edges are not executed yet")
 
 NEW_TOKENS = 48
 MODELS = {

@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("persistent_runtime.cpu.moe")
-
 import torch
 from test_moe_exact_tokens import MODELS, load_reference
 

@@ -51,7 +51,7 @@ def test_pieces_lie_inside_the_weights_and_cover_them(tiny_model):
     arguments = ArgumentEncoder(graph)
     schedule = build_schedule(graph, {"tokens": 1, "logit_rows": 1, "context": 8, "kv_splits": 1},
                               "critical_path", target)
-    encoded = encode_schedule(schedule, {c.function.name: 0 for c in graph.calls}, arguments.begin,
+    encoded = encode_schedule(schedule, {c.function.name: 0 for c in graph.calls}, arguments,
                               prefetch_bytes=2048)
     at = {}  # position in the argument table → the tensor whose address stands there
     for call in graph.calls:

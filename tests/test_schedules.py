@@ -6,6 +6,8 @@ the numbers that real threads leave behind.
 
 import gc
 import os
+import random
+import re
 import signal
 import threading
 import time
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
 from program_order import Program, ordered_by_events
-from random_graphs import random_graph
+from random_graphs import queue_some_calls, random_graph
 
 from event_tensor.derive import derive_events
 from event_tensor.errors import DeadlockError
@@ -52,11 +54,15 @@ def test_policies_keep_program_order(policy, workers):
         order = ordered_by_events(pruned.table, pruned.orders)
         assert not len(program.unordered(order))
         for interleaving in range(3):
-            program.replay(interleaving, pruned.orders, table=pruned.table)
+            program.replay(interleaving, pruned.orders, table=pruned.table,
+                           queued=pruned.queued)
         waits += len(placed.table.wait_event)
         pruned_waits += len(pruned.table.wait_event)
-    assert pruned_waits < waits
-    assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
+    if policy in ("dynamic", "hybrid"):
+        assert pruned_waits <= waits
+    else:
+        assert pruned_waits < waits
+        assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
 
 
 def test_pruning_again_finds_nothing():
@@ -87,8 +93,17 @@ def test_remaining_path_is_the_longest_chain():
         assert (task_costs_us(table, generic_cpu(2)) > 0).all()
 
 
+@pytest.fixture
+def some_calls_queued(monkeypatch):
+    """A policy that puts random calls into rows and the others into the queue."""
+    rng = random.Random(5)
+    monkeypatch.setitem(POLICIES, "mixed", lambda table, target: queue_some_calls(
+        POLICIES["critical_path"](table, target), rng))
+
+
+@pytest.mark.usefixtures("some_calls_queued")
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", (*sorted(POLICIES), "mixed"))
 def test_threads_leave_what_program_order_leaves(policy, workers):
     for seed in range(20):
         example = random_graph(1000 + seed)
@@ -105,11 +120,13 @@ def test_threads_leave_what_program_order_leaves(policy, workers):
         assert kernel.compilations == 1
 
 
-def test_many_steps_in_one_launch_repeat_the_program():
+@pytest.mark.usefixtures("some_calls_queued")
+@pytest.mark.parametrize("policy", ("critical_path", "dynamic", "mixed"))
+def test_many_steps_in_one_launch_repeat_the_program(policy):
     """Counters never go back: step s waits for count * (s + 1). Steps must not overlap."""
     for seed in (3, 8, 21):
         example = random_graph(seed)
-        kernel = Megakernel(executable(example.graph, "int32"), workers=3)
+        kernel = Megakernel(executable(example.graph, "int32"), workers=3, policy=policy)
         bindings = example.bindings[-1]
         program = Program(instantiate(kernel.graph, bindings))
         memory, buffers = start_memory(program, "int32"), Buffers()
@@ -137,12 +154,12 @@ class StuckLaunch:
     count: int
 
 
-def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
+def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3, policy="round_robin"):
     while True:
         example = random_graph(seed)
         bindings = example.bindings[-1]
         kernel = Megakernel(executable(example.graph, "int32"), workers=workers)
-        schedule = build_schedule(kernel.graph, bindings, "round_robin", kernel.target)
+        schedule = build_schedule(kernel.graph, bindings, policy, kernel.target)
         if len(schedule.table.wait_event):
             break
         seed += 1
@@ -154,7 +171,7 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3):
                                            np.delete(table.notify_event, position)),
                        event_count=counts)
     encoded = encode_schedule(m.replace(schedule, table=broken), kernel.kernel.kinds,
-                              kernel.arguments.begin)
+                              kernel.arguments)
     memory, buffers = start_memory(Program(instantiate(kernel.graph, bindings)), "int32"), Buffers()
     for spec in kernel.graph.tensors():
         buffers.bind(spec, memory[spec.name])
@@ -177,8 +194,26 @@ def test_a_lost_notify_is_an_error_and_not_a_hang(workers):
         assert not stuck.launch.is_running
 
 
-def test_abort_ends_a_stuck_launch_at_once():
-    stuck = launch_without_a_notify(timeout_s=30)
+@pytest.mark.parametrize("workers", (1, 5))
+def test_a_queued_task_that_is_never_pushed_is_an_error_and_not_a_hang(workers):
+    for seed in (0, 10, 20):
+        stuck = launch_without_a_notify(seed, workers, policy="dynamic")
+        with pytest.raises(DeadlockError) as error:
+            stuck.launch.wait()
+        assert "waits for the others at the end of step 1" in str(error.value)
+        call = stuck.task.partition("[")[0]
+        ran = re.search(r"(\d+) of (\d+) queued tasks of (\w+) ran", str(error.value))
+        assert ran and int(ran[1]) < int(ran[2])
+        if stuck.count > 1:
+            assert (f"queued tasks wait on {stuck.event}, count {stuck.count - 1} of "
+                    f"{stuck.count}") in str(error.value)
+        assert call in str(error.value) or stuck.count > 1
+        assert not stuck.launch.is_running
+
+
+@pytest.mark.parametrize("policy", ("round_robin", "dynamic"))
+def test_abort_ends_a_stuck_launch_at_once(policy):
+    stuck = launch_without_a_notify(timeout_s=30, policy=policy)
     time.sleep(0.05)
     assert stuck.launch.is_running
     begin = time.monotonic()
@@ -187,8 +222,9 @@ def test_abort_ends_a_stuck_launch_at_once():
     stuck.launch.check()  # asked to end: no deadlock
 
 
-def test_ctrl_c_ends_a_stuck_launch():
-    stuck = launch_without_a_notify(timeout_s=30)
+@pytest.mark.parametrize("policy", ("round_robin", "dynamic"))
+def test_ctrl_c_ends_a_stuck_launch(policy):
+    stuck = launch_without_a_notify(timeout_s=30, policy=policy)
     begin = time.monotonic()
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):

@@ -73,8 +73,9 @@ def test_bounds(policy):
         target = generic_cpu(1)
         costs = task_costs_us(table, target)
         one = estimate_makespan(POLICIES[policy](table, target), target)
-        assert one.makespan_us == pytest.approx(costs.sum())
-        assert one.wait_us == (0.0,)
+        pops = target.pop_us * len(POLICIES[policy](table, target).queued)
+        assert one.makespan_us == pytest.approx(costs.sum() + pops)
+        assert one.wait_us == pytest.approx((pops,))
         for workers in (2, 5):
             target = generic_cpu(workers)
             placed = POLICIES[policy](table, target)

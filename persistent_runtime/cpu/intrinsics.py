@@ -125,6 +125,29 @@ def store_release(typing_context, address, value):
 
 
 @intrinsic
+def load_acquire_int64(typing_context, address):
+    """The int64 at an int64 address; what its writer released before is visible after."""
+    signature = types.int64(types.int64)
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return signature, codegen
+
+
+@intrinsic
+def store_release_int64(typing_context, address, value):
+    """Stores an int64 at an int64 address, after all this thread stored before."""
+    signature = types.void(types.int64, types.int64)
+
+    def codegen(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "release", 8)
+
+    return signature, codegen
+
+
+@intrinsic
 def pause(typing_context):
     """Tells the core that this thread spins; nothing on machines without such an instruction."""
 

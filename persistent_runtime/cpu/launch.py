@@ -18,7 +18,13 @@ from persistent_runtime.buffers import allocate
 from persistent_runtime.cpu import worker as worker_module
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
 from persistent_runtime.encode import Int64Array, address_of
-from persistent_runtime.records import Segment, WatchedLaunch, describe_stuck, fill_segment
+from persistent_runtime.records import (
+    Segment,
+    WatchedLaunch,
+    describe_queue,
+    describe_stuck,
+    fill_segment,
+)
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
@@ -75,14 +81,22 @@ class Launch(WatchedLaunch):
         stride = (scratch_bytes // 4096 + 1) * 4096
         self._finished = finished
         self._keep_alive: list[Any] = [kernel]
+        self._task_counts: list[npt.NDArray[np.int32]] = []
+        self._events: list[npt.NDArray[np.int32]] = []
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
             encoded = segment.encoded
-            events = allocate((max(encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
-            self._keep_alive.append(events)
-            fill_segment(records[k], segment, [address_of(array) for array in (
-                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                encoded.prefetches, segment.arguments, events)])
+            calls = encoded.schedule.table.graph.calls
+            self._task_counts.append(np.zeros((workers, len(calls), layout.TASK_COUNT_WORDS),
+                                              np.int32))
+            self._events.append(allocate((encoded.num_events + 1, layout.EVENT_STRIDE), "int32"))
+            arrays = encoded.arrays() | {
+                layout.EVENTS: self._events[-1],
+                layout.PENDING: np.zeros(encoded.num_queued, np.int32),
+                layout.TASK_COUNTS: self._task_counts[-1],
+                layout.ARGUMENT_TABLE: segment.arguments}
+            self._keep_alive.append(arrays)
+            fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [
@@ -97,7 +111,10 @@ class Launch(WatchedLaunch):
         workers = kernel.num_workers
         scratch = allocate((workers * scratch_stride // 4,), "float32")
         steps = np.zeros((workers, layout.STEP_WORDS), np.int64)
-        self._keep_alive += [records, scratch, steps]
+        capacity = max((s.encoded.schedule.queue_capacity for s in self._segments), default=0)
+        queue = np.zeros(capacity, np.int64)
+        self._keep_alive += [records, scratch, steps, queue]
+        self._control[layout.OUTSTANDING] = workers
         record = self._record
         record[layout.NUM_WORKERS] = workers
         record[layout.NUM_SEGMENTS] = len(records)
@@ -108,6 +125,8 @@ class Launch(WatchedLaunch):
         record[layout.SCRATCH] = address_of(scratch)
         record[layout.SCRATCH_BYTES] = scratch_stride
         record[layout.STEP_RECORDS] = address_of(steps)
+        record[layout.QUEUE] = address_of(queue)
+        record[layout.QUEUE_CAPACITY] = capacity
         if finished is not None:
             record[layout.FINISHED] = address_of(finished)
             record[layout.NUM_REQUESTS] = len(finished)
@@ -135,10 +154,28 @@ class Launch(WatchedLaunch):
         if self._finished is not None:
             self._finished[request] = 1
 
+    def task_counts(self) -> list[dict[str, tuple[int, int]]]:
+        """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
+        counts = [workers.sum(axis=0).tolist() for workers in self._task_counts]
+        return [{call.name: (done[layout.POPPED], done[layout.SKIPPED])
+                 for call, done in zip(segment.encoded.schedule.table.graph.calls, of_calls,
+                                       strict=True)}
+                for segment, of_calls in zip(self._segments, counts, strict=True)]
+
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise describe_stuck(self._stuck.tolist(), self._segments)
+            raise describe_stuck(self._stuck.tolist(), self._segments, self._describe_queue())
+
+    def _describe_queue(self) -> list[str]:
+        k = int(self._stuck[:, layout.STUCK_SEGMENT].max())
+        encoded = self._segments[k].encoded
+        if not encoded.num_queued:
+            return []
+        finished = sum(segment.steps for segment in self._segments[:k])
+        popped = self._task_counts[k].sum(axis=0)[:, layout.POPPED].tolist()
+        return describe_queue(encoded, popped, self._events[k][:encoded.num_events, 0],
+                              int(self._stuck[:, layout.STUCK_STEP].max()) - finished)
 
 
 def available_cores() -> int:

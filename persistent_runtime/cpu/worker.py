@@ -1,13 +1,15 @@
 """The CPU worker: one C call per thread that runs all its tasks of a launch.
 
-Memory order, in one place:
+A worker runs its rows in order; whenever it waits, for an event or for the end of the step, it
+serves the ready queue (queue.py). Memory order, in one place:
 - a notify is an acquire-release add: it publishes this tile's stores before the counter moves;
 - a wait loads the counter with acquire: what was published before is visible to the tile;
-- counters never go back. In step s of a segment an event has fired when its counter has reached
-  count * (s + 1), so no worker can reset what another still waits for. The end of a step is a
-  barrier, hence no notify of step s + 1 can reach a counter that step s still uses.
-- the last worker to arrive at the barrier alone decides whether the launch goes on, and publishes
-  that before it opens the barrier: all workers leave after the same step.
+- counters never go back while anyone polls them. In step s of a segment an event has fired when
+  its counter has reached count * (s + 1), so no worker can reset what another still waits for. The
+  end of a step is a barrier, hence no notify of step s + 1 can reach a counter that step s uses;
+- who brings OUTSTANDING to zero alone decides whether the launch goes on, and publishes that
+  before it opens the barrier: all workers leave after the same step. The first tasks of the next
+  step are pushed after that, so a worker that finds one in its slot also sees the barrier open.
 """
 
 from __future__ import annotations
@@ -16,51 +18,47 @@ import numpy as np
 from numba import types
 
 from persistent_runtime import layout
+from persistent_runtime.cpu.actions import (
+    act_after_task,
+    action_at,
+    count_dispatch,
+    count_task,
+    named_event,
+    notify_events,
+    releasing_event,
+)
 from persistent_runtime.cpu.intrinsics import (
     address_of,
     atomic_add,
     call_device_function,
     device_jit,
     load_acquire,
-    monotonic_ns,
-    pause,
     pointer_to,
     store_release,
-    yield_thread,
+)
+from persistent_runtime.cpu.queue import (
+    event_record,
+    push_roots,
+    read_ticket,
+    take_ticket,
+    target_of,
+)
+from persistent_runtime.cpu.waiting import (
+    INT32,
+    INT32_BYTES,
+    INT64,
+    INT64_BYTES,
+    State,
+    await_count,
+    counter_of,
+    give_up,
+    keep_polling,
 )
 
 WORKER_SIGNATURE = types.void(types.CPointer(types.int64), types.int64)
-INT32_BYTES, INT64_BYTES = 4, 8
-COUNTER_BYTES = layout.EVENT_STRIDE * INT32_BYTES
 ROW_BYTES = layout.ROW_WORDS * INT32_BYTES
-POLLS_PER_CLOCK_READ = 64
-_INT32, _INT64 = np.int32(0), np.int64(0)
-
-
-@device_jit
-def await_count(launch, stuck, counter, target):  # noqa: ANN201
-    """Polls until the counter reaches `target`; False when the launch is aborted instead."""
-    control = launch[layout.CONTROL]
-    spin_limit = launch[layout.SPIN_LIMIT]
-    deadline = np.int64(0)
-    polls = np.int64(0)
-    while load_acquire(counter) < target:
-        if load_acquire(control + layout.ABORT * INT32_BYTES) != 0:
-            stuck[layout.STUCK_SEEN] = load_acquire(counter)
-            stuck[layout.STUCK_TARGET] = target
-            return False
-        polls += 1
-        if polls < spin_limit:
-            pause()
-        else:
-            yield_thread()
-        if polls % POLLS_PER_CLOCK_READ == 0:
-            now = monotonic_ns()
-            if deadline == 0:
-                deadline = now + launch[layout.TIMEOUT_NS]
-            elif now > deadline:
-                store_release(control + layout.ABORT * INT32_BYTES, np.int32(layout.ABORT_TIMEOUT))
-    return True
+IDLE, RAN, LAST, ABORTED = 0, 1, 2, 3  # what came of serving the queue
+READY, SKIP, LEAVE = 0, 1, 2  # what a row does after its waits
 
 
 @device_jit
@@ -68,7 +66,7 @@ def all_finished(launch):
     """Whether every request has met its end; a launch without requests runs all its steps."""
     if launch[layout.FINISHED] == 0:
         return False
-    finished = pointer_to(launch[layout.FINISHED], _INT32)
+    finished = pointer_to(launch[layout.FINISHED], INT32)
     for request in range(launch[layout.NUM_REQUESTS]):
         if finished[request] == 0:
             return False
@@ -76,70 +74,244 @@ def all_finished(launch):
 
 
 @device_jit
-def end_step(launch, stuck, epoch):
-    """Barrier after step number `epoch` of the launch; True while the launch goes on."""
-    control = launch[layout.CONTROL]
-    workers = launch[layout.NUM_WORKERS]
-    stuck[layout.STUCK_TASK] = -1
-    arrived = atomic_add(control + layout.ARRIVALS * INT32_BYTES, np.int32(1))
-    epoch_counter = control + layout.EPOCH * INT32_BYTES
-    if arrived == epoch * workers - 1:
-        if all_finished(launch):
-            store_release(control + layout.STOP * INT32_BYTES, np.int32(1))
-        store_release(epoch_counter, np.int32(epoch))
-    elif not await_count(launch, stuck, epoch_counter, epoch):
-        return False
-    return load_acquire(control + layout.STOP * INT32_BYTES) == 0
+def call_body(state, row):
+    """Runs the row's tile."""
+    functions = pointer_to(state.launch[layout.FUNCTIONS], INT64)
+    arguments = (state.segment[layout.ARGUMENT_TABLE]
+                 + np.int64(row[layout.ARGUMENTS]) * INT64_BYTES)
+    call_device_function(functions[row[layout.KIND]], arguments,
+                         address_of(row) + layout.TILE * INT32_BYTES, address_of(state.step),
+                         state.scratch)
 
 
 @device_jit
-def run_row(launch, segment, row, step, stuck, scratch):
-    """Waits, runs one task and notifies; False when the launch is aborted."""
-    waits = pointer_to(segment[layout.WAITS], _INT32)
-    notifies = pointer_to(segment[layout.NOTIFIES], _INT32)
-    events = segment[layout.EVENTS]
+def row_at(segment, k):
+    return pointer_to(segment[layout.ROWS] + np.int64(k) * ROW_BYTES, INT32)
+
+
+@device_jit
+def run_popped(state, row):
+    """One queued task. Only with early push does it wait, for tasks that are dispatched."""
+    stuck = state.stuck
     stuck[layout.STUCK_TASK] = row[layout.TASK]
+    count_dispatch(state, row)
+    waits = pointer_to(state.segment[layout.WAITS], INT32)
     for k in range(row[layout.WAIT_BEGIN], row[layout.WAIT_END]):
         event = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_EVENT])
         count = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_COUNT])
         stuck[layout.STUCK_EVENT] = event
-        if not await_count(launch, stuck, events + event * COUNTER_BYTES,
-                           count * (step[layout.STEP_INDEX] + 1)):
+        if not await_count(state.launch, stuck, counter_of(state.segment, event),
+                           count * (state.step[layout.STEP_INDEX] + 1)):
             return False
-    functions = pointer_to(launch[layout.FUNCTIONS], _INT64)
-    arguments = segment[layout.ARGUMENT_TABLE] + np.int64(row[layout.ARGUMENTS]) * INT64_BYTES
-    call_device_function(functions[row[layout.KIND]], arguments,
-                         address_of(row) + layout.TILE * INT32_BYTES, address_of(step), scratch)
-    for k in range(row[layout.NOTIFY_BEGIN], row[layout.NOTIFY_END]):
-        # release: publishes this tile's stores before the counter moves
-        atomic_add(events + np.int64(notifies[k]) * COUNTER_BYTES, np.int32(1))
+    call_body(state, row)
+    act_after_task(state, row)
+    notify_events(state, row)
+    count_task(state, row, layout.POPPED)
     return True
 
 
 @device_jit
-def run_step(launch, segment, worker, step, stuck, scratch):
-    """All of this worker's tasks of one step."""
-    abort = launch[layout.CONTROL] + layout.ABORT * INT32_BYTES
-    row_begin = pointer_to(segment[layout.ROW_BEGIN], _INT64)
-    for k in range(row_begin[worker], row_begin[worker + 1]):
-        row = pointer_to(segment[layout.ROWS] + k * ROW_BYTES, _INT32)
-        if not run_row(launch, segment, row, step, stuck, scratch):
+def leave_step(launch):
+    """A worker's rows or a queued task are done; whether nothing of the step is left."""
+    control = launch[layout.CONTROL]
+    return atomic_add(control + layout.OUTSTANDING * INT32_BYTES, np.int32(-1)) == 1
+
+
+@device_jit
+def serve(state):
+    """Runs the task in the ticket's slot, if it is there and of this step."""
+    launch = state.launch
+    is_filled, k = read_ticket(launch, state.step)
+    if not is_filled:
+        return IDLE
+    if load_acquire(launch[layout.CONTROL] + layout.EPOCH * INT32_BYTES) >= state.epoch:
+        return IDLE
+    if not run_popped(state, row_at(state.segment, k)):
+        return ABORTED
+    take_ticket(launch, state.step)
+    return LAST if leave_step(launch) else RAN
+
+
+@device_jit
+def await_event(state, event, target):
+    """Waits for a counter and serves the queue meanwhile; False when the launch is aborted."""
+    launch, stuck = state.launch, state.stuck
+    counter = counter_of(state.segment, event)
+    stuck[layout.STUCK_EVENT] = event
+    if launch[layout.QUEUE_CAPACITY] == 0:
+        return await_count(launch, stuck, counter, target)
+    task = stuck[layout.STUCK_TASK]
+    deadline, polls = np.int64(0), np.int64(0)
+    while load_acquire(counter) < target:
+        outcome = serve(state)
+        if outcome == ABORTED:
+            return False
+        if outcome != IDLE:
+            deadline, polls = np.int64(0), np.int64(0)
+            stuck[layout.STUCK_TASK], stuck[layout.STUCK_EVENT] = task, event
+        polls += 1
+        alive, deadline = keep_polling(launch, polls, deadline)
+        if not alive:
+            give_up(stuck, counter, target)
+            return False
+    return True
+
+
+@device_jit
+def await_actions(state, row):
+    """The waits of a row that read a tensor."""
+    segment, step = state.segment, state.step
+    for k in range(row[layout.ACTION_BEGIN], row[layout.ACTION_END]):
+        action = action_at(segment, k)
+        kind = action[layout.ACTION]
+        if kind >= layout.AFTER_TASK:
+            break
+        count = np.int64(1)
+        if kind == layout.AWAIT_READ:
+            count = np.int64(action[layout.ACTION_LENGTH])
+        for element in range(count):
+            is_there, event = True, np.int64(action[layout.ACTION_EVENT])
+            if kind == layout.AWAIT_READ:
+                is_there, event = named_event(segment, action, element)
+            elif kind == layout.AWAIT_RELEASE:
+                is_there, event = releasing_event(segment, action, row[layout.TILE])
+                if not is_there:
+                    return SKIP
+            if is_there and not await_event(
+                    state, event, target_of(segment, step, event_record(segment, event))):
+                return LEAVE
+    return READY
+
+
+@device_jit
+def run_row(state, row):
+    """Waits, runs one task and notifies; False when the launch is aborted."""
+    waits = pointer_to(state.segment[layout.WAITS], INT32)
+    state.stuck[layout.STUCK_TASK] = row[layout.TASK]
+    for k in range(row[layout.WAIT_BEGIN], row[layout.WAIT_END]):
+        event = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_EVENT])
+        count = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_COUNT])
+        if not await_event(state, event, count * (state.step[layout.STEP_INDEX] + 1)):
+            return False
+    if row[layout.ACTION_BEGIN] < row[layout.ACTION_END]:
+        decision = await_actions(state, row)
+        if decision == LEAVE:
+            return False
+        if decision == SKIP:  # those who count tiles count this one as well
+            count_task(state, row, layout.SKIPPED)
+            notify_events(state, row)
+            return True
+        call_body(state, row)
+        act_after_task(state, row)
+    else:
+        call_body(state, row)
+    notify_events(state, row)
+    return True
+
+
+@device_jit
+def run_rows(state):
+    """All rows of this worker for one step."""
+    segment = state.segment
+    abort = state.launch[layout.CONTROL] + layout.ABORT * INT32_BYTES
+    row_begin = pointer_to(segment[layout.ROW_BEGIN], INT64)
+    for k in range(row_begin[state.worker], row_begin[state.worker + 1]):
+        if not run_row(state, row_at(segment, k)):
             return False
         if load_acquire(abort) != 0:
             return False
     return True
 
 
+@device_jit
+def open_step(state, following):
+    """Ends the step: what comes next, its first tasks, and the barrier. One worker does this."""
+    launch, segment = state.launch, state.segment
+    control = launch[layout.CONTROL]
+    pending = pointer_to(segment[layout.PENDING], INT32)
+    left_over = pointer_to(segment[layout.LEFT_OVER], INT32)
+    for k in range(segment[layout.NUM_LEFT_OVER]):
+        pending[left_over[k]] = 0
+    goes_on = following != 0 and not all_finished(launch)
+    outstanding = launch[layout.NUM_WORKERS]
+    if goes_on:
+        outstanding += pointer_to(following, INT64)[layout.NUM_DUE]
+    else:
+        store_release(control + layout.STOP * INT32_BYTES, np.int32(1))
+    store_release(control + layout.OUTSTANDING * INT32_BYTES, np.int32(outstanding))
+    store_release(control + layout.EPOCH * INT32_BYTES, np.int32(state.epoch))
+    if goes_on:
+        push_roots(launch, pointer_to(following, INT64))
+
+
+@device_jit
+def end_step(state, following):
+    """Barrier after a step; serves the queue until nothing is left of it. True while the launch
+    goes on. `following`: address of the next step's segment record, 0 after the last."""
+    launch, stuck = state.launch, state.stuck
+    control = launch[layout.CONTROL]
+    opened = control + layout.EPOCH * INT32_BYTES
+    stuck[layout.STUCK_TASK] = -1
+    is_last = leave_step(launch)
+    deadline, polls = np.int64(0), np.int64(0)
+    while not is_last and load_acquire(opened) < state.epoch:
+        if launch[layout.QUEUE_CAPACITY] > 0:
+            outcome = serve(state)
+            if outcome == ABORTED:
+                return False
+            if outcome != IDLE:
+                is_last = outcome == LAST
+                deadline, polls = np.int64(0), np.int64(0)
+                stuck[layout.STUCK_TASK] = -1
+        polls += 1
+        alive, deadline = keep_polling(launch, polls, deadline)
+        if not alive:
+            give_up(stuck, opened, state.epoch)
+            return False
+    if is_last:
+        open_step(state, following)
+    return load_acquire(control + layout.STOP * INT32_BYTES) == 0
+
+
+@device_jit
+def segment_address(launch, s):
+    return launch[layout.SEGMENTS] + s * layout.SEGMENT_WORDS * INT64_BYTES
+
+
+@device_jit
+def next_segment(launch, s, index):
+    """Address of the segment record of the step after step `index` of segment s, 0 if none."""
+    while s < launch[layout.NUM_SEGMENTS]:
+        if index + 1 < pointer_to(segment_address(launch, s), INT64)[layout.STEPS]:
+            return segment_address(launch, s)
+        s, index = s + 1, np.int64(-1)
+    return np.int64(0)
+
+
+@device_jit
+def begin_launch(launch, worker, step):
+    """Takes this worker's ticket; worker 0 pushes the first tasks of the first step."""
+    if launch[layout.QUEUE_CAPACITY] == 0:
+        return
+    take_ticket(launch, step)
+    first = next_segment(launch, np.int64(0), np.int64(-1))
+    if worker == 0 and first != 0:
+        segment = pointer_to(first, INT64)
+        atomic_add(launch[layout.CONTROL] + layout.OUTSTANDING * INT32_BYTES,
+                   np.int32(segment[layout.NUM_DUE]))
+        push_roots(launch, segment)
+
+
 def run_worker(launch, worker):
     """Everything one worker does in a launch: `void(int64* launch record, int64 worker)`."""
     step = pointer_to(launch[layout.STEP_RECORDS] + worker * layout.STEP_WORDS * INT64_BYTES,
-                      _INT64)
-    stuck = pointer_to(launch[layout.STUCK] + worker * layout.STUCK_WORDS * INT64_BYTES, _INT64)
+                      INT64)
+    stuck = pointer_to(launch[layout.STUCK] + worker * layout.STUCK_WORDS * INT64_BYTES, INT64)
     scratch = launch[layout.SCRATCH] + worker * launch[layout.SCRATCH_BYTES]
+    begin_launch(launch, worker, step)
     epoch = np.int64(0)
     for s in range(launch[layout.NUM_SEGMENTS]):
-        segment = pointer_to(launch[layout.SEGMENTS] + s * layout.SEGMENT_WORDS * INT64_BYTES,
-                             _INT64)
+        segment = pointer_to(segment_address(launch, s), INT64)
         stuck[layout.STUCK_SEGMENT] = s
         step[layout.ROW_ADVANCE] = segment[layout.SEGMENT_ADVANCE]
         for index in range(segment[layout.STEPS]):
@@ -149,7 +321,8 @@ def run_worker(launch, worker):
             step[layout.ROW_BASE] = segment[layout.FIRST_ROW] + index * segment[layout.ROW_STRIDE]
             step[layout.LOGIT_BASE] = (
                 segment[layout.FIRST_LOGIT] + index * segment[layout.LOGIT_STRIDE])
-            if not run_step(launch, segment, worker, step, stuck, scratch):
+            state = State(launch, segment, step, stuck, scratch, worker, epoch)
+            if not run_rows(state):
                 return
-            if not end_step(launch, stuck, epoch):
+            if not end_step(state, next_segment(launch, np.int64(s), np.int64(index))):
                 return

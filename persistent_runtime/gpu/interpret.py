@@ -136,10 +136,9 @@ class InterpretedLaunch(WatchedLaunch):
         for k, segment in enumerate(self._segments):
             events = allocate((max(segment.encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
             self._keep_alive.append(events)
-            encoded = segment.encoded
-            fill_segment(records[k], segment, [address_of(array) for array in (
-                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                encoded.prefetches, segment.arguments, events)])
+            arrays = {**segment.encoded.static_arrays(), layout.ARGUMENT_TABLE: segment.arguments,
+                      layout.EVENTS: events}
+            fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
             if trace_steps:
                 self._traces.append(allocate((trace_words(segment, trace_steps),), "int64"))
                 trace_segment(records[k], segment, trace_steps, address_of(self._traces[-1]))

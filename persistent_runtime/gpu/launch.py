@@ -52,7 +52,7 @@ class GpuKernel:
                            False)
         self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)
-        self._schedules: dict[EncodedSchedule, list[torch.Tensor]] = {}
+        self._schedules: dict[EncodedSchedule, dict[int, torch.Tensor]] = {}
         self._check_resident()
         with torch.cuda.device(memory.device):
             record = torch.zeros(layout.LAUNCH_WORDS, dtype=torch.int64, device=memory.device)
@@ -91,12 +91,11 @@ class GpuKernel:
         """
         return GpuLaunch(self, segments, finished, timeout_s, trace_steps)
 
-    def schedule_on_device(self, encoded: EncodedSchedule) -> list[torch.Tensor]:
-        """Rows, row_begin, waits, notifies and prefetches, copied once per schedule."""
+    def schedule_on_device(self, encoded: EncodedSchedule) -> dict[int, torch.Tensor]:
+        """Word of the segment record → its array, copied once per schedule."""
         if encoded not in self._schedules:
-            self._schedules[encoded] = [self.memory.upload(array) for array in (
-                encoded.rows, encoded.row_begin, encoded.waits, encoded.notifies,
-                encoded.prefetches)]
+            self._schedules[encoded] = {word: self.memory.upload(array) for word, array
+                                        in encoded.static_arrays().items()}
         return self._schedules[encoded]
 
     def start(self, record: torch.Tensor, after: torch.cuda.Stream) -> torch.cuda.Event:
@@ -130,9 +129,10 @@ class GpuLaunch:
             num_events = max(segment.encoded.num_events, 1)
             events = memory.zeros(num_events * layout.EVENT_STRIDE, np.int32)
             arguments = memory.upload(segment.arguments)
-            on_device = [*kernel.schedule_on_device(segment.encoded), arguments, events]
+            on_device = {**kernel.schedule_on_device(segment.encoded),
+                         layout.ARGUMENT_TABLE: arguments, layout.EVENTS: events}
             self._keep_alive.append(on_device)
-            fill_segment(records[k], segment, [t.data_ptr() for t in on_device])
+            fill_segment(records[k], segment, {w: t.data_ptr() for w, t in on_device.items()})
             if trace_steps:
                 self._traces.append(memory.zeros(trace_words(segment, trace_steps), np.int64))
                 trace_segment(records[k], segment, trace_steps, self._traces[-1].data_ptr())

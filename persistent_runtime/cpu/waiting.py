@@ -1,0 +1,79 @@
+"""Polite, bounded waiting, and what the functions of a worker hand to each other."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numpy as np
+
+from persistent_runtime import layout
+from persistent_runtime.cpu.intrinsics import (
+    device_jit,
+    load_acquire,
+    monotonic_ns,
+    pause,
+    pointer_to,
+    store_release,
+    yield_thread,
+)
+
+INT32_BYTES, INT64_BYTES = 4, 8
+COUNTER_BYTES = layout.EVENT_STRIDE * INT32_BYTES
+POLLS_PER_CLOCK_READ = 64
+INT32, INT64 = np.int32(0), np.int64(0)
+
+# Pointers to the launch, segment, step and stuck records, the address of scratch memory, the
+# worker's number and the number of the step in the launch, from 1.
+State = namedtuple("State", "launch segment step stuck scratch worker epoch")
+
+
+@device_jit
+def counter_of(segment, event):
+    """Address of an event's counter."""
+    return segment[layout.EVENTS] + np.int64(event) * COUNTER_BYTES
+
+
+@device_jit
+def argument_values(segment, word):
+    """Pointer to the int32 tensor whose address stands at a word of the argument table."""
+    table = pointer_to(segment[layout.ARGUMENT_TABLE], INT64)
+    return pointer_to(table[word], INT32)
+
+
+@device_jit
+def keep_polling(launch, polls, deadline):
+    """One turn of a wait: whether to go on, and when to give up, in ns; 0 before that is known."""
+    abort = launch[layout.CONTROL] + layout.ABORT * INT32_BYTES
+    if load_acquire(abort) != 0:
+        return False, deadline
+    if polls < launch[layout.SPIN_LIMIT]:
+        pause()
+    else:
+        yield_thread()
+    if polls % POLLS_PER_CLOCK_READ == 0:
+        now = monotonic_ns()
+        if deadline == 0:
+            deadline = now + launch[layout.TIMEOUT_NS]
+        elif now > deadline:
+            store_release(abort, np.int32(layout.ABORT_TIMEOUT))
+    return True, deadline
+
+
+@device_jit
+def give_up(stuck, counter, target):
+    """Leaves behind what this worker waited for."""
+    stuck[layout.STUCK_SEEN] = load_acquire(counter)
+    stuck[layout.STUCK_TARGET] = target
+
+
+@device_jit
+def await_count(launch, stuck, counter, target):  # noqa: ANN201
+    """Polls until the counter reaches `target`; False when the launch is aborted instead."""
+    deadline, polls = np.int64(0), np.int64(0)
+    while load_acquire(counter) < target:
+        polls += 1
+        alive, deadline = keep_polling(launch, polls, deadline)
+        if not alive:
+            give_up(stuck, counter, target)
+            return False
+    return True
