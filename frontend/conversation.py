@@ -43,8 +43,8 @@ class Conversation:
     def __init__(self, decoder: Decoder, system: str | None = None) -> None:
         """Raises UserError for a model without a tokenizer or a chat template."""
         if decoder.tokenizer is None:
-            raise UserError("this model has no tokenizer, and a conversation is text; add "
-                            "tokenizer.json to it")
+            raise UserError("this model has no tokenizer, and a conversation is text; compile "
+                            "from a model directory that holds tokenizer.json")
         self._decoder = decoder
         self._encode = decoder.tokenizer.encode_bare
         self._template = decoder.tokenizer.chat_template()

@@ -241,6 +241,8 @@ class Decoder:
             grown = False
             for request, (watcher, end) in enumerate(zip(watchers, available, strict=True)):
                 for position in range(watcher.seen, end):
+                    if self._interrupted.is_set():  # whoever reads may be far behind the kernel
+                        return
                     grown = True
                     token = watcher.push(int(token_ids[request, position]),
                                          int(times[request, position]),

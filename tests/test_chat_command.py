@@ -149,3 +149,10 @@ def test_a_model_without_a_template_is_refused_before_it_is_compiled(command, tm
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     for word in ("no chat template", "chat_template.jinja", "event-tensor generate"):
         assert word in done.stderr
+
+
+def test_help_names_its_options_and_commands(command):
+    done = command("chat", "--help")
+    assert done.returncode == 0
+    for word in ("--system", "--temperature", "--stop", "/reset", "Ctrl-D"):
+        assert word in done.stdout

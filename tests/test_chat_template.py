@@ -71,7 +71,7 @@ MISTRAL = """{%- if messages[0]["role"] == "system" %}
 {%- endfor %}
 """
 TEMPLATES = {"llama-3": LLAMA_3, "qwen-3": QWEN_3, "mistral": MISTRAL}
-TOKENS = {"bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": False},
+TOKENS = {"bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"},
           "added_tokens_decoder": {str(900 + k): {"content": text, "special": k != 1}
                                    for k, text in enumerate((
                                        "<|im_start|>", "<|im_end|>", "<|start_header_id|>",

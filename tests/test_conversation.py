@@ -107,7 +107,7 @@ def test_interrupt_ends_an_answer_from_another_thread(decoder):
             thread = threading.Thread(target=conversation.interrupt)
             thread.start()
             thread.join()
-    assert 3 <= len(seen) < 400
+    assert len(seen) == 3
     assert conversation.history[-1]["content"] == "".join(seen)
     assert len(send(conversation, "w4", max_new_tokens=5).split()) == 5
 
