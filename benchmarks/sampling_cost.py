@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
 from frontend import compile_decode_loop  # noqa: E402
+from frontend.decoder import Decoder  # noqa: E402
 from frontend.machine import Contention, provenance  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "sampling_cost.json"
@@ -53,8 +54,18 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
                     for name, times in gaps.items()},
         "round_tpot_ms": {name: [round(t, 4) for t in times] for name, times in rounds.items()},
         "cost": round(statistics.median(ratios) - 1, 4), "largest_cost": LARGEST_COST,
+        "correctness": same_as_greedy(decoder, prompt, options.new_tokens),
         "workers": decoder.num_workers, "backend": decoder.backend,
         "busy_with_others": contention.share()}
+
+
+def same_as_greedy(decoder: Decoder, prompt: list[int], new_tokens: int) -> dict[str, int]:
+    """Drawn from the one likeliest token, the sampled tokens must be the greedy ones."""
+    greedy, drawn = (
+        decoder.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True, **side).output_ids
+        for side in (SIDES["greedy"], SIDES["sampled"] | {"top_k": 1}))
+    return {"tokens_compared": new_tokens,
+            "tokens_equal": sum(a == b for a, b in zip(greedy, drawn, strict=True))}
 
 
 def main() -> None:

@@ -30,21 +30,17 @@ def chat_on_terminal(conversation: Conversation, options: dict[str, Any]) -> Non
     while True:
         try:
             line = input("> " if is_watched else "")
+            if line.rstrip() == "/quit":
+                return
+            respond(conversation, line, options)
         except EOFError:
             if is_watched:
                 say("")
             return
-        except KeyboardInterrupt:
-            say(f"\n{HOW_TO_QUIT}")
-            continue
-        if line.rstrip() == "/quit":
-            return
-        try:
-            respond(conversation, line, options)
         except EventTensorError as error:
             say(f"error: {error}")
-        except KeyboardInterrupt:
-            say(f"\nNothing was sent. {HOW_TO_QUIT}")
+        except KeyboardInterrupt:  # at the prompt: during an answer it is no exception
+            say(f"\n{HOW_TO_QUIT}")
 
 
 def respond(conversation: Conversation, line: str, options: dict[str, Any]) -> None:

@@ -90,6 +90,7 @@ def check_against_transformers(directory: Path) -> None:
     for text in [*TEXTS, "<|user|>Hello</s> world <s>"]:
         ids = theirs(text).input_ids
         assert ours.encode(text) == ids
+        assert ours.encode_bare(text) == theirs(text, add_special_tokens=False).input_ids
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
