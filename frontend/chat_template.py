@@ -6,6 +6,7 @@ sandboxed Jinja environment renders it, with the special tokens that tokenizer_c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,21 @@ def named_special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str
     if "added_tokens_decoder" not in config and legacy.exists():
         named |= read_json(legacy)
     extra = named.get("extra_special_tokens")
-    entries = {name: value for name, value in named.items() if name.endswith("_token")}
+    entries = class_special_tokens(str(config.get("tokenizer_class")))
+    entries |= {name: value for name, value in named.items() if name.endswith("_token")}
     entries |= extra if isinstance(extra, dict) else {}
     entries |= named.get("model_specific_special_tokens") or {}
     texts = {name: token_text(value) for name, value in entries.items()}
     return {name: text for name, text in texts.items() if text is not None}
+
+
+def class_special_tokens(tokenizer_class: str) -> dict[str, Any]:
+    """What a tokenizer class of transformers calls its special tokens where its files do not."""
+    import transformers
+
+    made_by = getattr(transformers, tokenizer_class, None)
+    if not inspect.isclass(made_by):
+        return {}
+    return {name: parameter.default
+            for name, parameter in inspect.signature(made_by.__init__).parameters.items()
+            if name.endswith("_token") and isinstance(parameter.default, str)}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_tokenizer import byte_level, load, save
+from test_tokenizer import byte_fallback, byte_level, load, save
 
 from event_tensor.errors import UserError
 from frontend.chat_template import load_chat_template
@@ -125,6 +125,22 @@ def test_special_tokens_of_older_files_are_handed_in(tmp_path):
     check_against_transformers(tmp_path)
     assert load_chat_template(tmp_path).special_tokens == {
         "bos_token": "</s>", "eos_token": "</s>", "user_token": "<|user|>"}
+
+
+@pytest.mark.parametrize("kind, make", [
+    ("LlamaTokenizer", byte_fallback), ("LlamaTokenizerFast", byte_fallback),
+    ("Qwen2Tokenizer", byte_level), ("PreTrainedTokenizerFast", byte_level),
+    ("NoSuchTokenizer", byte_level)])
+@pytest.mark.parametrize("named", [
+    {}, {"bos_token": "<s>"}, {"bos_token": None, "eos_token": None, "unk_token": "<|user|>"}])
+def test_tokens_that_only_the_class_names_are_handed_in(kind, make, named, tmp_path):
+    from transformers import AutoTokenizer
+
+    save(make(), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": kind, "chat_template": LLAMA_3, **named}))
+    assert load_chat_template(tmp_path).special_tokens == (
+        AutoTokenizer.from_pretrained(tmp_path).special_tokens_map)
 
 
 @pytest.mark.parametrize("template, words", [
