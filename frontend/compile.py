@@ -26,6 +26,7 @@ from persistent_runtime.megakernel import Megakernel
 DEFAULT_MAX_CONTEXT = 4096
 POLICY_OF_SCHEDULE = {"static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
                       "round_robin": "round_robin", "unfused": "unfused"}
+SCHEDULE_OF_POLICY = {policy: schedule for schedule, policy in POLICY_OF_SCHEDULE.items()}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
