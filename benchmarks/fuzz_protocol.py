@@ -208,7 +208,8 @@ def main() -> int:
                          options.processes)
     result = {
         "graphs": options.graphs, "dispatch_graphs": options.dispatch,
-        "first_seed": options.first_seed, "processes": options.processes, "seconds": round(seconds, 1),
+        "first_seed": options.first_seed, "processes": options.processes,
+        "seconds": round(seconds, 1),
         "failures": total.counts["failures"], "failure_examples": total.failures,
         "counts": dict(sorted(total.counts.items())),
         "seconds_by_phase": {k: round(v, 1) for k, v in sorted(total.seconds.items())},
