@@ -31,6 +31,7 @@ DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
 POLICY_OF_SCHEDULE = {"static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
                       "round_robin": "round_robin", "unfused": "unfused"}
+SCHEDULE_OF_POLICY = {policy: schedule for schedule, policy in POLICY_OF_SCHEDULE.items()}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
 

@@ -58,7 +58,9 @@ class CpuKernel:
 
     def sources(self) -> dict[str, str]:
         """File name → text of what runs."""
-        return {"worker.py": Path(worker_module.__file__).read_text(encoding="utf-8")}
+        folder = Path(worker_module.__file__).parent
+        return {name: (folder / name).read_text(encoding="utf-8")
+                for name in ("worker.py", "queue.py", "actions.py", "waiting.py")}
 
     @property
     def function_table(self) -> Int64Array:
