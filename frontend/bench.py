@@ -19,7 +19,7 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from frontend.bandwidth import ReadBandwidth
-from frontend.compile import SCHEDULE_OF_POLICY, Progress, compile_decode_loop
+from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
 from frontend.decoder import Decoder
 from frontend.machine import Contention, peak_rss_mb, provenance
@@ -105,7 +105,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
     fractions = [gb_s / best for gb_s, best in zip(achieved, bandwidths, strict=True)]
     return {
         "model": directory.name, "dtype": decoder.dtype, "backend": decoder.backend,
-        "schedule": SCHEDULE_OF_POLICY[decoder.kernel.policy],
+        "schedule": decoder.schedule_name,
         "workers": decoder.num_workers, "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens, "depth": options.depth, "repeats": options.repeats,
         "seed": options.seed, **record, "step_bytes": step_bytes,

@@ -186,13 +186,11 @@ def stream_to_stdout(decoder: Decoder, prompt: str | list[int], options: dict[st
 
 def generation_record(decoder: Decoder, result: Generation) -> dict[str, Any]:
     """The JSON contract of `generate`."""
-    from frontend.compile import SCHEDULE_OF_POLICY
-
     return {
         "prompt_ids": result.prompt_ids, "output_ids": result.output_ids, "text": result.text,
         "ttft_ms": round(result.ttft_ms, 4), "tpot_ms": result.tpot_ms,
         "tokens_per_second": round(result.tokens_per_second, 2), "backend": decoder.backend,
-        "schedule": SCHEDULE_OF_POLICY[decoder.kernel.policy], "workers": decoder.num_workers,
+        "schedule": decoder.schedule_name, "workers": decoder.num_workers,
         "launches": result.launches, "compilations": decoder.compilations,
         "finish_reason": result.finish_reason, "sampling": result.sampling.summary(),
         **({"logprobs": result.logprobs} if result.logprobs is not None else {})}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from event_tensor.conservative import data_dependent_events
 from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
@@ -25,13 +24,12 @@ from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_ti
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.megakernel import Megakernel
+from persistent_runtime.megakernel import AUTO, Megakernel
 
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
-POLICY_OF_SCHEDULE = {"static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
+POLICY_OF_SCHEDULE = {AUTO: AUTO, "static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
                       "round_robin": "round_robin", "unfused": "unfused"}
-SCHEDULE_OF_POLICY = {policy: schedule for schedule, policy in POLICY_OF_SCHEDULE.items()}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
@@ -43,7 +41,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
 
     model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
     transformers model.
-    schedule: auto (hybrid for models with data-dependent dispatch, else static), static (critical
+    schedule: auto (rows or queue for each part of the graph by the cost model), static (critical
     path), dynamic (a ready queue), hybrid (a queue for data-dependent calls), round_robin, or
     unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
     of the KV cache, by default the model's own limit but no more than 4096. max_requests: prompts
@@ -53,8 +51,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
     runs_on = find_backend(backend)
-    if schedule not in ("auto", *POLICY_OF_SCHEDULE):
-        raise UserError(f"schedule {schedule!r} is not available; use one of auto, "
+    if schedule not in POLICY_OF_SCHEDULE:
+        raise UserError(f"schedule {schedule!r} is not available; use one of "
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model)
@@ -66,8 +64,6 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
                max(len(config.eos_token_ids), 1)), weight_dtype)
     build_decode_step(operators)
-    if schedule == "auto":
-        schedule = "hybrid" if data_dependent_events(operators.graph) else "static"
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
         dtype=weight_dtype, samples=partial(sample_routings, config),

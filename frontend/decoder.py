@@ -62,6 +62,12 @@ class Decoder:
         return self.kernel.schedule(self.bindings(1, 1, 1)).schedule
 
     @property
+    def schedule_name(self) -> str:
+        """static, dynamic or hybrid, as its tasks are placed; or round_robin or unfused."""
+        policy = self.kernel.policy
+        return policy if policy in ("round_robin", "unfused") else self.schedule.kind
+
+    @property
     def compilations(self) -> int:
         return self.kernel.compilations
 

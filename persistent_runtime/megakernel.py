@@ -19,12 +19,14 @@ from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.records import Segment
+from scheduling.choose import auto
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
+AUTO = "auto"  # rows or queue, chosen for each part of the graph by the cost model
 Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
 
 
@@ -42,7 +44,8 @@ def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, targe
     for table in tables:
         verify_table(table)
     table = instantiate(conservative(graph), bindings) if samples else tables[0]
-    placed = POLICIES[policy](table, target)
+    placed = (auto(graph, table, samples, target) if policy == AUTO
+              else POLICIES[policy](table, target))
     if placed.source is not table:  # the policy brought its own events: prove those as well
         for runtime in samples or [{}]:
             verify_table(replace(placed.source, runtime=runtime))
@@ -53,17 +56,18 @@ class Megakernel:
     """One compilation of a graph's device functions, and a schedule for each shape it meets.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored; samples:
-    bindings → values of the tensors that data-dependent edges read, one mapping per case to prove;
-    early_push: queued tasks are pushed when their producers are dispatched.
+    once; policy: "auto" or a key of `scheduling.policies.POLICIES`; dtype: how weights are stored;
+    samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
+    to prove; early_push: queued tasks are pushed when their producers are dispatched.
     """
 
     def __init__(self, graph: Graph, *, backend: Backend | None = None,
                  workers: int | None = None, policy: str = "critical_path",
                  dtype: str = "float32", progress: Progress | None = None,
                  samples: Samples | None = None, early_push: bool = False) -> None:
-        if policy not in POLICIES:
-            raise UserError(f"unknown schedule {policy!r}; use one of {', '.join(POLICIES)}")
+        if policy not in (AUTO, *POLICIES):
+            raise UserError(f"unknown schedule {policy!r}; use one of {AUTO}, "
+                            f"{', '.join(POLICIES)}")
         self.backend = backend or CpuBackend()
         self.target = self.backend.target(workers)
         self.policy = policy
