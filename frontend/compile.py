@@ -28,8 +28,8 @@ from persistent_runtime.megakernel import AUTO, Megakernel
 
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
-POLICY_OF_SCHEDULE = {AUTO: AUTO, "static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
-                      "round_robin": "round_robin", "unfused": "unfused"}
+POLICY_OF_SCHEDULE = {AUTO: AUTO, "static": "critical_path", "dynamic": "dynamic",
+                      "hybrid": "hybrid", "round_robin": "round_robin", "unfused": "unfused"}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
