@@ -112,11 +112,10 @@ class _QueueEstimate:
     def run(self) -> Estimate:
         first_free = [(0.0, worker) for worker in range(len(self.free))]
         for _ in range(self.table.num_tasks):
-            if self.has_rows:
-                actions = (action for w in range(len(self.free)) for action in self._actions(w))
-            else:  # only the worker that is free first comes into question
-                actions = self._actions(heapq.heappop(first_free)[1])
-            start, worker, task = min(actions)
+            # without rows, only the worker that is free first comes into question
+            workers = (range(len(self.free)) if self.has_rows
+                       else (heapq.heappop(first_free)[1],))
+            start, worker, task = min(action for w in workers for action in self._actions(w))
             if self.is_queued[task]:
                 heapq.heappop(self.queue)
             else:
