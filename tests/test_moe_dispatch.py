@@ -65,7 +65,7 @@ def test_exactly_the_routed_tiles_run(family, schedule, monkeypatch):
                 assert (popped, skipped) == (used * columns, 0)
             else:
                 assert popped == 0
-                if call.is_triggered:
+                if call.is_triggered and schedule == "static":  # unfused: bodies see to it
                     assert skipped == (most - used) * columns
 
 
