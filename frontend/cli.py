@@ -60,6 +60,8 @@ MinP = Annotated[float | None, typer.Option(
 RepetitionPenalty = Annotated[float | None, typer.Option(
     help="Divides the logits of tokens that have occurred; 1: none.", show_default=FROM_MODEL)]
 Seed = Annotated[int | None, typer.Option(help="Of the random draws.", show_default="random")]
+Stop = Annotated[list[str] | None, typer.Option(
+    help="End before this text; may be given several times.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 
@@ -127,8 +129,7 @@ def generate(
     seed: Seed = None,
     logprobs: Annotated[bool, typer.Option(
         "--logprobs", help="Record the log-probability of each token.")] = False,
-    stop: Annotated[list[str] | None, typer.Option(
-        help="End before this text; may be given several times.")] = None,
+    stop: Stop = None,
     ignore_eos: Annotated[bool, typer.Option(
         "--ignore-eos", help="Continue past the end-of-text token.")] = False,
     json_output: Json = False,
@@ -155,6 +156,40 @@ def generate(
         print_json(record)
     else:
         print(summary_line(record), file=sys.stderr)
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(
+        help="Cut an answer after so many tokens.", show_default="1024")] = None,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    max_context: MaxContext = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+) -> None:
+    """Talk to a model; /stats, /reset and /quit, Ctrl-C ends an answer, Ctrl-D the chat."""
+    from frontend.chat import chat_on_terminal
+    from frontend.chat_template import load_chat_template
+    from frontend.resolve import resolve_model
+
+    options = {"max_new_tokens": max_new_tokens, "stop": stop or (), "temperature": temperature,
+               "top_k": top_k, "top_p": top_p, "min_p": min_p,
+               "repetition_penalty": repetition_penalty, "seed": seed}
+    check_options(options)
+    load_chat_template(resolve_model(model))  # a model without one is refused before it is compiled
+    decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
+                            max_context=max_context)
+    chat_on_terminal(decoder.chat(system), options)
 
 
 def check_options(options: dict[str, Any]) -> None:

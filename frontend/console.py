@@ -47,7 +47,10 @@ def replace_unprintable() -> None:
 
 def exit_soon_after_interrupt() -> None:
     """A second way out after Ctrl-C: the interpreter notices a signal only between two steps of
-    its own, and a compiler or a library's import may keep it from taking one for seconds."""
+    its own, and a compiler or a library's import may keep it from taking one for seconds.
+
+    `stay_after_interrupt` lifts it, for a command that outlives Ctrl-C.
+    """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -59,6 +62,10 @@ def exit_soon_after_interrupt() -> None:
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="interrupt", daemon=True).start()
+
+
+def stay_after_interrupt() -> None:
+    signal.set_wakeup_fd(-1)
 
 
 class Progress:

@@ -16,6 +16,7 @@ from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.printer import format_graph, format_tasks
 from frontend.config import DecoderConfig
+from frontend.conversation import Conversation
 from frontend.generation import Generation, Token
 from frontend.operators import Operators
 from frontend.plan import Request, plan_launch
@@ -48,6 +49,7 @@ class Decoder:
         self._operators = operators
         self._buffers = buffers
         self._busy = threading.Lock()
+        self._interrupted = threading.Event()
         # the tokens whose keys and values the cache holds, from position 0 on
         self._cached: list[list[int]] = [[] for _ in range(self.max_requests)]
 
@@ -130,16 +132,29 @@ class Decoder:
 
     def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
                ignore_eos: bool = False, stop: Sequence[str] = (),
-               result: Generation | None = None, **sampling: Any) -> Iterator[Token]:
+               result: Generation | None = None, keep_cache: bool = False, **sampling: Any
+               ) -> Iterator[Token]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
         Options as in `generate`. `result`, if given, collects ids and times on the way.
+        keep_cache: go on from what the KV cache holds of the same tokens.
         """
         into = result if result is not None else Generation([])
         into.prompt_ids[:] = self._prompt_ids(prompt)
         options = RunOptions(max_new_tokens, ignore_eos, stop,
                              self.config.sampling.with_options(sampling).with_seed())
-        return self._run([into], options)
+        return self._run([into], options, keep_cache=keep_cache)
+
+    def chat(self, system: str | None = None) -> Conversation:
+        """A conversation by the model's chat template, the KV cache kept between its turns.
+
+        Raises UserError for a model without a tokenizer or a chat template.
+        """
+        return Conversation(self, system)
+
+    def interrupt(self) -> None:
+        """Have the running generation end, its reason "aborted"; for signal handlers, threads."""
+        self._interrupted.set()
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -160,10 +175,7 @@ class Decoder:
 
     def _run(self, results: list[Generation], options: RunOptions, *, keep_cache: bool = False
              ) -> Iterator[Token]:
-        """One launch; a generator, so that tokens stream. Arguments are checked at once.
-
-        keep_cache: go on from what the KV cache holds of the same tokens.
-        """
+        """One launch; a generator, so that tokens stream. Arguments are checked at once."""
         if options.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {options.max_new_tokens}; give at least 1")
         if options.stop and self.tokenizer is None:
@@ -203,6 +215,7 @@ class Decoder:
     def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, keep_cache: bool
                 ) -> Iterator[Token]:
         with self._exclusive():
+            self._interrupted.clear()
             start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             requests = []
             for request, watcher in enumerate(watchers):
@@ -210,7 +223,8 @@ class Decoder:
                 cached = self._cached_prefix(request, result.prompt_ids) if keep_cache else 0
                 result.start_ns, result.prefilled_tokens = start_ns, len(result.prompt_ids) - cached
                 requests.append(Request(len(result.prompt_ids), options.max_new_tokens, cached))
-                self._cached[request] = []  # until the launch has shown what it computed
+                # until the launch has shown what it computed; it leaves these positions alone
+                self._cached[request] = result.prompt_ids[:cached]
             segments = self._prepare([w.result for w in watchers], requests, options)
             before = self.kernel.launches
             launch = self.kernel.launch(segments, finished=self._control("finished"))
@@ -233,6 +247,8 @@ class Decoder:
             grown = False
             for request, (watcher, end) in enumerate(zip(watchers, available, strict=True)):
                 for position in range(watcher.seen, end):
+                    if self._interrupted.is_set():  # whoever reads may be far behind the kernel
+                        return
                     grown = True
                     token = watcher.push(int(token_ids[request, position]),
                                          int(times[request, position]),
@@ -241,7 +257,7 @@ class Decoder:
                         yield token
                     if watcher.stopped:
                         launch.finish(request)
-            if all(watcher.stopped for watcher in watchers):
+            if self._interrupted.is_set() or all(watcher.stopped for watcher in watchers):
                 return
             if running and not grown:
                 time.sleep(pause_s)

@@ -101,3 +101,9 @@ def read_json(path: Path) -> dict[str, object]:
         kind = type(values).__name__
         raise UserError(f"{path} holds a JSON {kind}, not an object; download it again")
     return values
+
+
+def token_text(token: object) -> str | None:
+    """The text of a token that a JSON file gives as a string or as an object with `content`."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None

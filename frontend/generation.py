@@ -51,10 +51,7 @@ class Generation:
     @property
     def tpot_ms(self) -> dict[str, float] | None:
         """p50, p90 and p99 of the time between tokens; None for fewer than two tokens."""
-        gaps = self.inter_token_ms
-        if not len(gaps):
-            return None
-        return {f"p{p}": round(float(np.percentile(gaps, p)), 4) for p in (50, 90, 99)}
+        return percentiles_ms(self.inter_token_ms)
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,3 +60,10 @@ class Generation:
         if len(times) < 2:
             return 1e9 / max(times[-1] - self.start_ns, 1)
         return (len(times) - 1) * 1e9 / max(times[-1] - times[0], 1)
+
+
+def percentiles_ms(gaps: npt.NDArray[np.float64]) -> dict[str, float] | None:
+    """p50, p90 and p99 of times in milliseconds; None where there are none."""
+    if not len(gaps):
+        return None
+    return {f"p{p}": round(float(np.percentile(gaps, p)), 4) for p in (50, 90, 99)}

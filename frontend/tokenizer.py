@@ -6,11 +6,13 @@ skip_special_tokens=True)` gives, without importing transformers where there is 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from event_tensor.errors import UserError
-from frontend.fields import read_json, require_directory
+from frontend.chat_template import ChatTemplate, load_chat_template, template_of_tokenizer
+from frontend.fields import read_json, require_directory, token_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,6 +33,8 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str]  # leaves out special tokens
     is_silent: Callable[[int], bool]  # whether `decode` leaves this id out wherever it stands
     token_id: Callable[[str], int | None]  # the id of a token such as "<|im_end|>"
+    encode_bare: Callable[[str], list[int]]  # adds no special tokens to those the text has
+    chat_template: Callable[[], ChatTemplate]  # raises UserError where there is none to use
 
     def stream(self) -> "TextStream":
         return TextStream(self)
@@ -122,6 +126,10 @@ def from_tokenizer_json(directory: Path) -> Tokenizer:
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         is_silent=lambda token_id: token_id in special or tokenizer.id_to_token(token_id) is None,
         token_id=tokenizer.token_to_id,
+        encode_bare=lambda text: list(
+            tokenizer.encode(require_text(text), add_special_tokens=False).ids
+        ),
+        chat_template=partial(load_chat_template, directory),
     )
 
 
@@ -175,12 +183,6 @@ def rebuild_as_llama(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) 
     tokenizer.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
 
 
-def token_text(token: object) -> str | None:
-    """The text of a token that a JSON file gives as a string or as an object with `content`."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
-
-
 def require_text(text: str) -> str:
     try:
         text.encode("utf-8")
@@ -218,4 +220,8 @@ def from_transformers(tokenizer: Any) -> Tokenizer:
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         is_silent=lambda token_id: token_id in special or token_id >= vocab_size,
         token_id=token_id,
+        encode_bare=lambda text: list(
+            tokenizer(require_text(text), add_special_tokens=False).input_ids
+        ),
+        chat_template=template_of_tokenizer(tokenizer),
     )

@@ -1,0 +1,43 @@
+"""Every example has a main(), is as short as it promises, and runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import command_environment
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments, text=""):
+    return subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], input=text, text=True,
+                          capture_output=True, timeout=120, env=command_environment())
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_says_what_it_is_and_has_a_main(path):
+    source = path.read_text()
+    assert source.startswith('"""') and "def main() -> None:" in source
+
+
+def test_low_latency_chat():
+    assert len((EXAMPLES / "low_latency_chat.py").read_text().splitlines()) < 60
+    done = run("low_latency_chat.py", "demo", "--max-new-tokens", "20",
+               text="hacker\nkernel\n" + "word " * 3000 + "\nkernel\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "A person who enjoys" in done.stdout
+    assert done.stdout.count("[TTFT") == 3
+    assert done.stdout.count("error: ") == 1 and "leaves no room" in done.stdout
+
+
+def test_transformers_bridge():
+    done = run("transformers_bridge.py", "--new-tokens", "20")
+    assert done.returncode == 0, done.stderr
+    assert "A person who enjoys" in done.stdout and "same tokens: True" in done.stdout
+
+
+def test_split_row_sum():
+    done = run("split_row_sum.py", "--sizes", "1", "3", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same events: True") == 4
