@@ -93,19 +93,21 @@ class Decoder:
 
     @overload
     def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = ...,
-                 ignore_eos: bool = ..., stop: Sequence[str] = ..., **sampling: Any
-                 ) -> Generation: ...
+                 ignore_eos: bool = ..., stop: Sequence[str] = ..., trace_steps: int = ...,
+                 **sampling: Any) -> Generation: ...
 
     @overload
     def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], *,
                  max_new_tokens: int = ..., ignore_eos: bool = ..., stop: Sequence[str] = ...,
-                 **sampling: Any) -> list[Generation]: ...
+                 trace_steps: int = ..., **sampling: Any) -> list[Generation]: ...
 
     def generate(self, prompt: Any, *, max_new_tokens: int = 128, ignore_eos: bool = False,
-                 stop: Sequence[str] = (), **sampling: Any) -> Generation | list[Generation]:
+                 stop: Sequence[str] = (), trace_steps: int = 0, **sampling: Any
+                 ) -> Generation | list[Generation]:
         """Continuation of a text or of token ids; of a list of either, all in one launch.
 
-        stop: texts before which the output is cut. sampling: fields of `Sampling` (temperature,
+        stop: texts before which the output is cut. trace_steps: how many steps of each segment
+        leave their times in `Generation.trace`. sampling: fields of `Sampling` (temperature,
         top_k, top_p, min_p, repetition_penalty, seed, logprobs); what is left out is as the
         model's generation_config.json says, greedy if that says nothing.
 
@@ -114,7 +116,7 @@ class Decoder:
         outside their limits.
         """
         options = RunOptions(max_new_tokens, ignore_eos, stop,
-                             self.config.sampling.with_options(sampling).with_seed())
+                             self.config.sampling.with_options(sampling).with_seed(), trace_steps)
         is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(
             prompt[0], (int, np.integer))
         results = [Generation(self._prompt_ids(p)) for p in (prompt if is_batch else [prompt])]
@@ -207,7 +209,8 @@ class Decoder:
                 self._cached[request] = []  # until the launch has shown what it computed
             segments = self._prepare([w.result for w in watchers], requests, options)
             before = self.kernel.launches
-            launch = self.kernel.launch(segments, finished=self._control("finished"))
+            launch = self.kernel.launch(segments, finished=self._control("finished"),
+                                        trace_steps=options.trace_steps)
             for watcher in watchers:
                 watcher.result.launches = self.kernel.launches - before
             try:
@@ -215,6 +218,10 @@ class Decoder:
             finally:
                 launch.abort()
                 self._remember_cached(watchers)
+                if options.trace_steps:
+                    traces = launch.trace()
+                    for watcher in watchers:
+                        watcher.result.trace = traces
 
     def _watch(self, launch: Any, watchers: list[RequestWatcher]) -> Iterator[Token]:
         """Reads tokens as their request's length grows; the worker publishes length last."""

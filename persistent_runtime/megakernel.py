@@ -106,11 +106,13 @@ class Megakernel:
                        self.arguments.encode(bindings, buffers.addresses), buffers, **rows)
 
     def launch(self, segments: Sequence[Segment], *, finished: Any = None,
-               timeout_s: float = 30.0) -> Any:
-        """Start one launch over these segments; returns a handle with wait() and abort()."""
+               timeout_s: float = 30.0, trace_steps: int = 0) -> Any:
+        """Start one launch over these segments; returns a handle with wait(), abort() and, for the
+        first `trace_steps` steps of each segment, trace()."""
         self.launches += 1
         scratch = max((self._scratch_bytes(s) for s in segments), default=0)
-        return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s)
+        return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s,
+                                  trace_steps=trace_steps)
 
     def run(self, bindings: Mapping[str, int], tensors: Mapping[str, Any], *,
             timeout_s: float = 30.0) -> None:
