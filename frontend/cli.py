@@ -233,6 +233,43 @@ def inspect_model(
 
 
 @app.command()
+def trace(
+    model: Model,
+    output: Annotated[str | None, typer.Option(
+        "--output", "-o", metavar="FILE.json.gz", help="Where to write the timeline, in Chrome's "
+        "trace-event format.")] = None,
+    summary: Annotated[bool, typer.Option(
+        "--summary", help="Print where a decode step went.")] = False,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 32,
+    steps: Annotated[int, typer.Option(help="Decode steps to trace.")] = 8,
+    rounds: Annotated[int, typer.Option(
+        help="Runs with and without a trace, to tell what tracing costs.")] = 5,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Record a timeline of the real kernel, task by task and worker by worker."""
+    from pathlib import Path
+
+    from frontend.trace_command import TraceOptions, run_trace, show, show_cost
+
+    if output is None and not (summary or json_output):
+        raise UserError("give -o FILE.json.gz to write the timeline, --summary, or both")
+    options = TraceOptions(model, Path(output) if output else None, prompt_tokens, steps, rounds,
+                           backend, schedule, workers, dtype)
+    with Progress() as progress:
+        record = run_trace(options, progress)
+    if json_output:
+        print_json(record)
+    else:
+        if summary:
+            show(record)
+        show_cost(record)
+
+
+@app.command()
 def doctor(json_output: Json = False) -> None:
     """Check this machine: versions, processor, caches, and a generation against transformers."""
     from frontend.doctor import examine, show
