@@ -270,6 +270,23 @@ def trace(
 
 
 @app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    clear_stale: Annotated[bool, typer.Option(
+        "--clear-stale", help="Remove what this installation does not use.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show what compiled kernels take on disk, which are in use, and clear them."""
+    from frontend.cache_command import examine, show
+
+    record = examine(clear, clear_stale)
+    if json_output:
+        print_json(record)
+    else:
+        show(record)
+
+
+@app.command()
 def doctor(json_output: Json = False) -> None:
     """Check this machine: versions, processor, caches, and a generation against transformers."""
     from frontend.doctor import examine, show
