@@ -270,6 +270,39 @@ def trace(
 
 
 @app.command()
+def warmup(
+    model: Model,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 32,
+    html: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Write the report as one page with pictures.")] = None,
+    strict: Annotated[bool, typer.Option(
+        "--strict", help="Fail if anything is compiled after the first token.")] = False,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    max_context: MaxContext = None,
+    slow: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    json_output: Json = False,
+) -> None:
+    """Start twice, with nothing compiled and with a warm cache, and show where the time went."""
+    from frontend.warmup_command import WarmupOptions, check_strict, run_warmup, show, write_page
+
+    compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
+                       "max_context": max_context}
+    delays = {name: float(seconds) for name, _, seconds in (s.rpartition("=") for s in slow or [])}
+    record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays))
+    if html is not None:
+        write_page(record, html)
+    if json_output:
+        print_json(record)
+    elif html is None:
+        show(record)
+    if strict:
+        check_strict(record)
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
     clear_stale: Annotated[bool, typer.Option(

@@ -18,6 +18,7 @@ from event_tensor.printer import format_graph, format_tasks
 from frontend.config import DecoderConfig
 from frontend.generation import Generation, Token
 from frontend.operators import Operators
+from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
@@ -36,7 +37,8 @@ class Decoder:
     """A model whose decode loop is one megakernel. Made by `compile_decode_loop`."""
 
     def __init__(self, config: DecoderConfig, operators: Operators, kernel: Megakernel,
-                 buffers: Buffers, tokenizer: Tokenizer | None, chunk: int) -> None:
+                 buffers: Buffers, tokenizer: Tokenizer | None, chunk: int, phases: Phases
+                 ) -> None:
         self.config = config
         self.kernel = kernel
         self.tokenizer = tokenizer
@@ -44,6 +46,7 @@ class Decoder:
         self.max_requests = operators.limits.max_requests
         self.dtype = operators.dtype
         self.backend = kernel.backend.name
+        self.phases = phases  # of the start, up to the first token
         self._chunk = chunk
         self._operators = operators
         self._buffers = buffers
@@ -64,6 +67,12 @@ class Decoder:
     @property
     def compilations(self) -> int:
         return self.kernel.compilations
+
+    def warmup(self) -> dict[str, Any]:
+        """Where the start went, from the process's to the first token; frontend/warmup.py."""
+        from frontend.warmup import start_record
+
+        return start_record(self)
 
     @property
     def num_workers(self) -> int:
@@ -207,10 +216,12 @@ class Decoder:
                 result.start_ns, result.prefilled_tokens = start_ns, len(result.prompt_ids) - cached
                 requests.append(Request(len(result.prompt_ids), options.max_new_tokens, cached))
                 self._cached[request] = []  # until the launch has shown what it computed
-            segments = self._prepare([w.result for w in watchers], requests, options)
+            self.phases.fill("waiting for a prompt")
             before = self.kernel.launches
-            launch = self.kernel.launch(segments, finished=self._control("finished"),
-                                        trace_steps=options.trace_steps)
+            with self.phases("prepare launch"):
+                segments = self._prepare([w.result for w in watchers], requests, options)
+                launch = self.kernel.launch(segments, finished=self._control("finished"),
+                                            trace_steps=options.trace_steps)
             for watcher in watchers:
                 watcher.result.launches = self.kernel.launches - before
             try:
@@ -238,6 +249,7 @@ class Decoder:
                     token = watcher.push(int(token_ids[request, position]),
                                          int(times[request, position]),
                                          float(logprobs[request, position]), request)
+                    self.phases.first_token(int(times[request, position]))
                     if token is not None:
                         yield token
                     if watcher.stopped:

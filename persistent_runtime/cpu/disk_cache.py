@@ -23,6 +23,7 @@ import llvmlite
 import numba as nb
 from numba.core import serialize
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 
 import persistent_runtime
 from persistent_runtime.cpu.vectors import CPU_FEATURES
@@ -165,7 +166,9 @@ class DiskEntry:
             self.reason = "damaged"
             self.note = f"replaced a damaged entry in {self.path.parent}"
             return None
-        target_context.refresh()
+        # numba's own caches fill the context with all of its library here, for half a second; a
+        # compilation does that by itself, and machine code needs the runtime's symbols only
+        rtsys.initialize(target_context)
         return CompileResult._rebuild(target_context, *pickle.loads(payload))
 
     def save_overload(self, signature: Any, result: CompileResult) -> None:
