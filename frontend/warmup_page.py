@@ -9,7 +9,7 @@ from frontend.warmup_command import STARTS, phase_rows, sentences
 
 Record = dict[str, Any]
 
-WIDTH, LABEL, VALUE, ROW = 960, 240, 90, 18  # pixels
+WIDTH, LABEL, VALUE, ROW = 960, 270, 90, 18  # pixels
 SHORT_SHARE = 0.002  # phases that take less are drawn as one row
 # first words of a phase's name → what it belongs to
 GROUPS = {"interpreter": "imports", "import": "imports", "find": "imports", "config": "model",
