@@ -268,6 +268,93 @@ def inspect_model(
 
 
 @app.command()
+def trace(
+    model: Model,
+    output: Annotated[str | None, typer.Option(
+        "--output", "-o", metavar="FILE.json.gz", help="Where to write the timeline, in Chrome's "
+        "trace-event format.")] = None,
+    summary: Annotated[bool, typer.Option(
+        "--summary", help="Print where a decode step went.")] = False,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 32,
+    steps: Annotated[int, typer.Option(help="Decode steps to trace.")] = 8,
+    rounds: Annotated[int, typer.Option(
+        help="Runs with and without a trace, to tell what tracing costs.")] = 5,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Record a timeline of the real kernel, task by task and worker by worker."""
+    from pathlib import Path
+
+    from frontend.trace_command import TraceOptions, run_trace, show, show_cost
+
+    if output is None and not (summary or json_output):
+        raise UserError("give -o FILE.json.gz to write the timeline, --summary, or both")
+    options = TraceOptions(model, Path(output) if output else None, prompt_tokens, steps, rounds,
+                           backend, schedule, workers, dtype)
+    with Progress() as progress:
+        record = run_trace(options, progress)
+    if json_output:
+        print_json(record)
+    else:
+        if summary:
+            show(record)
+        show_cost(record)
+
+
+@app.command()
+def warmup(
+    model: Model,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 32,
+    html: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Write the report as one page with pictures.")] = None,
+    strict: Annotated[bool, typer.Option(
+        "--strict", help="Fail if anything is compiled after the first token.")] = False,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    max_context: MaxContext = None,
+    slow: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    json_output: Json = False,
+) -> None:
+    """Start twice, with nothing compiled and with a warm cache, and show where the time went."""
+    from frontend.warmup_command import WarmupOptions, check_strict, run_warmup, show, write_page
+
+    compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
+                       "max_context": max_context}
+    delays = {name: float(seconds) for name, _, seconds in (s.rpartition("=") for s in slow or [])}
+    record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays))
+    if html is not None:
+        write_page(record, html)
+    if json_output:
+        print_json(record)
+    elif html is None:
+        show(record)
+    if strict:
+        check_strict(record)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    clear_stale: Annotated[bool, typer.Option(
+        "--clear-stale", help="Remove what this installation does not use.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show what compiled kernels take on disk, which are in use, and clear them."""
+    from frontend.cache_command import examine, show
+
+    record = examine(clear, clear_stale)
+    if json_output:
+        print_json(record)
+    else:
+        show(record)
+
+
+@app.command()
 def doctor(json_output: Json = False) -> None:
     """Check this machine: versions, processor, caches, and a generation against transformers."""
     from frontend.doctor import examine, show

@@ -25,6 +25,7 @@ from persistent_runtime.records import (
     describe_stuck,
     fill_segment,
 )
+from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
@@ -48,13 +49,15 @@ class CpuKernel:
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
 
     def launch(self, segments: Sequence[Segment], scratch_bytes: int, *,
-               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0) -> Launch:
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0,
+               trace_steps: int = 0) -> Launch:
         """Start the workers and return at once.
 
         `finished` [requests]: the launch ends after the step in which all its entries are set.
         `timeout_s`: how long a worker may wait for one event before the launch is given up.
+        `trace_steps`: of each segment, how many steps leave trace records (`Launch.trace`).
         """
-        return Launch(self, segments, scratch_bytes, finished, timeout_s)
+        return Launch(self, segments, scratch_bytes, finished, timeout_s, trace_steps)
 
     def sources(self) -> dict[str, str]:
         """File name → text of what runs."""
@@ -75,7 +78,8 @@ class Launch(WatchedLaunch):
     """A running launch. `wait` returns when it is done and raises what went wrong."""
 
     def __init__(self, kernel: CpuKernel, segments: Sequence[Segment], scratch_bytes: int,
-                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
+                 ) -> None:
         workers = kernel.num_workers
         self._segments = list(segments)
         self._control = allocate((layout.CONTROL_WORDS,), "int32")
@@ -85,6 +89,7 @@ class Launch(WatchedLaunch):
         self._keep_alive: list[Any] = [kernel]
         self._task_counts: list[npt.NDArray[np.int32]] = []
         self._events: list[npt.NDArray[np.int32]] = []
+        self._traces: list[Int64Array] = []
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
             encoded = segment.encoded
@@ -99,6 +104,9 @@ class Launch(WatchedLaunch):
                 layout.ARGUMENT_TABLE: segment.arguments}
             self._keep_alive.append(arrays)
             fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
+            if trace_steps:
+                self._traces.append(np.zeros(trace_words(segment, trace_steps), np.int64))
+                trace_segment(records[k], segment, trace_steps, address_of(self._traces[-1]))
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [
@@ -163,6 +171,11 @@ class Launch(WatchedLaunch):
                  for call, done in zip(segment.encoded.schedule.table.graph.calls, of_calls,
                                        strict=True)}
                 for segment, of_calls in zip(self._segments, counts, strict=True)]
+
+    def trace(self) -> list[SegmentTrace]:
+        """What each segment's traced steps recorded, once the launch is done."""
+        return [SegmentTrace.of(segment, words)
+                for segment, words in zip(self._segments, self._traces, strict=True)]
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
