@@ -21,9 +21,11 @@ from persistent_runtime.encode import Int64Array, address_of
 from persistent_runtime.records import (
     Segment,
     WatchedLaunch,
-    describe_queue,
-    describe_stuck,
+    describe_launch,
     fill_segment,
+    named_task_counts,
+    new_counters,
+    queue_capacity,
 )
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 
@@ -92,15 +94,11 @@ class Launch(WatchedLaunch):
         self._traces: list[Int64Array] = []
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
-            encoded = segment.encoded
-            calls = encoded.schedule.table.graph.calls
-            self._task_counts.append(np.zeros((workers, len(calls), layout.TASK_COUNT_WORDS),
-                                              np.int32))
-            self._events.append(allocate((encoded.num_events + 1, layout.EVENT_STRIDE), "int32"))
-            arrays = encoded.arrays() | {
-                layout.EVENTS: self._events[-1],
-                layout.PENDING: np.zeros(encoded.num_queued, np.int32),
-                layout.TASK_COUNTS: self._task_counts[-1],
+            counters = {word: allocate(shape, "int32") for word, shape
+                        in new_counters(segment.encoded, workers).items()}
+            self._task_counts.append(counters[layout.TASK_COUNTS])
+            self._events.append(counters[layout.EVENTS])
+            arrays = segment.encoded.arrays() | counters | {
                 layout.ARGUMENT_TABLE: segment.arguments}
             self._keep_alive.append(arrays)
             fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
@@ -121,7 +119,7 @@ class Launch(WatchedLaunch):
         workers = kernel.num_workers
         scratch = allocate((workers * scratch_stride // 4,), "float32")
         steps = np.zeros((workers, layout.STEP_WORDS), np.int64)
-        capacity = max((s.encoded.schedule.queue_capacity for s in self._segments), default=0)
+        capacity = queue_capacity(self._segments)
         queue = np.zeros(capacity, np.int64)
         self._keep_alive += [records, scratch, steps, queue]
         self._control[layout.OUTSTANDING] = workers
@@ -166,11 +164,7 @@ class Launch(WatchedLaunch):
 
     def task_counts(self) -> list[dict[str, tuple[int, int]]]:
         """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
-        counts = [workers.sum(axis=0).tolist() for workers in self._task_counts]
-        return [{call.name: (done[layout.POPPED], done[layout.SKIPPED])
-                 for call, done in zip(segment.encoded.schedule.table.graph.calls, of_calls,
-                                       strict=True)}
-                for segment, of_calls in zip(self._segments, counts, strict=True)]
+        return named_task_counts(self._segments, self._task_counts)
 
     def trace(self) -> list[SegmentTrace]:
         """What each segment's traced steps recorded, once the launch is done."""
@@ -180,17 +174,7 @@ class Launch(WatchedLaunch):
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise describe_stuck(self._stuck.tolist(), self._segments, self._describe_queue())
-
-    def _describe_queue(self) -> list[str]:
-        k = int(self._stuck[:, layout.STUCK_SEGMENT].max())
-        encoded = self._segments[k].encoded
-        if not encoded.num_queued:
-            return []
-        finished = sum(segment.steps for segment in self._segments[:k])
-        popped = self._task_counts[k].sum(axis=0)[:, layout.POPPED].tolist()
-        return describe_queue(encoded, popped, self._events[k][:encoded.num_events, 0],
-                              int(self._stuck[:, layout.STUCK_STEP].max()) - finished)
+            raise describe_launch(self._stuck, self._segments, self._task_counts, self._events)
 
 
 def available_cores() -> int:

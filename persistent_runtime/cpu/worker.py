@@ -80,7 +80,7 @@ def call_body(state, row):
     functions = pointer_to(state.launch[layout.FUNCTIONS], INT64)
     arguments = (state.segment[layout.ARGUMENT_TABLE]
                  + np.int64(row[layout.ARGUMENTS]) * INT64_BYTES)
-    call_device_function(functions[row[layout.KIND]], arguments,
+    call_device_function(functions[row[layout.KIND] & (layout.ACTS - 1)], arguments,
                          address_of(row) + layout.TILE * INT32_BYTES, address_of(state.step),
                          state.scratch)
 
