@@ -8,11 +8,15 @@ copy of the table and one of a schedule is damaged in each known way; a proof mu
 where it does harm. What program order demands is worked out by tests/program_order.py, which shares
 no code with the proofs. Prints a summary, writes benchmarks/results/fuzz_protocol.json, and fails
 when anything was not as it must be.
+
+With `--dispatch N`, N random graphs with data-dependent edges are also run by real threads, in rows
+and through the ready queue, and judged by the times that their tasks note.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import platform
@@ -29,12 +33,14 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import mutations as m  # noqa: E402
+from dispatch_graphs import dispatch_graph, run_and_check  # noqa: E402
 from program_order import Program, ordered_by_events  # noqa: E402
-from random_graphs import random_graph  # noqa: E402
+from random_graphs import queue_some_calls, random_graph  # noqa: E402
 
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.task_table import TaskTable  # noqa: E402
 from event_tensor.verify import verify  # noqa: E402
+from persistent_runtime.megakernel import Megakernel  # noqa: E402
 from scheduling.policies import POLICIES  # noqa: E402
 from scheduling.prune import prune_waits  # noqa: E402
 from scheduling.static_schedule import StaticSchedule  # noqa: E402
@@ -44,6 +50,9 @@ from scheduling.verify_schedule import verify_schedule  # noqa: E402
 RESULT = ROOT / "benchmarks" / "results" / "fuzz_protocol.json"
 EVENT_MUTATIONS = (*m.WEAKER_OR_OTHER_EVENTS, *m.WRONG_COUNTS)
 INTERLEAVINGS = 2  # of each table and of each schedule
+DISPATCH_POLICIES = (("critical_path", False), ("hybrid", False), ("dynamic", False),
+                     ("dynamic", True))  # and whether tasks are pushed early
+STEPS = 12  # of each launch
 
 
 class Tally:
@@ -114,7 +123,7 @@ def _fuzz_schedule(seed: int, table: TaskTable, program: Program, policy: Callab
                    rng: random.Random, tally: Tally) -> None:
     with tally.phase("place, prune and verify_schedule"):
         schedule: StaticSchedule = verify_schedule(
-            prune_waits(policy(table, generic_cpu(rng.choice((1, 2, 3, 5))))))
+            prune_waits(_place(policy, table, rng)))
     tally.counts["schedules"] += 1
     tally.counts["waits before pruning"] += len(schedule.source.wait_event)
     tally.counts["waits after pruning"] += len(schedule.table.wait_event)
@@ -138,6 +147,31 @@ def _fuzz_schedule(seed: int, table: TaskTable, program: Program, policy: Callab
                        m.is_accepted_schedule(damaged), tally)
 
 
+def _place(policy: Callable[..., Any], table: TaskTable, rng: random.Random) -> StaticSchedule:
+    """The policy's schedule; a hybrid one, which finds no data-dependent call here, queues any."""
+    schedule: StaticSchedule = policy(table, generic_cpu(rng.choice((1, 2, 3, 5))))
+    return queue_some_calls(schedule, rng) if schedule.policy == "hybrid" else schedule
+
+
+def fuzz_dispatch(seed: int) -> Tally:
+    """One random data-dependent graph in every schedule, by real threads."""
+    tally = Tally()
+    tally.counts["dispatch graphs"] += 1
+    made = dispatch_graph(seed)
+    for policy, early_push in DISPATCH_POLICIES:
+        with tally.phase("dispatch by threads"):
+            try:
+                kernel = Megakernel(made.graph, policy=policy, workers=(1, 2, 3, 5)[seed % 4],
+                                    early_push=early_push, samples=made.samples)
+                wrong = run_and_check(made, kernel, STEPS)
+            except Exception as error:  # as in fuzz
+                wrong = f"{type(error).__name__}: {error}"
+        tally.counts["dispatch launches"] += 1
+        if wrong:
+            tally.fail(f"dispatch seed {seed}, {policy}, early push {early_push}: {wrong}")
+    return tally
+
+
 def _judge(kind: str, seed: int, harmless: bool, accepted: bool, tally: Tally,
            may_be_stricter: bool = False) -> None:
     verdict = ("harmless, accepted" if accepted else "harmless, rejected") if harmless else (
@@ -148,11 +182,13 @@ def _judge(kind: str, seed: int, harmless: bool, accepted: bool, tally: Tally,
         tally.fail(f"seed {seed}: {kind} is {verdict}")
 
 
-def run(graphs: int, first_seed: int, processes: int) -> tuple[Tally, float]:
+def run(graphs: int, dispatch: int, first_seed: int, processes: int) -> tuple[Tally, float]:
     total, begin = Tally(), time.perf_counter()
-    with multiprocessing.Pool(processes) as pool:
-        seeds = range(first_seed, first_seed + graphs)
-        for done, tally in enumerate(pool.imap_unordered(fuzz, seeds, chunksize=20), 1):
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        results = itertools.chain.from_iterable(
+            pool.imap_unordered(one, range(first_seed, first_seed + count), chunksize=20)
+            for one, count in ((fuzz, graphs), (fuzz_dispatch, dispatch)))
+        for done, tally in enumerate(results, 1):
             total.add(tally)
             if done % 1000 == 0:
                 print(f"{done} graphs, {total.counts['failures']} failures, "
@@ -163,14 +199,17 @@ def run(graphs: int, first_seed: int, processes: int) -> tuple[Tally, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--graphs", type=int, default=10_000)
+    parser.add_argument("--dispatch", type=int, default=10_000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    total, seconds = run(options.graphs, options.first_seed, options.processes)
+    total, seconds = run(options.graphs, options.dispatch, options.first_seed,
+                         options.processes)
     result = {
-        "graphs": options.graphs, "first_seed": options.first_seed,
-        "processes": options.processes, "seconds": round(seconds, 1),
+        "graphs": options.graphs, "dispatch_graphs": options.dispatch,
+        "first_seed": options.first_seed, "processes": options.processes,
+        "seconds": round(seconds, 1),
         "failures": total.counts["failures"], "failure_examples": total.failures,
         "counts": dict(sorted(total.counts.items())),
         "seconds_by_phase": {k: round(v, 1) for k, v in sorted(total.seconds.items())},
@@ -179,7 +218,8 @@ def main() -> int:
         print(f"{count:10d}  {name}")
     for failure in total.failures:
         print(failure)
-    print(f"{options.graphs} graphs in {seconds:.0f} s on {options.processes} processes: "
+    print(f"{options.graphs} graphs and {options.dispatch} with data-dependent edges in "
+          f"{seconds:.0f} s on {options.processes} processes: "
           f"{result['failures']} failures")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -32,11 +32,13 @@ def data_dependent_events(graph: Graph) -> tuple[EventTensor, ...]:
 
 def conservative(graph: Graph) -> Graph:
     """The graph with one event for each data-dependent event tensor; dense graphs stay as they
-    are. Raises GraphError for a tensor that edges read and several calls write."""
+    are. Raises GraphError for a tensor that edges read and several calls write, and for tiles that
+    may not run but are counted on the device."""
     chosen = {event: EventTensor((), name=f"{event.name}_any", stands_for=event)
               for event in data_dependent_events(graph)}
     if not chosen:
         return graph
+    _check_device_counts(graph)
     in_edges = {call.index: [_simplified(e, chosen, call) for e in call.in_edges]
                 for call in graph.calls}
     out_edges = {call.index: [_simplified(e, chosen, call) for e in call.out_edges]
@@ -83,6 +85,19 @@ def conservative_events(table: TaskTable) -> npt.NDArray[np.bool_]:
         if tensor.stands_for is not None:
             result[begin] = True
     return result
+
+
+def _check_device_counts(graph: Graph) -> None:
+    """A static schedule runs idle the tiles that wait for unused ones, and nobody may count them;
+    a triggered tile's own row knows that it is unused."""
+    conditional = conditional_calls(graph)
+    for call in graph.calls:
+        if call.index in conditional and not call.is_triggered:
+            for edge in call.out_edges:
+                if edge.event.count_from is not None and not edge.is_data_dependent:
+                    raise GraphError(
+                        f"tiles of {call.name} may not run, and they notify {edge.event.name}, "
+                        f"whose counts are in a tensor; notify it through a tensor as well")
 
 
 def _simplified(edge: Edge, chosen: dict[EventTensor, EventTensor], call: Call) -> Edge:

@@ -44,6 +44,13 @@ class TaskTable:
     bytes: npt.NDArray[np.float64]  # [tasks]
     flops: npt.NDArray[np.float64]
     runtime: Runtime = field(default_factory=dict)  # sample values of data-dependent edges
+    wait_task: IntArray = field(init=False)  # [waits]: the task of each entry of wait_event
+    notify_task: IntArray = field(init=False)  # [notifies]
+
+    def __post_init__(self) -> None:
+        tasks = np.arange(self.num_tasks)
+        object.__setattr__(self, "wait_task", np.repeat(tasks, np.diff(self.wait_indptr)))
+        object.__setattr__(self, "notify_task", np.repeat(tasks, np.diff(self.notify_indptr)))
 
     @property
     def num_tasks(self) -> int:
@@ -52,16 +59,6 @@ class TaskTable:
     @property
     def num_events(self) -> int:
         return len(self.event_count)
-
-    @property
-    def wait_task(self) -> IntArray:
-        """[waits]: the task that each entry of wait_event belongs to."""
-        return np.repeat(np.arange(self.num_tasks), np.diff(self.wait_indptr))
-
-    @property
-    def notify_task(self) -> IntArray:
-        """[notifies]: the task that each entry of notify_event belongs to."""
-        return np.repeat(np.arange(self.num_tasks), np.diff(self.notify_indptr))
 
     def consumers(self) -> tuple[IntArray, IntArray]:
         """CSR event → tasks that wait for it."""

@@ -105,7 +105,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
     fractions = [gb_s / best for gb_s, best in zip(achieved, bandwidths, strict=True)]
     return {
         "model": directory.name, "dtype": decoder.dtype, "backend": decoder.backend,
-        "schedule": "static" if options.schedule == "auto" else options.schedule,
+        "schedule": decoder.schedule_name,
         "workers": decoder.num_workers, "prompt_tokens": options.prompt_tokens,
         "new_tokens": options.new_tokens, "depth": options.depth, "repeats": options.repeats,
         "seed": options.seed, **record, "step_bytes": step_bytes,

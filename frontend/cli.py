@@ -151,7 +151,7 @@ def generate(
         result = decoder.generate(given, **options)
     else:
         result = stream_to_stdout(decoder, given, options)
-    record = generation_record(decoder, result, "static" if schedule == "auto" else schedule)
+    record = generation_record(decoder, result)
     if json_output:
         print_json(record)
     else:
@@ -219,13 +219,13 @@ def stream_to_stdout(decoder: Decoder, prompt: str | list[int], options: dict[st
     return result
 
 
-def generation_record(decoder: Decoder, result: Generation, schedule: str) -> dict[str, Any]:
+def generation_record(decoder: Decoder, result: Generation) -> dict[str, Any]:
     """The JSON contract of `generate`."""
     return {
         "prompt_ids": result.prompt_ids, "output_ids": result.output_ids, "text": result.text,
         "ttft_ms": round(result.ttft_ms, 4), "tpot_ms": result.tpot_ms,
         "tokens_per_second": round(result.tokens_per_second, 2), "backend": decoder.backend,
-        "schedule": schedule, "workers": decoder.num_workers,
+        "schedule": decoder.schedule_name, "workers": decoder.num_workers,
         "launches": result.launches, "compilations": decoder.compilations,
         "finish_reason": result.finish_reason, "sampling": result.sampling.summary(),
         **({"logprobs": result.logprobs} if result.logprobs is not None else {})}
@@ -261,6 +261,93 @@ def inspect_model(
                             max_context=max_context)
     record_of, show = VIEWS[what]
     record = {"what": what, "model": model, **record_of(decoder)}
+    if json_output:
+        print_json(record)
+    else:
+        show(record)
+
+
+@app.command()
+def trace(
+    model: Model,
+    output: Annotated[str | None, typer.Option(
+        "--output", "-o", metavar="FILE.json.gz", help="Where to write the timeline, in Chrome's "
+        "trace-event format.")] = None,
+    summary: Annotated[bool, typer.Option(
+        "--summary", help="Print where a decode step went.")] = False,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 32,
+    steps: Annotated[int, typer.Option(help="Decode steps to trace.")] = 8,
+    rounds: Annotated[int, typer.Option(
+        help="Runs with and without a trace, to tell what tracing costs.")] = 5,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Record a timeline of the real kernel, task by task and worker by worker."""
+    from pathlib import Path
+
+    from frontend.trace_command import TraceOptions, run_trace, show, show_cost
+
+    if output is None and not (summary or json_output):
+        raise UserError("give -o FILE.json.gz to write the timeline, --summary, or both")
+    options = TraceOptions(model, Path(output) if output else None, prompt_tokens, steps, rounds,
+                           backend, schedule, workers, dtype)
+    with Progress() as progress:
+        record = run_trace(options, progress)
+    if json_output:
+        print_json(record)
+    else:
+        if summary:
+            show(record)
+        show_cost(record)
+
+
+@app.command()
+def warmup(
+    model: Model,
+    prompt_tokens: Annotated[int, typer.Option(help="Random tokens to read.")] = 32,
+    html: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Write the report as one page with pictures.")] = None,
+    strict: Annotated[bool, typer.Option(
+        "--strict", help="Fail if anything is compiled after the first token.")] = False,
+    backend: Backend = "auto",
+    schedule: Schedule = "auto",
+    workers: Workers = None,
+    dtype: Dtype = "auto",
+    max_context: MaxContext = None,
+    slow: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    json_output: Json = False,
+) -> None:
+    """Start twice, with nothing compiled and with a warm cache, and show where the time went."""
+    from frontend.warmup_command import WarmupOptions, check_strict, run_warmup, show, write_page
+
+    compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
+                       "max_context": max_context}
+    delays = {name: float(seconds) for name, _, seconds in (s.rpartition("=") for s in slow or [])}
+    record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays))
+    if html is not None:
+        write_page(record, html)
+    if json_output:
+        print_json(record)
+    elif html is None:
+        show(record)
+    if strict:
+        check_strict(record)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    clear_stale: Annotated[bool, typer.Option(
+        "--clear-stale", help="Remove what this installation does not use.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show what compiled kernels take on disk, which are in use, and clear them."""
+    from frontend.cache_command import examine, show
+
+    record = examine(clear, clear_stale)
     if json_output:
         print_json(record)
     else:

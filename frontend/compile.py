@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from event_tensor.conservative import data_dependent_events
 from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
@@ -17,6 +16,7 @@ from frontend.decoder import Decoder
 from frontend.expert_weights import read_weight
 from frontend.families import build_decode_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
+from frontend.phases import Phases
 from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
 from frontend.rope import rope_tables
@@ -25,66 +25,78 @@ from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_ti
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.megakernel import Megakernel
+from persistent_runtime.megakernel import AUTO, Megakernel
 
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
-POLICY_OF_SCHEDULE = {"static": "critical_path", "dynamic": "dynamic", "hybrid": "hybrid",
-                      "round_robin": "round_robin", "unfused": "unfused"}
+POLICY_OF_SCHEDULE = {AUTO: AUTO, "static": "critical_path", "dynamic": "dynamic",
+                      "hybrid": "hybrid", "round_robin": "round_robin", "unfused": "unfused"}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
 def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", schedule: str = "auto",
                         dtype: str = "auto", max_context: int | None = None,
                         max_requests: int = DEFAULT_MAX_REQUESTS, workers: int | None = None,
-                        progress: Progress | None = None) -> Decoder:
+                        progress: Progress | None = None, phases: Phases | None = None) -> Decoder:
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
 
     model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
     transformers model.
-    schedule: auto (hybrid for models with data-dependent dispatch, else static), static (critical
+    schedule: auto (rows or queue for each part of the graph by the cost model), static (critical
     path), dynamic (a ready queue), hybrid (a queue for data-dependent calls), round_robin, or
     unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
     of the KV cache, by default the model's own limit but no more than 4096. max_requests: prompts
     that one launch can serve; the KV cache has room for all of them, which a CPU provides as it is
-    used. workers: threads, by default one per core.
+    used. workers: threads, by default one per core. phases: books what start-up takes
+    (`Decoder.warmup`).
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
-    runs_on = find_backend(backend)
-    if schedule not in ("auto", *POLICY_OF_SCHEDULE):
-        raise UserError(f"schedule {schedule!r} is not available; use one of auto, "
+    if phases is None:
+        phases = Phases()
+        phases.fill("before compile_decode_loop")
+    with phases("find backend"):
+        runs_on = find_backend(backend)
+    if schedule not in POLICY_OF_SCHEDULE:
+        raise UserError(f"schedule {schedule!r} is not available; use one of "
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
     target = runs_on.target(workers)
-    config, checkpoint, tokenizer = _open(model)
-    check_tensors(checkpoint, config)
+    config, checkpoint, tokenizer = _open(model, phases)
+    with phases("open checkpoint"):
+        check_tensors(checkpoint, config)
     weight_dtype = _choose_dtype(dtype, config, checkpoint)
     context = _choose_context(max_context, config)
     operators = Operators(
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
                max(len(config.eos_token_ids), 1)), weight_dtype)
-    build_decode_step(operators)
-    if schedule == "auto":
-        schedule = "hybrid" if data_dependent_events(operators.graph) else "static"
+    with phases("build graph"):
+        build_decode_step(operators)
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
-        dtype=weight_dtype, samples=partial(sample_routings, config),
+        dtype=weight_dtype, samples=partial(sample_routings, config), phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     buffers = runs_on.buffers()
-    _load_weights(operators, checkpoint, buffers, progress)
-    _allocate(operators, buffers, context)
-    checkpoint.close()
-    decoder = Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS)
+    with phases("weights"):
+        _load_weights(operators, checkpoint, buffers, progress)
+    with phases("buffers"):
+        _allocate(operators, buffers, context)
+        checkpoint.close()
+    decoder = Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS, phases)
     decoder.prepare()
     return decoder
 
 
-def _open(model: str | Path | Any) -> tuple[DecoderConfig, Checkpoint, Tokenizer | None]:
+def _open(model: str | Path | Any, phases: Phases
+          ) -> tuple[DecoderConfig, Checkpoint, Tokenizer | None]:
     if isinstance(model, (str, Path)):
-        directory = resolve_model(str(model))
-        config = read_config(directory)
-        return config, open_checkpoint(directory), load_tokenizer(directory)
+        with phases("config"):
+            directory = resolve_model(str(model))
+            config = read_config(directory)
+        with phases("open checkpoint"):
+            checkpoint = open_checkpoint(directory)
+        with phases("tokenizer"):
+            return config, checkpoint, load_tokenizer(directory)
     if not hasattr(model, "state_dict") or not hasattr(model, "config"):
         raise UserError(f"{type(model).__name__} is neither a path, a Hub id nor a transformers "
                         f"model")

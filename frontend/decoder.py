@@ -19,6 +19,7 @@ from frontend.config import DecoderConfig
 from frontend.conversation import Conversation
 from frontend.generation import Generation, Token
 from frontend.operators import Operators
+from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
@@ -37,7 +38,8 @@ class Decoder:
     """A model whose decode loop is one megakernel. Made by `compile_decode_loop`."""
 
     def __init__(self, config: DecoderConfig, operators: Operators, kernel: Megakernel,
-                 buffers: Buffers, tokenizer: Tokenizer | None, chunk: int) -> None:
+                 buffers: Buffers, tokenizer: Tokenizer | None, chunk: int, phases: Phases
+                 ) -> None:
         self.config = config
         self.kernel = kernel
         self.tokenizer = tokenizer
@@ -45,6 +47,7 @@ class Decoder:
         self.max_requests = operators.limits.max_requests
         self.dtype = operators.dtype
         self.backend = kernel.backend.name
+        self.phases = phases  # of the start, up to the first token
         self._chunk = chunk
         self._operators = operators
         self._buffers = buffers
@@ -64,8 +67,20 @@ class Decoder:
         return self.kernel.schedule(self.bindings(1, 1, 1)).schedule
 
     @property
+    def schedule_name(self) -> str:
+        """static, dynamic or hybrid, as its tasks are placed; or round_robin or unfused."""
+        policy = self.kernel.policy
+        return policy if policy in ("round_robin", "unfused") else self.schedule.kind
+
+    @property
     def compilations(self) -> int:
         return self.kernel.compilations
+
+    def warmup(self) -> dict[str, Any]:
+        """Where the start went, from the process's to the first token; frontend/warmup.py."""
+        from frontend.warmup import start_record
+
+        return start_record(self)
 
     @property
     def num_workers(self) -> int:
@@ -95,19 +110,21 @@ class Decoder:
 
     @overload
     def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = ...,
-                 ignore_eos: bool = ..., stop: Sequence[str] = ..., **sampling: Any
-                 ) -> Generation: ...
+                 ignore_eos: bool = ..., stop: Sequence[str] = ..., trace_steps: int = ...,
+                 **sampling: Any) -> Generation: ...
 
     @overload
     def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], *,
                  max_new_tokens: int = ..., ignore_eos: bool = ..., stop: Sequence[str] = ...,
-                 **sampling: Any) -> list[Generation]: ...
+                 trace_steps: int = ..., **sampling: Any) -> list[Generation]: ...
 
     def generate(self, prompt: Any, *, max_new_tokens: int = 128, ignore_eos: bool = False,
-                 stop: Sequence[str] = (), **sampling: Any) -> Generation | list[Generation]:
+                 stop: Sequence[str] = (), trace_steps: int = 0, **sampling: Any
+                 ) -> Generation | list[Generation]:
         """Continuation of a text or of token ids; of a list of either, all in one launch.
 
-        stop: texts before which the output is cut. sampling: fields of `Sampling` (temperature,
+        stop: texts before which the output is cut. trace_steps: how many steps of each segment
+        leave their times in `Generation.trace`. sampling: fields of `Sampling` (temperature,
         top_k, top_p, min_p, repetition_penalty, seed, logprobs); what is left out is as the
         model's generation_config.json says, greedy if that says nothing.
 
@@ -116,7 +133,7 @@ class Decoder:
         outside their limits.
         """
         options = RunOptions(max_new_tokens, ignore_eos, stop,
-                             self.config.sampling.with_options(sampling).with_seed())
+                             self.config.sampling.with_options(sampling).with_seed(), trace_steps)
         is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(
             prompt[0], (int, np.integer))
         results = [Generation(self._prompt_ids(p)) for p in (prompt if is_batch else [prompt])]
@@ -219,9 +236,12 @@ class Decoder:
                 requests.append(Request(len(result.prompt_ids), options.max_new_tokens, cached))
                 # until the launch has shown what it computed; it leaves these positions alone
                 self._cached[request] = result.prompt_ids[:cached]
-            segments = self._prepare([w.result for w in watchers], requests, options)
+            self.phases.fill("waiting for a prompt")
             before = self.kernel.launches
-            launch = self.kernel.launch(segments, finished=self._control("finished"))
+            with self.phases("prepare launch"):
+                segments = self._prepare([w.result for w in watchers], requests, options)
+                launch = self.kernel.launch(segments, finished=self._control("finished"),
+                                            trace_steps=options.trace_steps)
             for watcher in watchers:
                 watcher.result.launches = self.kernel.launches - before
             try:
@@ -229,6 +249,10 @@ class Decoder:
             finally:
                 launch.abort()
                 self._remember_cached(watchers)
+                if options.trace_steps:
+                    traces = launch.trace()
+                    for watcher in watchers:
+                        watcher.result.trace = traces
 
     def _watch(self, launch: Any, watchers: list[RequestWatcher]) -> Iterator[Token]:
         """Reads tokens as their request's length grows; the worker publishes length last."""
@@ -247,6 +271,7 @@ class Decoder:
                     token = watcher.push(int(token_ids[request, position]),
                                          int(times[request, position]),
                                          float(logprobs[request, position]), request)
+                    self.phases.first_token(int(times[request, position]))
                     if token is not None:
                         yield token
                     if watcher.stopped:

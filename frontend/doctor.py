@@ -11,8 +11,8 @@ from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.resolve import resolve_model
+from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.launch import available_cores
-from persistent_runtime.cpu.registry import cache_directory
 
 PROMPT_IDS = [1, 2, 3, 4, 5]
 NEW_TOKENS = 8

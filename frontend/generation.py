@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.sampling import Sampling
+from persistent_runtime.trace import SegmentTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Generation:
     """The result of one prompt. Times in milliseconds; TPOT leaves the first token out.
 
     finish_reason: "length", "eos", "stop" (a stop string) or "aborted". prefilled_tokens: prompt
-    tokens that were computed; the others were in the KV cache.
+    tokens that were computed; the others were in the KV cache. trace: of a traced launch, one entry
+    per segment: chunks of prefill, then the decode steps.
     """
 
     prompt_ids: list[int]
@@ -39,6 +41,7 @@ class Generation:
     sampling: Sampling = field(default_factory=Sampling)
     finish_reason: str | None = None
     prefilled_tokens: int = 0
+    trace: list[SegmentTrace] = field(default_factory=list)
 
     @property
     def ttft_ms(self) -> float:

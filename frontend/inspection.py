@@ -11,7 +11,8 @@ import numpy as np
 from event_tensor.printer import format_graph
 from frontend.console import print_table
 from frontend.decoder import Decoder
-from persistent_runtime.cpu.registry import COMPILATIONS, cache_directory
+from persistent_runtime.cpu.disk_cache import cache_directory
+from persistent_runtime.cpu.registry import COMPILATIONS
 from scheduling.target import task_costs_us
 
 Record = dict[str, Any]

@@ -23,6 +23,7 @@ class RunOptions:
     ignore_eos: bool
     stop: Sequence[str]
     sampling: Sampling
+    trace_steps: int = 0  # of each segment; see Generation.trace
 
 
 def sampling_record(sampling: Sampling) -> npt.NDArray[np.float32]:

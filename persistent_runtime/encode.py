@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
@@ -57,19 +56,6 @@ class EncodedSchedule:
                 layout.JOINS: edges.joins, layout.ROOTS: edges.roots,
                 layout.LEFT_OVER: edges.left_over, layout.PREFETCHES: self.prefetches}
 
-    def static_arrays(self) -> dict[int, npt.NDArray[Any]]:
-        """The arrays of a schedule that needs no queue and no actions.
-
-        Raises UserError for any other: not every worker serves a queue.
-        """
-        if self.num_queued or len(self.edges.actions):
-            raise UserError(f"this backend has no ready queue and no data-dependent edges yet, and "
-                            f"the {self.schedule.policy} schedule needs them; use --backend cpu or "
-                            f"--schedule unfused")
-        return {word: array for word, array in self.arrays().items()
-                if word in (layout.ROWS, layout.ROW_BEGIN, layout.WAITS, layout.NOTIFIES,
-                            layout.PREFETCHES)}
-
     def sizes(self) -> dict[int, int]:
         """Word of the segment record → its value."""
         return {layout.NUM_ROOTS: len(self.edges.roots),
@@ -91,7 +77,6 @@ def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
     kind_of_call = np.array([kinds[c.function.name] for c in table.graph.calls], np.int64)
     edges = encode_edges(schedule, order, arguments.address_word, early_push)
     rows = np.zeros((len(order), layout.ROW_WORDS), np.int32)
-    rows[:, layout.KIND] = kind_of_call[call]
     rows[:, layout.ARGUMENTS] = arguments.begin[call]
     rows[:, layout.TILE:layout.TILE + layout.MAX_TILE_RANK] = table.tile[order]
     for indptr, begin, end in (
@@ -100,6 +85,8 @@ def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
             (edges.action_indptr, layout.ACTION_BEGIN, layout.ACTION_END)):
         rows[:, begin] = indptr[order]
         rows[:, end] = indptr[order + 1]
+    rows[:, layout.KIND] = kind_of_call[call] + layout.ACTS * (
+        rows[:, layout.ACTION_BEGIN] < rows[:, layout.ACTION_END])
     rows[:, layout.TASK] = order
     rows[:, layout.CALL] = call
     prefetches, prefetch_indptr = encode_prefetches(table, schedule.orders, arguments.begin,

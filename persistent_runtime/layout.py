@@ -16,7 +16,7 @@ A *launch* is a list of *segments*; a segment repeats one schedule for a number 
 from event_tensor.device_function import DeviceFunction
 
 # Task row, int32 words.
-KIND = 0  # index of the device function in the kernel's function table
+KIND = 0  # index of the device function in the kernel's function table, + ACTS if it has actions
 ARGUMENTS = 1  # offset of the call's argument record in the argument table, in words
 TILE = 2  # first of MAX_TILE_RANK tile coordinates
 WAIT_BEGIN = 6  # range in the wait list
@@ -30,6 +30,7 @@ ACTION_BEGIN = 13  # range in the action list
 ACTION_END = 14
 CALL = 15  # index of the call
 ROW_WORDS = 16  # one cache line
+ACTS = 1 << 16
 MAX_TILE_RANK = 4
 
 # Wait list, int32 words per wait.
@@ -170,13 +171,15 @@ LAUNCH_WORDS = 24
 
 # Control block, int32 words, each on a cache line of its own.
 ABORT = 0 * EVENT_STRIDE  # 0, or why every worker must leave
-ARRIVALS = 1 * EVENT_STRIDE  # workers that have finished a step, summed over all steps
-EPOCH = 2 * EVENT_STRIDE  # steps that all workers have finished
-STOP = 3 * EVENT_STRIDE  # set before EPOCH moves: no request is left to serve
-HEAD = 4 * EVENT_STRIDE  # tickets taken
-TAIL = 5 * EVENT_STRIDE  # tasks pushed
-OUTSTANDING = 6 * EVENT_STRIDE  # workers still in this step's rows + tasks due or released
-CONTROL_WORDS = 7 * EVENT_STRIDE
+EPOCH = 1 * EVENT_STRIDE  # steps that all workers have finished
+STOP = 2 * EVENT_STRIDE  # set before EPOCH moves: no request is left to serve
+HEAD = 3 * EVENT_STRIDE  # tickets taken
+TAIL = 4 * EVENT_STRIDE  # tasks pushed
+OUTSTANDING = 5 * EVENT_STRIDE  # workers still in this step's rows + tasks due or released
+CONTROL_WORDS = 6 * EVENT_STRIDE
+# Behind the control block the GPU has a cache line per worker: its ticket, int64 words.
+SLOT = 0  # address of the ticket's slot; 0 where nothing is queued
+SLOT_NUMBER = 1  # ticket + 1, what the slot's upper half holds when it is filled
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2
 

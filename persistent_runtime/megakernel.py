@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,17 +20,25 @@ from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.records import Segment
+from scheduling.choose import auto
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
+AUTO = "auto"  # rows or queue, chosen for each part of the graph by the cost model
 Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
+Phase = Callable[[str], AbstractContextManager[None]]  # what runs inside is booked under the name
+
+
+def no_phase(name: str) -> AbstractContextManager[None]:
+    """Books nothing."""
+    return nullcontext()
 
 
 def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, target: Target,
-                   samples: Sequence[Runtime] = ()) -> StaticSchedule:
+                   samples: Sequence[Runtime] = (), phase: Phase = no_phase) -> StaticSchedule:
     """prove → instantiate → place → prune → prove. Raises the error that names what is unsafe.
 
     `samples`: for a graph with data-dependent edges, values of the tensors they read; each is
@@ -38,43 +47,57 @@ def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, targe
     if not samples and data_dependent_events(graph):
         raise UserError(f"graph {graph.name} has data-dependent edges; give sample values of the "
                         f"tensors they read, to prove it with")
-    tables = [instantiate(graph, bindings, runtime) for runtime in samples or [{}]]
-    for table in tables:
-        verify_table(table)
-    table = instantiate(conservative(graph), bindings) if samples else tables[0]
-    placed = POLICIES[policy](table, target)
+    with phase("schedule: instantiate"):
+        tables = [instantiate(graph, bindings, runtime) for runtime in samples or [{}]]
+        table = instantiate(conservative(graph), bindings) if samples else tables[0]
+    with phase("schedule: prove graph"):
+        for proved in tables:
+            verify_table(proved)
+    with phase("schedule: place"):
+        placed = (auto(graph, table, samples, target) if policy == AUTO
+                  else POLICIES[policy](table, target))
     if placed.source is not table:  # the policy brought its own events: prove those as well
-        for runtime in samples or [{}]:
-            verify_table(replace(placed.source, runtime=runtime))
-    return verify_schedule(prune_waits(placed))
+        with phase("schedule: prove graph"):
+            for runtime in samples or [{}]:
+                verify_table(replace(placed.source, runtime=runtime))
+    with phase("schedule: prune waits"):
+        pruned = prune_waits(placed)
+    with phase("schedule: verify"):
+        return verify_schedule(pruned)
 
 
 class Megakernel:
     """One compilation of a graph's device functions, and a schedule for each shape it meets.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: a key of `scheduling.policies.POLICIES`; dtype: how weights are stored; samples:
-    bindings → values of the tensors that data-dependent edges read, one mapping per case to prove;
-    early_push: queued tasks are pushed when their producers are dispatched.
+    once; policy: "auto" or a key of `scheduling.policies.POLICIES`; dtype: how weights are stored;
+    samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
+    to prove; early_push: queued tasks are pushed when their producers are dispatched;
+    phase: told what takes time.
     """
 
     def __init__(self, graph: Graph, *, backend: Backend | None = None,
                  workers: int | None = None, policy: str = "critical_path",
                  dtype: str = "float32", progress: Progress | None = None,
-                 samples: Samples | None = None, early_push: bool = False) -> None:
-        if policy not in POLICIES:
-            raise UserError(f"unknown schedule {policy!r}; use one of {', '.join(POLICIES)}")
+                 samples: Samples | None = None, early_push: bool = False,
+                 phase: Phase = no_phase) -> None:
+        if policy not in (AUTO, *POLICIES):
+            raise UserError(f"unknown schedule {policy!r}; use one of {AUTO}, "
+                            f"{', '.join(POLICIES)}")
         self.backend = backend or CpuBackend()
         self.target = self.backend.target(workers)
         self.policy = policy
         self.samples = samples
         self.early_push = early_push
-        self.graph = derive_events(graph)
-        verify_structure(self.graph)
+        self._phase = phase
+        with phase("derive events"):
+            self.graph = derive_events(graph)
+            verify_structure(self.graph)
         self.functions = _functions(self.graph)
         self.compilations = 0
         self.launches = 0
-        self.kernel = self._compile(dtype, progress)
+        with phase("compile"):
+            self.kernel = self._compile(dtype, progress)
         self.arguments = ArgumentEncoder(self.graph)
         self._schedule_inputs = _schedule_inputs(self.graph)
         self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
@@ -94,11 +117,17 @@ class Megakernel:
         key = self._shape_key(bindings)
         if key not in self._schedules:
             samples = self.samples(bindings) if self.samples else ()
-            schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples)
-            self._schedules[key] = encode_schedule(schedule, self.kernel.kinds,
-                                                   self.arguments, self.early_push,
-                                                   self.target.prefetch_bytes)
+            schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples,
+                                      self._phase)
+            with self._phase("schedule: encode"):
+                self._schedules[key] = encode_schedule(schedule, self.kernel.kinds, self.arguments,
+                                                       self.early_push, self.target.prefetch_bytes)
         return self._schedules[key]
+
+    @property
+    def schedules(self) -> list[EncodedSchedule]:
+        """One for each shape met so far."""
+        return list(self._schedules.values())
 
     def segment(self, bindings: Mapping[str, int], buffers: Buffers, **rows: int) -> Segment:
         """A segment of a launch: the schedule for `bindings` over the memory in `buffers`."""
@@ -106,11 +135,13 @@ class Megakernel:
                        self.arguments.encode(bindings, buffers.addresses), buffers, **rows)
 
     def launch(self, segments: Sequence[Segment], *, finished: Any = None,
-               timeout_s: float = 30.0) -> Any:
-        """Start one launch over these segments; returns a handle with wait() and abort()."""
+               timeout_s: float = 30.0, trace_steps: int = 0) -> Any:
+        """Start one launch over these segments; returns a handle with wait(), abort() and, for the
+        first `trace_steps` steps of each segment, trace()."""
         self.launches += 1
         scratch = max((self._scratch_bytes(s) for s in segments), default=0)
-        return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s)
+        return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s,
+                                  trace_steps=trace_steps)
 
     def run(self, bindings: Mapping[str, int], tensors: Mapping[str, Any], *,
             timeout_s: float = 30.0) -> None:

@@ -78,6 +78,44 @@ def fill_segment(record: Int64Array, segment: Segment, addresses: Mapping[int, i
         record[place] = value
 
 
+def new_counters(encoded: EncodedSchedule, workers: int) -> dict[int, tuple[int, ...]]:
+    """Word of the segment record → shape of the zeroed int32 memory that a launch needs there."""
+    calls = len(encoded.schedule.table.graph.calls)
+    return {layout.EVENTS: (encoded.num_events + 1, layout.EVENT_STRIDE),
+            layout.PENDING: (encoded.num_queued + 1,),
+            layout.TASK_COUNTS: (workers, calls, layout.TASK_COUNT_WORDS)}
+
+
+def queue_capacity(segments: Sequence[Segment]) -> int:
+    """Slots that a launch of these segments needs; 0 where nothing is queued."""
+    return max((s.encoded.schedule.queue_capacity for s in segments), default=0)
+
+
+def named_task_counts(segments: Sequence[Segment], counts: Sequence[Int32Array]
+                      ) -> list[dict[str, tuple[int, int]]]:
+    """Per segment: call → (queued tasks that ran, rows whose tile no event released).
+    `counts`: of each segment, [workers, calls, TASK_COUNT_WORDS]."""
+    return [{call.name: (done[layout.POPPED], done[layout.SKIPPED])
+             for call, done in zip(segment.encoded.schedule.table.graph.calls,
+                                   of_workers.sum(axis=0).tolist(), strict=True)}
+            for segment, of_workers in zip(segments, counts, strict=True)]
+
+
+def describe_launch(stuck: Int64Array, segments: Sequence[Segment],
+                    counts: Sequence[Int32Array], events: Sequence[Int32Array]) -> DeadlockError:
+    """The error of a launch whose workers gave up waiting. stuck: [workers, STUCK_WORDS];
+    counts, events: per segment, in the shapes of `new_counters`."""
+    k = int(stuck[:, layout.STUCK_SEGMENT].max())
+    encoded = segments[k].encoded
+    queue: list[str] = []
+    if encoded.num_queued:
+        finished = sum(segment.steps for segment in segments[:k])
+        queue = describe_queue(encoded, counts[k].sum(axis=0)[:, layout.POPPED].tolist(),
+                               events[k][:encoded.num_events, 0],
+                               int(stuck[:, layout.STUCK_STEP].max()) - finished)
+    return describe_stuck(stuck.tolist(), segments, queue)
+
+
 def describe_queue(encoded: EncodedSchedule, popped: Sequence[int], counters: Int32Array,
                    steps: int) -> list[str]:
     """What queued tasks still wait for. `popped` [calls]: queued tasks that ran, in `steps` steps

@@ -9,7 +9,7 @@ rows: no event could push them.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 
 import numpy as np
@@ -171,27 +171,32 @@ def _topological(table: TaskTable) -> IntArray:
 
 def dynamic(table: TaskTable, target: Target) -> StaticSchedule:
     """Every task is pushed to the ready queue when its events fire (paper, Algorithm 2)."""
-    calls = {call.index for call in table.graph.calls} - _looked_up(table.graph.original)
-    return _queue(table, target, calls, "dynamic")
+    calls = {call.index for call in table.graph.calls} - looked_up(table.graph.original)
+    return queue_calls(table, target, calls, "dynamic")
 
 
 def hybrid(table: TaskTable, target: Target) -> StaticSchedule:
     """Dense calls in rows by critical path; triggered and data-dependent calls are queued."""
     graph = table.graph.original
+    return queue_calls(table, target, dispatched_calls(graph) - looked_up(graph), "hybrid")
+
+
+def dispatched_calls(graph: Graph) -> frozenset[int]:
+    """Calls of data-dependent dispatch: triggered, or with an edge that reads a tensor."""
     chosen = set(data_dependent_events(graph))
-    calls = conditional_calls(graph) | {
+    return conditional_calls(graph) | {
         call.index for call in graph.calls
         if any(edge.event in chosen for edge in (*call.in_edges, *call.out_edges))}
-    return _queue(table, target, set(calls) - _looked_up(graph), "hybrid")
 
 
-def _looked_up(graph: Graph) -> set[int]:
+def looked_up(graph: Graph) -> set[int]:
     """Calls whose tasks find in a tensor which event they wait for."""
     return {call.index for call in graph.calls
             if any(edge.is_data_dependent and not edge.is_trigger for edge in call.in_edges)}
 
 
-def _queue(table: TaskTable, target: Target, calls: set[int], policy: str) -> StaticSchedule:
+def queue_calls(table: TaskTable, target: Target, calls: Set[int], policy: str) -> StaticSchedule:
+    """These calls go through the ready queue, the others into rows by critical path."""
     rows = conditional_calls(table.graph.original) - calls
     if rows:
         name = table.graph.calls[min(rows)].name

@@ -98,6 +98,7 @@ class _QueueEstimate:
         self.missing = self.table.event_count.tolist()
         self.consumers = self.table.consumers()
         self.rows = [order.tolist()[::-1] for order in schedule.orders]
+        self.has_rows = any(self.rows)
         self.is_queued = np.zeros(self.table.num_tasks, bool)
         self.is_queued[schedule.queued] = True
         self.pending = np.bincount(
@@ -109,9 +110,12 @@ class _QueueEstimate:
         self.wait = [0.0] * schedule.num_workers
 
     def run(self) -> Estimate:
+        first_free = [(0.0, worker) for worker in range(len(self.free))]
         for _ in range(self.table.num_tasks):
-            start, worker, task = min(action for w in range(len(self.free))
-                                      for action in self._actions(w))
+            # without rows, only the worker that is free first comes into question
+            workers = (range(len(self.free)) if self.has_rows
+                       else (heapq.heappop(first_free)[1],))
+            start, worker, task = min(action for w in workers for action in self._actions(w))
             if self.is_queued[task]:
                 heapq.heappop(self.queue)
             else:
@@ -119,6 +123,7 @@ class _QueueEstimate:
             self.wait[worker] += start - self.free[worker]
             self.busy[worker] += self.costs[task]
             self.free[worker] = start + self.costs[task]
+            heapq.heappush(first_free, (self.free[worker], worker))
             self._notify(task, worker)
         return Estimate(max(self.free), tuple(self.busy), tuple(self.wait))
 

@@ -13,6 +13,19 @@ from event_tensor.task_table import IntArray, TaskTable
 Orders: TypeAlias = tuple[IntArray, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where one kind of run of calls goes, and why (choose.py). Estimates are microseconds of one
+    run, the mean over samples."""
+
+    calls: tuple[str, ...]  # names of the calls that were estimated
+    runs: int  # how many runs of the graph they stand for
+    in_queue: bool  # through the ready queue, else in rows
+    rows_us: float
+    queue_us: float
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StaticSchedule:
     """`orders[w]` lists worker w's tasks, `queued` those that any worker pops, in program order.
@@ -27,10 +40,18 @@ class StaticSchedule:
     policy: str
     queued: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     queue_capacity: int = 0
+    choices: tuple[Choice, ...] = ()  # where a policy weighed rows against the queue
 
     @property
     def num_workers(self) -> int:
         return len(self.orders)
+
+    @property
+    def kind(self) -> str:
+        """"static", "dynamic" or "hybrid": whether none, all or some of the tasks are queued."""
+        if not len(self.queued):
+            return "static"
+        return "hybrid" if any(len(order) for order in self.orders) else "dynamic"
 
 
 def queue_capacity(queued: int) -> int:

@@ -19,9 +19,11 @@ from event_tensor.symbols import Symbol
 from event_tensor.task_table import TaskTable, instantiate
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from persistent_runtime import layout
+from persistent_runtime.buffers import Buffers
 from persistent_runtime.cpu.arguments import INT32, INT64, dim, is_given, operand, record_offsets
 from persistent_runtime.cpu.intrinsics import device_jit, monotonic_ns
 from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.megakernel import Megakernel
 
 BEGIN, END, RUNS, LOG_WORDS = 0, 1, 2, 3
 COPIES = 4
@@ -226,17 +228,17 @@ def check_log(made: DispatchGraph, tables: list[TaskTable], logs: dict[str, np.n
     return ""
 
 
-def run_and_check(made: DispatchGraph, kernel, steps: int) -> str:
+def run_and_check(made: DispatchGraph, kernel: Megakernel, steps: int,
+                  timeout_s: float = 20.0) -> str:
     """Launches `steps` steps on the kernel of made.graph; empty, or what went wrong."""
-    from persistent_runtime.buffers import Buffers
-
     bindings = {"log_words": steps * LOG_WORDS}
     buffers = Buffers()
     for spec in kernel.graph.tensors():
         memory = buffers.allocate(spec, tuple(int(d.evaluate(bindings)) for d in spec.shape))
         if spec.name.startswith("choices_"):
             memory[:] = made.choices[spec.name.removeprefix("choices_")]
-    kernel.launch([kernel.segment(bindings, buffers, steps=steps)], timeout_s=20).wait()
+    kernel.launch([kernel.segment(bindings, buffers, steps=steps)],
+                  timeout_s=timeout_s).wait()
     logs = {t.name: buffers.array(t) for t in kernel.graph.tensors() if t.name.startswith("log_")}
     tables = [instantiate(kernel.graph, bindings, made.runtime(s)) for s in range(made.variants)]
     return check_log(made, tables, logs, steps, kernel.policy not in ("dynamic", "hybrid"))

@@ -15,7 +15,7 @@ from program_order import Program, ordered_by_events
 from event_tensor.errors import EventTensorError
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant
-from event_tensor.task_table import TaskTable
+from event_tensor.task_table import Runtime, TaskTable
 from event_tensor.tensors import EventTensor
 from event_tensor.verify import verify_table
 from scheduling.static_schedule import StaticSchedule
@@ -157,6 +157,18 @@ def is_accepted(table: TaskTable) -> bool:
     except EventTensorError:
         return False
     return True
+
+
+# sample values of data-dependent edges
+
+
+def change_choice(runtime: Runtime, name: str, rng: random.Random) -> Runtime:
+    """One entry of the tensor becomes another number of its range."""
+    values = np.array(runtime[name])
+    at = rng.randrange(values.size)
+    others = sorted(set(range(-1, int(values.max()) + 2)) - {int(values.flat[at])})
+    values.flat[at] = rng.choice(others)
+    return {**runtime, name: values}
 
 
 # schedules

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from event_tensor.device_function import Indexed, Span, Tile
+from event_tensor.device_function import Indexed, Rows, Span, Tile
 from event_tensor.simulate import simulate
 from event_tensor.task_table import TaskTable
 
@@ -26,7 +26,7 @@ class OrderError(AssertionError):
 @dataclass(frozen=True, slots=True)
 class Access:
     tensor: str
-    box: tuple[slice, ...]
+    box: tuple[slice | np.ndarray, ...]
     reads: bool
     writes: bool
 
@@ -49,6 +49,11 @@ def accesses(table: TaskTable) -> list[list[Access]]:
                 elif isinstance(part, Span):
                     low = part.start.evaluate(local)
                     high = min(low + part.length.evaluate(local), high)
+                elif isinstance(part, Rows):
+                    named = local[call.operand_tensor(part.by).name]
+                    places = np.atleast_1d(named[tuple(local[axis] for axis in part.axes)])
+                    box.append(places[places >= 0])
+                    continue
                 elif isinstance(part, Indexed):
                     raise NotImplementedError("cells of an indexed region exist only at run time")
                 box.append(slice(low, max(low, high)))

@@ -201,7 +201,7 @@ def test_inspect(command, tiny_model, what):
         assert sum(worker["tasks"] for worker in record["workers"]) == record["tasks"]
         assert sum(worker["waits"] for worker in record["workers"]) == record["waits"]
         assert record["waits"] < record["waits_before_pruning"]
-        assert "critical_path" in shown.stdout
+        assert "auto" in shown.stdout
     else:
         assert {"attention", "norm_linear", "run_worker"} <= {
             function["name"] for function in record["functions"]}

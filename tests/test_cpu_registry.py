@@ -1,6 +1,7 @@
 """The CPU's intrinsics and arithmetic, bodies from outside the package, and the disk cache."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
 from persistent_runtime import device_functions as df
-from persistent_runtime.cpu import intrinsics, numerics, registry
+from persistent_runtime.cpu import disk_cache, intrinsics, numerics, registry
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
@@ -100,7 +101,7 @@ def test_a_body_from_outside_the_package(tmp_path, monkeypatch):
         run_tile(doubled, "float32", {"x": x, "out": out}, (tile,))
     np.testing.assert_array_equal(out, 2 * x)
     assert nb.config.CACHE_DIR == before
-    assert list(tmp_path.rglob("*doubled*.nbc"))
+    assert list(tmp_path.rglob("doubled*.compiled"))
 
 
 def test_unusable_requests_are_refused():
@@ -115,35 +116,115 @@ from persistent_runtime import device_functions as df
 from persistent_runtime.cpu import registry
 for dtype in ("float32", "bfloat16"):
     registry.compile_body(df.embed_tokens, dtype)
-print([(c.cache_hit, c.note) for c in registry.COMPILATIONS])
+print([(c.cache_hit, c.note, c.reason) for c in registry.COMPILATIONS])
 """
+HITS = [(True, "", "")] * 2
+FIRST = [(False, "", "first start with this cache")] * 2
+
+
+def start_compiling(cache):
+    return subprocess.Popen([sys.executable, "-c", COMPILE_TWO], stdout=subprocess.PIPE, text=True,
+                            env=os.environ | {"EVENT_TENSOR_CACHE": str(cache)})
+
+
+def compilations(process):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return ast.literal_eval(output)
 
 
 def compile_in_new_process(cache):
-    environment = os.environ | {"EVENT_TENSOR_CACHE": str(cache)}
-    done = subprocess.run([sys.executable, "-c", COMPILE_TWO], env=environment, check=True,
-                          capture_output=True, text=True)
-    return ast.literal_eval(done.stdout)
+    return compilations(start_compiling(cache))
 
 
-def test_cache_hits_in_a_second_process(tmp_path):
-    assert compile_in_new_process(tmp_path) == [(False, "")] * 2
-    assert compile_in_new_process(tmp_path) == [(True, "")] * 2
-    for entry in tmp_path.rglob("*.nbc"):
-        entry.write_bytes(b"damaged")
-    records = compile_in_new_process(tmp_path)
-    assert all(not hit and "damaged" in note for hit, note in records)
-    assert compile_in_new_process(tmp_path) == [(True, "")] * 2
+def truncated(content):
+    return content[:len(content) // 2]
+
+
+def without_header(content):
+    return content.partition(b"\n")[2]
+
+
+def flipped(content):
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+DAMAGE = {"truncated": truncated, "empty": lambda content: b"", "noise": lambda content: b"\0" * 99,
+          "header lost": without_header, "a bit flipped": flipped}
+
+
+def test_cache_hits_in_a_second_process_and_damage_is_repaired(tmp_path):
+    assert compile_in_new_process(tmp_path) == FIRST
+    assert compile_in_new_process(tmp_path) == HITS
+    entries = list(tmp_path.rglob("*.compiled"))
+    assert len(entries) == 2
+    for name, damage in DAMAGE.items():
+        for entry in entries:
+            entry.write_bytes(damage(entry.read_bytes()))
+        records = compile_in_new_process(tmp_path)
+        assert all(not hit and "replaced a damaged entry" in note and reason == "damaged"
+                   for hit, note, reason in records), name
+        assert compile_in_new_process(tmp_path) == HITS
+
+
+def test_two_processes_may_start_cold_at_once(tmp_path):
+    first, second = start_compiling(tmp_path), start_compiling(tmp_path)
+    assert all(not note for process in (first, second) for _, note, _ in compilations(process))
+    assert compile_in_new_process(tmp_path) == HITS
+    assert not [path for path in tmp_path.rglob("tmp*")]
+
+
+def test_a_cache_may_be_moved(tmp_path):
+    compile_in_new_process(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert compile_in_new_process(tmp_path / "b") == HITS
+
+
+def test_a_miss_names_the_key_that_changed(tmp_path):
+    compile_in_new_process(tmp_path)
+    (folder,) = tmp_path.glob("cpu-*")
+    key = json.loads((folder / disk_cache.KEY_FILE).read_text()) | {
+        "numba": "0.1", "cpu/worker.py": "0"}
+    (folder / disk_cache.KEY_FILE).write_text(json.dumps(key))
+    folder.rename(tmp_path / "cpu-other")
+    assert compile_in_new_process(tmp_path) == [(False, "", "changed: numba, cpu/worker.py")] * 2
+    (entry, _) = folder.glob("*.compiled")
+    header, _, payload = entry.read_bytes().partition(b"\n")
+    record = json.loads(header)
+    record["key"] = dict.fromkeys(record["key"], "another file")
+    entry.write_bytes(json.dumps(record).encode() + b"\n" + payload)
+    assert sorted(compile_in_new_process(tmp_path)) == [
+        (False, "", "changed: source of embed_tokens"), (True, "", "")]
+
+
+def test_cache_command_lists_and_clears(command, tmp_path, monkeypatch):
+    compile_in_new_process(tmp_path)
+    (folder,) = tmp_path.glob("cpu-*")
+    stale = tmp_path / "cpu-0123"
+    stale.mkdir()
+    (stale / disk_cache.KEY_FILE).write_text(json.dumps({"numba": "0.1"}))
+    monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
+    shown = command("cache").stdout
+    assert folder.name in shown and "current" in shown and "other numba" in shown
+    entries = {e["name"]: e for e in json.loads(command("cache", "--json").stdout)["entries"]}
+    assert entries[folder.name]["current"] and entries[folder.name]["functions"] == 2
+    assert entries[folder.name]["changed"] == [] and "numba" in entries[stale.name]["changed"]
+    assert command("cache", "--clear-stale").returncode == 0
+    assert list(tmp_path.iterdir()) == [folder]
+    record = json.loads(command("cache", "--clear", "--json").stdout)
+    assert record["removed_bytes"] == record["bytes"] > 0
+    assert list(tmp_path.iterdir()) == []
+    assert command("cache").returncode == 0
 
 
 def test_unwritable_cache_is_reported_and_survived(tmp_path):
     (tmp_path / "file").write_text("")
     records = compile_in_new_process(tmp_path / "file")
-    assert all(not hit and "EVENT_TENSOR_CACHE" in note for hit, note in records)
+    assert all(not hit and "EVENT_TENSOR_CACHE" in note for hit, note, _ in records)
 
 
 def test_another_numba_has_another_cache(monkeypatch):
-    before = registry.cache_directory()
-    assert registry.cache_directory() == before
-    monkeypatch.setattr(registry.nb, "__version__", "0.0")
-    assert registry.cache_directory() != before
+    before = disk_cache.cache_directory()
+    assert disk_cache.cache_directory() == before
+    monkeypatch.setattr(disk_cache.nb, "__version__", "0.0")
+    assert disk_cache.cache_directory() != before

@@ -5,15 +5,20 @@ row to its place and notifies the event that topk_ids names; an expert's event r
 of its own rows (paper section 2: update and trigger).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from program_order import Program, ordered_by_events
 
+from event_tensor.conservative import conservative
+from event_tensor.derive import derive_events
 from event_tensor.device_function import WHOLE, DeviceFunction, Span, Tile, reads, writes
-from event_tensor.edges import span, trigger
+from event_tensor.edges import span, trace_edge, trigger
 from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Graph
 from event_tensor.printer import format_graph, format_tasks
+from event_tensor.reachability import ancestors
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import instantiate
 from event_tensor.tensors import INFERRED, RUNTIME, EventTensor, TensorSpec
@@ -244,3 +249,59 @@ def test_a_task_may_not_notify_by_what_its_neighbour_writes():
     sample = {"chosen": np.array([0, 1, 1]), "counts": np.array([1, 2, 0, 0])}
     with pytest.raises(RaceError, match="another tile of choose writes"):
         verify(self_routing_graph(lambda chosen, i: chosen[(i + 1) % 3]), {"tokens": 3}, sample)
+
+
+def declared_twice(graph):
+    """The graph with its first call repeated: two calls write what the edges read."""
+    twice = Graph("twice")
+    for call in (graph.calls[0], *graph.calls):
+        twice.call_device(call.function, args=call.args, tile_num=call.tile_num,
+                          in_edges={e.event: _again(e) for e in call.in_edges},
+                          out_edges={} if call is graph.calls[0] else {
+                              e.event: _again(e) for e in call.out_edges})
+    return twice
+
+
+def test_the_conservative_form():
+    """One event for all of E_expert, and one that tells when the tensors that edges read are
+    complete; every task is there."""
+    bindings, _ = routing([[0, 1], [2, 3]])
+    graph = conservative(moe_graph())
+    table = instantiate(graph, bindings)
+    assert table.num_tasks == 1 + 4 + bindings["tiles"]
+    assert [e.name for e in graph.events()] == ["E_topk", "E_topk_values", "E_expert_any"]
+    assert graph.original is not graph and conservative(dense := Graph("dense")) is dense
+    expert = next(b for e, b in table.event_begin.items() if e.stands_for is not None)
+    assert table.event_count[expert] == 4
+    tile = int(table.tasks_of(2)[0])
+    order = ancestors(table)
+    # whoever waits for an expert knows that topk is done, and of no row that it has come
+    assert order.before(np.array([0, 1, 2, 3, 4]), np.full(5, tile)).tolist() == [
+        True, False, False, False, False]
+
+
+def test_tensors_that_edges_read_have_one_writer():
+    with pytest.raises(GraphError, match="'topk_ids', which topk and topk_1 write"):
+        conservative(declared_twice(moe_graph()))
+
+
+def test_tiles_that_may_not_run_are_not_counted_on_the_device():
+    graph = moe_graph()
+    finish = DeviceFunction("finish", ("t",), (reads("out", Tile("t", TILE_M), WHOLE),))
+    done = EventTensor((tiles,), name="E_done")
+    counted = EventTensor((tiles,), RUNTIME, "E_counted", counts)
+    graph = Graph("moe", [replace(graph.calls[-1], out_edges=(trace_edge(
+        done, "t->t", ("t",), "grouped_gemm"),)) if call is graph.calls[-1] else call
+        for call in graph.calls])
+    graph.call_device(finish, args=[out], in_edges={done: "t->t"}, out_edges={counted: "t->t"})
+    with pytest.raises(GraphError, match="tiles of finish may not run, and they notify E_counted"):
+        conservative(graph)
+
+
+def test_an_event_must_not_mix_tiles_that_run_and_tiles_that_may_not():
+    finish = DeviceFunction("finish", ("i",), (reads("out", WHOLE, WHOLE),))
+    graph = moe_graph()
+    graph.call_device(finish, args=[out], tile_num=(1,))
+    with pytest.raises(GraphError, match="finish waits for E_grouped_gemm, which counts tasks "
+                                         "that may not run"):
+        verify(derive_events(graph), *routing([[0, 1], [2, 3]]))

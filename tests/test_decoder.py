@@ -56,5 +56,7 @@ def test_a_generation_is_one_launch_whatever_its_length(decoder):
 
 def test_dump_writes_the_whole_story(decoder, tmp_path):
     files = decoder.dump(tmp_path / "dump")
-    assert {file.name for file in files} == {"graph.txt", "tasks.txt", "schedule.txt", "worker.py"}
+    assert {file.name for file in files} == {
+        "graph.txt", "tasks.txt", "schedule.txt", "worker.py", "queue.py", "actions.py",
+        "waiting.py"}
     assert "attention" in (tmp_path / "dump" / "graph.txt").read_text()

@@ -3,6 +3,8 @@
 import pytest
 from dispatch_graphs import dispatch_graph, run_and_check
 
+from event_tensor.errors import DeadlockError
+from persistent_runtime import layout
 from persistent_runtime.megakernel import Megakernel
 
 WORKERS = (1, 2, 5)
@@ -17,3 +19,35 @@ def test_every_task_runs_once_after_its_producers(policy, early_push):
         kernel = Megakernel(made.graph, policy=policy, workers=WORKERS[seed % 3],
                             early_push=early_push, samples=made.samples)
         assert not run_and_check(made, kernel, steps=20), f"seed {seed}"
+
+
+@pytest.mark.parametrize("policy", ("critical_path", "hybrid", "dynamic"))
+def test_a_count_that_the_device_gets_wrong_is_an_error_and_not_a_hang(policy):
+    """The values that were proved are not those that came: an expert waits for a row too many."""
+    named = 0
+    for seed in range(12):
+        made = dispatch_graph(seed)
+        kernel = Megakernel(made.graph, policy=policy, workers=2, samples=made.samples)
+        kernel.schedule({"log_words": 3})
+        name = next(name for name in made.choices if name.startswith("counts"))
+        made.choices[name] = made.choices[name] + 1
+        with pytest.raises(DeadlockError) as error:
+            run_and_check(made, kernel, steps=1, timeout_s=0.1)
+        named += name.replace("counts", "E_expert") in str(error.value)
+    assert named > 8 or policy != "critical_path"
+
+
+def test_the_judgement_can_fail():
+    """Tasks that are pushed at the first of their events are found out."""
+    found = 0
+    for seed in range(12):
+        made = dispatch_graph(seed)
+        kernel = Megakernel(made.graph, policy="dynamic", workers=2, samples=made.samples)
+        joins = kernel.schedule({"log_words": 15}).edges.joins
+        if (joins[:, layout.JOIN_COUNT] > 1).any():
+            joins[joins[:, layout.JOIN_COUNT] > 1, layout.JOIN_COUNT] -= 1
+            try:
+                found += bool(run_and_check(made, kernel, steps=5, timeout_s=0.2))
+            except DeadlockError:
+                found += 1
+    assert found > 2

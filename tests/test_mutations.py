@@ -6,7 +6,9 @@ Harm is judged by tests/program_order.py, which shares no code with the proofs.
 import random
 from collections import Counter
 
+import moe_kernel as moe
 import mutations as m
+import numpy as np
 import pytest
 from program_order import Program
 from random_graphs import queue_some_calls, random_graph
@@ -132,6 +134,28 @@ def test_declared_counts_that_contradict_the_edges():
             instantiate(graph, bindings), event_count=instantiate(graph, bindings).event_count + 1))
         with pytest.raises(CountError, match="would never be reached; leave wait_count out"):
             verify(wrong, bindings)
+
+
+@pytest.mark.parametrize("name", ("ids", "place", "counts", "indptr", "tile_rows"))
+def test_changed_choices_are_rejected_where_they_harm(name):
+    """Of a mixture of experts: whom a row notifies, where it goes, counts, and released tiles."""
+    graph, verdicts = derive_events(moe.moe_graph(1)), Counter()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        bindings = {"n": int(rng.integers(1, 7)), "k": int(rng.integers(1, 4)), "steps": 1}
+        ids = [rng.choice(moe.EXPERTS, bindings["k"], replace=False)
+               for _ in range(bindings["n"])]
+        runtime = moe.sample([np.array(ids)])
+        verify(graph, bindings, runtime)
+        damaged = m.change_choice(runtime, f"{name}0", random.Random(seed))
+        try:
+            table = verify(graph, bindings, damaged)
+        except (CountError, GraphError, RaceError) as error:
+            verdicts[type(error).__name__] += 1
+        else:
+            assert m.table_is_harmless(table), f"seed {seed}"
+            verdicts["harmless"] += 1
+    assert verdicts["harmless"] < 25
 
 
 @pytest.mark.parametrize("mutate", m.ORDERS, ids=lambda f: f.__name__)

@@ -1,5 +1,7 @@
 """The makespan estimate: by hand, and within bounds that hold for every schedule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from random_graphs import random_graph
@@ -58,6 +60,18 @@ def test_an_event_notified_from_both_sides():
     slow_own = estimate_makespan(schedule(table, [1, 0, 2], []), TARGET)
     late_other = estimate_makespan(schedule(table, [0, 2], [1]), TARGET)
     assert slow_own.makespan_us > late_other.makespan_us
+
+
+def test_pops_by_hand():
+    """Both halves are popped at once, the sum when its event has come and a pop has passed."""
+    table = two_halves_and_a_sum()
+    queued = replace(schedule(table, [], []), queued=np.arange(3), queue_capacity=4)
+    estimate = estimate_makespan(queued, TARGET)
+    assert estimate.makespan_us == 1.0 + 2.25 + 1.0 + 1.25
+    assert sum(estimate.busy_us) == 5.75
+    served = estimate_makespan(replace(schedule(table, [0], [2]), queued=np.array([1]),
+                                       queue_capacity=1), TARGET)
+    assert served.makespan_us == 1.0 + 2.25 + 1.25  # by the worker that waits for the sum
 
 
 def test_a_blocked_schedule_has_no_makespan():

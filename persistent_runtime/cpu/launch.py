@@ -21,10 +21,13 @@ from persistent_runtime.encode import Int64Array, address_of
 from persistent_runtime.records import (
     Segment,
     WatchedLaunch,
-    describe_queue,
-    describe_stuck,
+    describe_launch,
     fill_segment,
+    named_task_counts,
+    new_counters,
+    queue_capacity,
 )
+from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
@@ -48,17 +51,21 @@ class CpuKernel:
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
 
     def launch(self, segments: Sequence[Segment], scratch_bytes: int, *,
-               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0) -> Launch:
+               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0,
+               trace_steps: int = 0) -> Launch:
         """Start the workers and return at once.
 
         `finished` [requests]: the launch ends after the step in which all its entries are set.
         `timeout_s`: how long a worker may wait for one event before the launch is given up.
+        `trace_steps`: of each segment, how many steps leave trace records (`Launch.trace`).
         """
-        return Launch(self, segments, scratch_bytes, finished, timeout_s)
+        return Launch(self, segments, scratch_bytes, finished, timeout_s, trace_steps)
 
     def sources(self) -> dict[str, str]:
         """File name → text of what runs."""
-        return {"worker.py": Path(worker_module.__file__).read_text(encoding="utf-8")}
+        folder = Path(worker_module.__file__).parent
+        return {name: (folder / name).read_text(encoding="utf-8")
+                for name in ("worker.py", "queue.py", "actions.py", "waiting.py")}
 
     @property
     def function_table(self) -> Int64Array:
@@ -73,7 +80,8 @@ class Launch(WatchedLaunch):
     """A running launch. `wait` returns when it is done and raises what went wrong."""
 
     def __init__(self, kernel: CpuKernel, segments: Sequence[Segment], scratch_bytes: int,
-                 finished: npt.NDArray[np.int32] | None, timeout_s: float) -> None:
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
+                 ) -> None:
         workers = kernel.num_workers
         self._segments = list(segments)
         self._control = allocate((layout.CONTROL_WORDS,), "int32")
@@ -83,20 +91,20 @@ class Launch(WatchedLaunch):
         self._keep_alive: list[Any] = [kernel]
         self._task_counts: list[npt.NDArray[np.int32]] = []
         self._events: list[npt.NDArray[np.int32]] = []
+        self._traces: list[Int64Array] = []
         records = np.zeros((len(self._segments), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
-            encoded = segment.encoded
-            calls = encoded.schedule.table.graph.calls
-            self._task_counts.append(np.zeros((workers, len(calls), layout.TASK_COUNT_WORDS),
-                                              np.int32))
-            self._events.append(allocate((encoded.num_events + 1, layout.EVENT_STRIDE), "int32"))
-            arrays = encoded.arrays() | {
-                layout.EVENTS: self._events[-1],
-                layout.PENDING: np.zeros(encoded.num_queued, np.int32),
-                layout.TASK_COUNTS: self._task_counts[-1],
+            counters = {word: allocate(shape, "int32") for word, shape
+                        in new_counters(segment.encoded, workers).items()}
+            self._task_counts.append(counters[layout.TASK_COUNTS])
+            self._events.append(counters[layout.EVENTS])
+            arrays = segment.encoded.arrays() | counters | {
                 layout.ARGUMENT_TABLE: segment.arguments}
             self._keep_alive.append(arrays)
             fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
+            if trace_steps:
+                self._traces.append(np.zeros(trace_words(segment, trace_steps), np.int64))
+                trace_segment(records[k], segment, trace_steps, address_of(self._traces[-1]))
         self._record = np.zeros(layout.LAUNCH_WORDS, np.int64)
         self._fill_record(kernel, records, stride, finished, timeout_s)
         self._threads = [
@@ -111,7 +119,7 @@ class Launch(WatchedLaunch):
         workers = kernel.num_workers
         scratch = allocate((workers * scratch_stride // 4,), "float32")
         steps = np.zeros((workers, layout.STEP_WORDS), np.int64)
-        capacity = max((s.encoded.schedule.queue_capacity for s in self._segments), default=0)
+        capacity = queue_capacity(self._segments)
         queue = np.zeros(capacity, np.int64)
         self._keep_alive += [records, scratch, steps, queue]
         self._control[layout.OUTSTANDING] = workers
@@ -156,26 +164,17 @@ class Launch(WatchedLaunch):
 
     def task_counts(self) -> list[dict[str, tuple[int, int]]]:
         """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
-        counts = [workers.sum(axis=0).tolist() for workers in self._task_counts]
-        return [{call.name: (done[layout.POPPED], done[layout.SKIPPED])
-                 for call, done in zip(segment.encoded.schedule.table.graph.calls, of_calls,
-                                       strict=True)}
-                for segment, of_calls in zip(self._segments, counts, strict=True)]
+        return named_task_counts(self._segments, self._task_counts)
+
+    def trace(self) -> list[SegmentTrace]:
+        """What each segment's traced steps recorded, once the launch is done."""
+        return [SegmentTrace.of(segment, words)
+                for segment, words in zip(self._segments, self._traces, strict=True)]
 
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise describe_stuck(self._stuck.tolist(), self._segments, self._describe_queue())
-
-    def _describe_queue(self) -> list[str]:
-        k = int(self._stuck[:, layout.STUCK_SEGMENT].max())
-        encoded = self._segments[k].encoded
-        if not encoded.num_queued:
-            return []
-        finished = sum(segment.steps for segment in self._segments[:k])
-        popped = self._task_counts[k].sum(axis=0)[:, layout.POPPED].tolist()
-        return describe_queue(encoded, popped, self._events[k][:encoded.num_events, 0],
-                              int(self._stuck[:, layout.STUCK_STEP].max()) - finished)
+            raise describe_launch(self._stuck, self._segments, self._task_counts, self._events)
 
 
 def available_cores() -> int:

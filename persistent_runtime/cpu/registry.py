@@ -11,29 +11,32 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import os
-import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import llvmlite
-import numba as nb
 import numpy as np
 from numba import types
+from numba.core import sigutils
+from numba.core.ccallback import CFunc
 
-import persistent_runtime
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
+from persistent_runtime.cpu.disk_cache import (
+    SUFFIX,
+    DiskEntry,
+    cache_directory,
+    file_digest,
+    open_folder,
+)
 from persistent_runtime.cpu.intrinsics import FASTMATH, device_jit
-from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16, CPU_FEATURES
+from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
 Body = Callable[..., None]
 
@@ -48,13 +51,16 @@ BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.{name}"
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """One line of the warm-up report. `note` says why a result could not be kept on disk."""
+    """One line of the warm-up report. note: what was wrong with the cache; reason: why there was
+    no hit; begin_s: on the clock of time.monotonic."""
 
     function: str
     dtype: str
     cache_hit: bool
     seconds: float
     note: str = ""
+    reason: str = ""
+    begin_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +73,11 @@ class CompiledBody:
     keep_alive: Any
 
 
-# beside this folder, compiled into bodies
-SHARED_SOURCES = ("layout.py", "device_functions.py", "moe_functions.py")
-
 COMPILATIONS: list[Compilation] = []  # of this process, in order
 
 _bodies: dict[str, Body] = {}
 _compiled: dict[tuple[Body, str], CompiledBody] = {}
+_reasons: dict[Path, str] = {}  # folder of the cache → why this process had to make it
 _lock = threading.RLock()
 
 
@@ -120,24 +124,6 @@ def compile_body(declaration: DeviceFunction, dtype: str) -> CompiledBody:
         return _compiled[body, dtype]
 
 
-def cache_directory() -> Path:
-    """Where this machine's compiled bodies of these very sources are kept."""
-    base = os.environ.get("EVENT_TENSOR_CACHE") or Path.home() / ".cache" / "event-tensor"
-    return Path(base).expanduser() / f"cpu-{runtime_fingerprint()}"
-
-
-def runtime_fingerprint() -> str:
-    """Names all that a compiled body depends on beside its own file, which numba watches itself."""
-    digest = hashlib.sha256()
-    for part in (nb.__version__, llvmlite.__version__, llvmlite.binding.get_host_cpu_name(),
-                 CPU_FEATURES):
-        digest.update(part.encode() + b"\0")
-    root = Path(persistent_runtime.__file__).parent
-    for source in (*sorted((root / "cpu").glob("*.py")), *(root / name for name in SHARED_SOURCES)):
-        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def _entry(arguments, tile, step, scratch):  # noqa: ANN001, ANN202
     body(arguments, tile, step, scratch, like)  # noqa: F821 (globals that _entry_of provides)
 
@@ -145,9 +131,8 @@ def _entry(arguments, tile, step, scratch):  # noqa: ANN001, ANN202
 def _entry_of(declaration: DeviceFunction, body: Body, dtype: str) -> FunctionType:
     """The C entry of a body for one dtype, as a function of its own.
 
-    numba keys its cache by file, name, line, bytecode and closure. A closure over a dispatcher
-    never hits in another process, so body and `like` are globals, and what tells variants apart
-    is in the name; the file and line are the body's, whose changes numba then notices.
+    What tells variants apart is in the name; the file and line are the body's, so that the cache
+    notices its changes.
     """
     record = repr(layout.argument_offsets(declaration))
     name = f"{declaration.name}_{dtype}_{hashlib.sha256(record.encode()).hexdigest()[:8]}"
@@ -168,50 +153,37 @@ def compile_entry(entry: FunctionType, signature: Any, name: str = "", dtype: st
                   ) -> CompiledBody:
     """A C function made of `entry`, from the disk cache where it has been compiled before."""
     name = name or entry.__name__
-
-    def build(cache: bool) -> Any:
-        return nb.cfunc(signature, cache=cache, nopython=True, fastmath=FASTMATH,
-                        error_model="numpy")(entry)
-
-    begin = time.perf_counter()
-    directory = cache_directory()
-    note = _why_unwritable(directory)
-    if note:
-        function = build(cache=False)
-    else:
-        try:
-            with _numba_cache_in(directory):
-                try:
-                    function = build(cache=True)
-                except (EOFError, pickle.UnpicklingError):
-                    note = f"replaced a damaged entry in {directory}"
-                    for path in directory.rglob(f"*.{entry.__qualname__}-*"):
-                        path.unlink(missing_ok=True)
-                    function = build(cache=True)
-        except OSError as error:  # a full disk, say; the code itself compiles without it
-            note = f"not cached in {directory}: {error}"
-            function = build(cache=False)
-    COMPILATIONS.append(Compilation(name, dtype, function.cache_hits > 0,
-                                    time.perf_counter() - begin, note))
+    begin_s = time.monotonic()
+    function = CFunc(entry, sigutils.normalize_signature(signature), {},
+                     {"nopython": True, "fastmath": FASTMATH, "error_model": "numpy"})
+    folder, source = cache_directory(), Path(entry.__code__.co_filename)
+    reason = note = ""
+    disk: DiskEntry | None = None
+    try:
+        reason = _open_once(folder)
+    except OSError as error:
+        note = f"not cached: {error}; set EVENT_TENSOR_CACHE to a writable directory"
+    if not note and not source.is_file():
+        note = f"not cached: {name} has no source file that would show changes"
+    if not note:
+        line = entry.__code__.co_firstlineno
+        disk = DiskEntry(folder / f"{entry.__qualname__}-{line}{SUFFIX}",
+                         {f"source of {name}": file_digest(source)})
+        function._cache = disk
+    function.compile()
+    if disk:
+        reason, note = reason or disk.reason, disk.note
+    is_hit = function.cache_hits > 0
+    COMPILATIONS.append(Compilation(name, dtype, is_hit, time.monotonic() - begin_s, note,
+                                    "" if is_hit else reason, begin_s))
     return CompiledBody(name, dtype, function.address, function)
 
 
-def _why_unwritable(directory: Path) -> str:
-    """Empty, or the reason why nothing can be kept there."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-    except OSError as error:
-        return f"not cached: {error}; set EVENT_TENSOR_CACHE to a writable directory"
-    return ""
-
-
-@contextmanager
-def _numba_cache_in(directory: Path) -> Iterator[None]:
-    """Points numba's cache at `directory` and back again: the caller's own cache stays his."""
-    before = nb.config.CACHE_DIR
-    nb.config.CACHE_DIR = str(directory)
-    try:
-        yield
-    finally:
-        nb.config.CACHE_DIR = before
+def _open_once(folder: Path) -> str:
+    """Why this process found no folder; "" if it did. Raises OSError where none can be written."""
+    with _lock:
+        if folder not in _reasons:
+            _reasons[folder] = open_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        return _reasons[folder]

@@ -23,8 +23,9 @@ POLLS_PER_CLOCK_READ = 64
 INT32, INT64 = np.int32(0), np.int64(0)
 
 # Pointers to the launch, segment, step and stuck records, the address of scratch memory, the
-# worker's number and the number of the step in the launch, from 1.
-State = namedtuple("State", "launch segment step stuck scratch worker epoch")
+# worker's number, the number of the step in the launch, from 1, and the address of the step's
+# trace records, 0 for none.
+State = namedtuple("State", "launch segment step stuck scratch worker epoch trace")
 
 
 @device_jit

@@ -43,6 +43,7 @@ from persistent_runtime.cpu.queue import (
     take_ticket,
     target_of,
 )
+from persistent_runtime.cpu.tracing import record_task, trace_clock, trace_of_step
 from persistent_runtime.cpu.waiting import (
     INT32,
     INT32_BYTES,
@@ -79,7 +80,7 @@ def call_body(state, row):
     functions = pointer_to(state.launch[layout.FUNCTIONS], INT64)
     arguments = (state.segment[layout.ARGUMENT_TABLE]
                  + np.int64(row[layout.ARGUMENTS]) * INT64_BYTES)
-    call_device_function(functions[row[layout.KIND]], arguments,
+    call_device_function(functions[row[layout.KIND] & (layout.ACTS - 1)], arguments,
                          address_of(row) + layout.TILE * INT32_BYTES, address_of(state.step),
                          state.scratch)
 
@@ -94,6 +95,7 @@ def run_popped(state, row):
     """One queued task. Only with early push does it wait, for tasks that are dispatched."""
     stuck = state.stuck
     stuck[layout.STUCK_TASK] = row[layout.TASK]
+    turned = trace_clock(state)
     count_dispatch(state, row)
     waits = pointer_to(state.segment[layout.WAITS], INT32)
     for k in range(row[layout.WAIT_BEGIN], row[layout.WAIT_END]):
@@ -103,10 +105,12 @@ def run_popped(state, row):
         if not await_count(state.launch, stuck, counter_of(state.segment, event),
                            count * (state.step[layout.STEP_INDEX] + 1)):
             return False
+    ran = trace_clock(state)
     call_body(state, row)
     act_after_task(state, row)
     notify_events(state, row)
     count_task(state, row, layout.POPPED)
+    record_task(state, row, turned, ran)
     return True
 
 
@@ -184,28 +188,36 @@ def await_actions(state, row):
 
 
 @device_jit
-def run_row(state, row):
-    """Waits, runs one task and notifies; False when the launch is aborted."""
+def await_row(state, row):
+    """All waits of a row: whether it is READY, to SKIP, or the launch is aborted."""
     waits = pointer_to(state.segment[layout.WAITS], INT32)
-    state.stuck[layout.STUCK_TASK] = row[layout.TASK]
     for k in range(row[layout.WAIT_BEGIN], row[layout.WAIT_END]):
         event = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_EVENT])
         count = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_COUNT])
         if not await_event(state, event, count * (state.step[layout.STEP_INDEX] + 1)):
-            return False
+            return LEAVE
     if row[layout.ACTION_BEGIN] < row[layout.ACTION_END]:
-        decision = await_actions(state, row)
-        if decision == LEAVE:
-            return False
-        if decision == SKIP:  # those who count tiles count this one as well
-            count_task(state, row, layout.SKIPPED)
-            notify_events(state, row)
-            return True
-        call_body(state, row)
-        act_after_task(state, row)
-    else:
-        call_body(state, row)
+        return await_actions(state, row)
+    return READY
+
+
+@device_jit
+def run_row(state, row):
+    """Waits, runs one task and notifies; False when the launch is aborted."""
+    state.stuck[layout.STUCK_TASK] = row[layout.TASK]
+    turned = trace_clock(state)
+    decision = await_row(state, row)
+    if decision == LEAVE:
+        return False
+    if decision == SKIP:  # those who count tiles count this one as well
+        count_task(state, row, layout.SKIPPED)
+        notify_events(state, row)
+        return True
+    ran = trace_clock(state)
+    call_body(state, row)
+    act_after_task(state, row)
     notify_events(state, row)
+    record_task(state, row, turned, ran)
     return True
 
 
@@ -321,7 +333,8 @@ def run_worker(launch, worker):
             step[layout.ROW_BASE] = segment[layout.FIRST_ROW] + index * segment[layout.ROW_STRIDE]
             step[layout.LOGIT_BASE] = (
                 segment[layout.FIRST_LOGIT] + index * segment[layout.LOGIT_STRIDE])
-            state = State(launch, segment, step, stuck, scratch, worker, epoch)
+            state = State(launch, segment, step, stuck, scratch, worker, epoch,
+                          trace_of_step(segment, index))
             if not run_rows(state):
                 return
             if not end_step(state, next_segment(launch, np.int64(s), np.int64(index))):

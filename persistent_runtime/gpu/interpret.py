@@ -28,10 +28,18 @@ from event_tensor.graph import Graph
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, allocate
 from persistent_runtime.encode import address_of
-from persistent_runtime.gpu import arguments, sync
+from persistent_runtime.gpu import actions, arguments, queue, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
-from persistent_runtime.records import Segment, WatchedLaunch, describe_stuck, fill_segment
+from persistent_runtime.records import (
+    Segment,
+    WatchedLaunch,
+    describe_launch,
+    fill_segment,
+    named_task_counts,
+    new_counters,
+    queue_capacity,
+)
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 from scheduling.target import H200, Target
 
@@ -86,7 +94,8 @@ class InterpretedKernel:
 def _rewrite_functions(bodies: Sequence[Any]) -> None:
     """Has the interpreter parse what the workers will call, once for all processes to come."""
     modules = {body.fn.__module__ for body in bodies} | {
-        run_worker.fn.__module__, sync.__name__, arguments.__name__, standard.__name__}
+        run_worker.fn.__module__, sync.__name__, queue.__name__, actions.__name__,
+        arguments.__name__, standard.__name__}
     for name in modules:
         for value in list(vars(sys.modules[name]).values()):
             if isinstance(value, interpreter.InterpretedFunction):
@@ -126,18 +135,26 @@ class InterpretedLaunch(WatchedLaunch):
                  ) -> None:
         workers = kernel.num_workers
         self._segments = list(segments)
-        self._control = allocate((layout.CONTROL_WORDS,), "int32")
+        self._control = allocate((layout.CONTROL_WORDS + workers * layout.EVENT_STRIDE,), "int32")
+        self._control[layout.OUTSTANDING] = workers
         self._stuck = allocate((workers, layout.STUCK_WORDS), "int64")
         records = allocate((max(len(self._segments), 1), layout.SEGMENT_WORDS), "int64")
         record = allocate((layout.LAUNCH_WORDS,), "int64")
         self._finished = finished
-        self._keep_alive: list[Any] = [records, record]
+        capacity = queue_capacity(self._segments)
+        slots = allocate((capacity,), "int64")
+        self._keep_alive: list[Any] = [records, record, slots]
+        self._task_counts: list[npt.NDArray[np.int32]] = []
+        self._events: list[npt.NDArray[np.int32]] = []
         self._traces: list[npt.NDArray[np.int64]] = []
         for k, segment in enumerate(self._segments):
-            events = allocate((max(segment.encoded.num_events, 1), layout.EVENT_STRIDE), "int32")
-            self._keep_alive.append(events)
-            arrays = {**segment.encoded.static_arrays(), layout.ARGUMENT_TABLE: segment.arguments,
-                      layout.EVENTS: events}
+            counters = {word: allocate(shape, "int32") for word, shape
+                        in new_counters(segment.encoded, workers).items()}
+            self._task_counts.append(counters[layout.TASK_COUNTS])
+            self._events.append(counters[layout.EVENTS])
+            arrays = segment.encoded.arrays() | counters | {
+                layout.ARGUMENT_TABLE: segment.arguments}
+            self._keep_alive.append(arrays)
             fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
             if trace_steps:
                 self._traces.append(allocate((trace_words(segment, trace_steps),), "int64"))
@@ -147,6 +164,8 @@ class InterpretedLaunch(WatchedLaunch):
         record[layout.SEGMENTS] = address_of(records)
         record[layout.CONTROL] = address_of(self._control)
         record[layout.STUCK] = address_of(self._stuck)
+        record[layout.QUEUE] = address_of(slots)
+        record[layout.QUEUE_CAPACITY] = capacity
         record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
         if finished is not None:
             record[layout.FINISHED] = address_of(finished)
@@ -185,6 +204,10 @@ class InterpretedLaunch(WatchedLaunch):
         return [SegmentTrace.of(segment, words)
                 for segment, words in zip(self._segments, self._traces, strict=True)]
 
+    def task_counts(self) -> list[dict[str, tuple[int, int]]]:
+        """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
+        return named_task_counts(self._segments, self._task_counts)
+
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         failed = [k for k, process in enumerate(self._processes) if process.exitcode]
@@ -192,4 +215,4 @@ class InterpretedLaunch(WatchedLaunch):
             raise EventTensorError(f"interpreted workers {failed} failed; their tracebacks are on "
                                    f"standard error")
         if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise describe_stuck(self._stuck.tolist(), self._segments)
+            raise describe_launch(self._stuck, self._segments, self._task_counts, self._events)

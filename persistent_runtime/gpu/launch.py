@@ -27,7 +27,14 @@ from persistent_runtime.gpu.memory import DeviceMemory
 from persistent_runtime.gpu.registry import kernel_tables
 from persistent_runtime.gpu.target import TileTarget
 from persistent_runtime.gpu.worker import run_worker
-from persistent_runtime.records import Segment, describe_stuck, fill_segment
+from persistent_runtime.records import (
+    Segment,
+    describe_launch,
+    fill_segment,
+    named_task_counts,
+    new_counters,
+    queue_capacity,
+)
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 
 LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
@@ -95,7 +102,7 @@ class GpuKernel:
         """Word of the segment record → its array, copied once per schedule."""
         if encoded not in self._schedules:
             self._schedules[encoded] = {word: self.memory.upload(array) for word, array
-                                        in encoded.static_arrays().items()}
+                                        in encoded.arrays().items()}
         return self._schedules[encoded]
 
     def start(self, record: torch.Tensor, after: torch.cuda.Stream) -> torch.cuda.Event:
@@ -121,16 +128,19 @@ class GpuLaunch:
         self._finished = finished
         self._keep_alive: list[Any] = [kernel]
         memory.push_control()
-        self._control = memory.zeros(layout.CONTROL_WORDS, np.int32)
+        control = np.zeros(layout.CONTROL_WORDS + kernel.num_workers * layout.EVENT_STRIDE,
+                           np.int32)
+        control[layout.OUTSTANDING] = kernel.num_workers
+        self._control = memory.upload(control)
         self._stuck = memory.zeros(kernel.num_workers * layout.STUCK_WORDS, np.int64)
+        self._counters: list[dict[int, torch.Tensor]] = []
         self._traces: list[torch.Tensor] = []
         records = np.zeros((max(len(segments), 1), layout.SEGMENT_WORDS), np.int64)
         for k, segment in enumerate(self._segments):
-            num_events = max(segment.encoded.num_events, 1)
-            events = memory.zeros(num_events * layout.EVENT_STRIDE, np.int32)
-            arguments = memory.upload(segment.arguments)
-            on_device = {**kernel.schedule_on_device(segment.encoded),
-                         layout.ARGUMENT_TABLE: arguments, layout.EVENTS: events}
+            self._counters.append({word: memory.zeros(shape, np.int32) for word, shape in
+                                   new_counters(segment.encoded, kernel.num_workers).items()})
+            on_device = kernel.schedule_on_device(segment.encoded) | self._counters[-1] | {
+                layout.ARGUMENT_TABLE: memory.upload(segment.arguments)}
             self._keep_alive.append(on_device)
             fill_segment(records[k], segment, {w: t.data_ptr() for w, t in on_device.items()})
             if trace_steps:
@@ -143,12 +153,16 @@ class GpuLaunch:
         record[layout.SEGMENTS] = on_device_records.data_ptr()
         record[layout.CONTROL] = self._control.data_ptr()
         record[layout.STUCK] = self._stuck.data_ptr()
+        capacity = queue_capacity(self._segments)
+        slots = memory.zeros(capacity, np.int64)
+        record[layout.QUEUE] = slots.data_ptr()
+        record[layout.QUEUE_CAPACITY] = capacity
         record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
         if finished is not None:
             record[layout.FINISHED] = memory.device_side(finished).data_ptr()
             record[layout.NUM_REQUESTS] = len(finished)
         launch_record = memory.upload(record)
-        self._keep_alive += [on_device_records, launch_record]
+        self._keep_alive += [on_device_records, launch_record, slots]
         self._done = kernel.start(launch_record, memory.stream)
 
     @property
@@ -189,10 +203,18 @@ class GpuLaunch:
         return [SegmentTrace.of(segment, self._memory.download(words))
                 for segment, words in zip(self._segments, self._traces, strict=True)]
 
+    def task_counts(self) -> list[dict[str, tuple[int, int]]]:
+        """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
+        return named_task_counts(self._segments, self._downloaded(layout.TASK_COUNTS))
+
+    def _downloaded(self, word: int) -> list[npt.NDArray[np.int32]]:
+        return [self._memory.download(of_segment[word]) for of_segment in self._counters]
+
     def check(self) -> None:
         """Raise DeadlockError if the workers gave up waiting."""
         if not self._done.query():
             return
         if int(self._memory.download(self._control)[layout.ABORT]) == layout.ABORT_TIMEOUT:
             stuck = self._memory.download(self._stuck).reshape(-1, layout.STUCK_WORDS)
-            raise describe_stuck(stuck.tolist(), self._segments)
+            raise describe_launch(stuck, self._segments, self._downloaded(layout.TASK_COUNTS),
+                                  self._downloaded(layout.EVENTS))

@@ -37,9 +37,9 @@ class DeviceMemory:
         self._word = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         self.clock_offset_ns = self._measure_clock_offset()
 
-    def zeros(self, count: int, dtype: Any) -> torch.Tensor:
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> torch.Tensor:
         with torch.cuda.stream(self.stream):
-            return torch.zeros(count, dtype=_torch_dtype(dtype), device=self.device)
+            return torch.zeros(shape, dtype=_torch_dtype(dtype), device=self.device)
 
     def upload(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """A copy on the device; an empty array becomes one element, for an address."""

@@ -127,9 +127,14 @@ def kernel_fingerprint(functions: Sequence[Any], configured: Sequence[Any] = ())
     """Changes when a body, a helper it calls, its configuration or the layout changes.
 
     The compiler's own cache key does not see bodies that are passed in a tuple, and would hand
-    out a kernel with the old ones.
+    out a kernel with the old ones. Nor does it see which functions are calls (`noinline`): the
+    files that say so are part of this.
     """
-    digest = hashlib.sha256(Path(layout.__file__).read_bytes())
+    files = {layout.__file__, *map(str, Path(__file__).parent.glob("*.py")),
+             *(function.fn.__code__.co_filename for function in functions)}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(Path(file).read_bytes())
     for function in functions:
         key = getattr(function, "cache_key", None)  # interpreted functions have none
         digest.update(str(key or function.fn.__qualname__).encode() + b"\0")

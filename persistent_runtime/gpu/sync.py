@@ -20,37 +20,63 @@ import triton.language as tl
 
 from persistent_runtime import layout
 
-# Lanes other than the polling thread report this, so that the maximum is what that thread saw.
+# What a wait came to. Lanes other than the polling thread report LOWEST, so that the maximum is
+# what that thread found.
+READY, SERVE, LEAVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 LOWEST = tl.constexpr(-(2**31))
+POLL_AGAIN = tl.constexpr(-1)  # of the interpreter's
 PAUSE_S = 2e-3  # a poll costs an interpreted worker about as much
 
-# $0 what the counter held; $1 a lane; $2 counter, $3 abort flag (addresses); $4 target; $5
-# timeout in ns. The deadline starts with the first poll that fails.
+# $0 what it came to; $1 a lane; $2 counter, $3 abort flag, $4 the worker's ticket or 0 (addresses);
+# $5 target; $6 timeout in ns. The deadline starts with the first poll that fails. A filled slot may
+# be of the next step: then the counter, which is that of the step's end, has reached its target.
 POLL = tl.constexpr(f"""{{
     .reg .pred done;
+    .reg .s32 seen;
     .reg .u32 thread, aborted;
-    .reg .u64 now, deadline;
+    .reg .u64 now, deadline, slot, number;
+    .reg .b64 word;
     mov.b32 $0, $1;
     mov.b32 $0, {LOWEST.value};
     mov.u32 thread, %tid.x;
     setp.ne.u32 done, thread, 0;
     @done bra DONE;
-    ld.acquire.gpu.global.s32 $0, [$2];
-    setp.ge.s32 done, $0, $4;
+    mov.b32 $0, {READY.value};
+    ld.acquire.gpu.global.s32 seen, [$2];
+    setp.ge.s32 done, seen, $5;
     @done bra DONE;
     mov.u64 deadline, %globaltimer;
-    add.u64 deadline, deadline, $5;
+    add.u64 deadline, deadline, $6;
+    mov.u64 slot, 0;
+    setp.eq.u64 done, $4, 0;
+    @done bra POLL;
+    ld.relaxed.gpu.global.u64 slot, [$4 + {8 * layout.SLOT}];
+    ld.relaxed.gpu.global.u64 number, [$4 + {8 * layout.SLOT_NUMBER}];
 POLL:
-    ld.acquire.gpu.global.s32 $0, [$2];
-    setp.ge.s32 done, $0, $4;
+    ld.acquire.gpu.global.s32 seen, [$2];
+    setp.ge.s32 done, seen, $5;
     @done bra DONE;
+    setp.eq.u64 done, slot, 0;
+    @done bra EMPTY;
+    ld.acquire.gpu.global.b64 word, [slot];
+    shr.u64 word, word, 32;
+    setp.ne.u64 done, word, number;
+    @done bra EMPTY;
+    ld.acquire.gpu.global.s32 seen, [$2];
+    setp.ge.s32 done, seen, $5;
+    @done bra DONE;
+    mov.b32 $0, {SERVE.value};
+    bra DONE;
+EMPTY:
     ld.relaxed.gpu.global.u32 aborted, [$3];
     setp.ne.u32 done, aborted, 0;
-    @done bra DONE;
+    @done bra GIVE_UP;
     mov.u64 now, %globaltimer;
     setp.lt.u64 done, now, deadline;
     @done bra POLL;
     st.relaxed.gpu.global.u32 [$3], {layout.ABORT_TIMEOUT};
+GIVE_UP:
+    mov.b32 $0, {LEAVE.value};
 DONE:
 }}""")
 
@@ -88,32 +114,56 @@ def counter_at(address):
 
 
 @triton.jit
-def wait_event(counter, abort, target, timeout_ns, THREADS: tl.constexpr,
+def words(address):
+    """int64 address → pointer to int64 words."""
+    return address.to(tl.pointer_type(tl.int64))
+
+
+@triton.jit
+def wait_event(counter, abort, target, timeout_ns, ticket, THREADS: tl.constexpr,
                INTERPRETED: tl.constexpr):
-    """Waits until the int32 at address `counter` is at least `target`; returns what it held, which
-    is less than that only when the launch is aborted. Uniform over the CTA.
+    """Waits until the int32 at address `counter` is at least `target` (READY), a task is in the
+    slot of the ticket at address `ticket`, if that is not 0 (SERVE), or the launch is aborted
+    (LEAVE). Uniform over the CTA.
 
     Raises the abort flag itself after `timeout_ns`. THREADS: threads of the CTA.
     """
     if INTERPRETED:
-        seen = tl.atomic_add(counter_at(counter), 0, sem="acquire")
-        flag = seen * 0
+        status = poll_once(counter, abort, target, ticket)
         deadline = interpreter_clock_ns() + timeout_ns
-        while (seen < target) & (flag == 0):
+        while status == POLL_AGAIN:
             interpreter_pause()
-            seen = tl.atomic_add(counter_at(counter), 0, sem="acquire")
-            flag = tl.atomic_add(counter_at(abort), 0, sem="relaxed")
             if interpreter_clock_ns() > deadline:
                 tl.atomic_cas(counter_at(abort), 0, layout.ABORT_TIMEOUT, sem="relaxed")
+            status = poll_once(counter, abort, target, ticket)
     else:
         lane = tl.arange(0, THREADS)
         polled = tl.inline_asm_elementwise(
-            POLL, "=&r,r,l,l,r,l", [lane, counter, abort, target, timeout_ns],
+            POLL, "=&r,r,l,l,l,r,l", [lane, counter, abort, ticket, target, timeout_ns],
             dtype=tl.int32, is_pure=False, pack=1)
-        seen = tl.max(polled, axis=0)
+        status = tl.max(polled, axis=0)
         # hands what the polling thread acquired to every thread of the CTA
         tl.debug_barrier()
-    return seen
+    return status
+
+
+@triton.jit
+def poll_once(counter, abort, target, ticket):
+    """One turn of POLL, for the interpreter."""
+    status = tl.full((), READY, tl.int32)
+    if tl.atomic_add(counter_at(counter), 0, sem="acquire") < target:
+        status = tl.full((), POLL_AGAIN, tl.int32)
+        if tl.load(words(ticket) + layout.SLOT, mask=ticket != 0, other=0) != 0:
+            slot = words(tl.load(words(ticket) + layout.SLOT))
+            word = tl.atomic_add(slot, 0, sem="acquire")
+            if ((word >> 32) & 0xFFFFFFFF) == tl.load(words(ticket) + layout.SLOT_NUMBER):
+                status = tl.full((), SERVE, tl.int32)
+                if tl.atomic_add(counter_at(counter), 0, sem="acquire") >= target:
+                    status = tl.full((), READY, tl.int32)
+        if status == POLL_AGAIN:
+            if tl.atomic_add(counter_at(abort), 0, sem="relaxed") != 0:
+                status = tl.full((), LEAVE, tl.int32)
+    return status
 
 
 @triton.jit

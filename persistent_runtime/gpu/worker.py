@@ -1,8 +1,11 @@
 """The GPU worker: one CTA that runs all its tasks of a launch. The twin of cpu/worker.py.
 
 Counters are monotonic, with targets scaled by the step, and steps end in a barrier; cpu/worker.py
-has the argument, sync.py the memory order. All threads of a CTA take the same way through this
-file: what steers it is either constant during the launch or made uniform by sync.py.
+has the argument, sync.py and queue.py the memory order. A worker takes turns: each tries one row,
+its next one or one that it has popped, or looks whether the step has ended; so the bodies stand in
+the code once. A wait for a row of its own, or for the end of the step, is cut short by a task in the
+slot of its ticket. All threads of a CTA take the same way through this file: what steers it is
+either constant during the launch or made uniform by sync.py.
 """
 
 from __future__ import annotations
@@ -11,48 +14,37 @@ import triton
 import triton.language as tl
 
 from persistent_runtime import layout
+from persistent_runtime.gpu.actions import (
+    SKIP,
+    act,
+    await_actions,
+    count_task,
+    record_stuck,
+)
+from persistent_runtime.gpu.queue import (
+    COUNTER_BYTES,
+    flag_at,
+    popped_row,
+    push_roots,
+    setting,
+    take_ticket,
+    ticket_of,
+)
 from persistent_runtime.gpu.sync import (
+    LEAVE,
+    READY,
+    SERVE,
     counter_at,
     globaltimer,
     notify_event,
     prefetch,
     ticks,
     wait_event,
+    words,
 )
 
-INT32_BYTES, INT64_BYTES = tl.constexpr(4), tl.constexpr(8)
-COUNTER_BYTES = tl.constexpr(layout.EVENT_STRIDE * 4)
 REQUEST_BLOCK = tl.constexpr(128)
-
-
-@triton.jit
-def words(address):
-    """int64 address → pointer to int64 words."""
-    return address.to(tl.pointer_type(tl.int64))
-
-
-@triton.jit
-def setting(record, WORD: tl.constexpr):
-    """A count in a record of int64 words, as an int32."""
-    return tl.load(record + WORD).to(tl.int32)
-
-
-@triton.jit
-def flag_at(launch, FLAG: tl.constexpr):
-    """Address of a word of the control block."""
-    return tl.load(launch + layout.CONTROL) + FLAG * INT32_BYTES
-
-
-@triton.jit
-def record_stuck(launch, worker, segment, task, event, seen, target, epoch):
-    """Leaves behind what this worker gave up waiting for; `check` of the host reads it."""
-    stuck = words(tl.load(launch + layout.STUCK)) + worker * layout.STUCK_WORDS
-    tl.store(stuck + layout.STUCK_SEGMENT, segment)
-    tl.store(stuck + layout.STUCK_TASK, task)
-    tl.store(stuck + layout.STUCK_EVENT, event)
-    tl.store(stuck + layout.STUCK_SEEN, seen)
-    tl.store(stuck + layout.STUCK_TARGET, target)
-    tl.store(stuck + layout.STUCK_STEP, epoch)
+CLEAR_BLOCK = tl.constexpr(256)
 
 
 @triton.jit
@@ -71,50 +63,91 @@ def requests_left(launch):
 
 
 @triton.jit
-def end_step(launch, worker, segment, epoch, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Barrier after step number `epoch` of the launch; True while the launch goes on."""
-    workers = setting(launch, layout.NUM_WORKERS)
-    abort, stop = flag_at(launch, layout.ABORT), flag_at(launch, layout.STOP)
-    opened = flag_at(launch, layout.EPOCH)
-    tl.debug_barrier()  # this CTA's stores come before its arrival
-    arrived = tl.atomic_add(counter_at(flag_at(launch, layout.ARRIVALS)), 1, sem="acq_rel",
-                            scope="gpu")
-    seen = epoch
-    if arrived == epoch * workers - 1:
-        # the last to arrive decides alone, and says so before it opens the barrier
-        aborted = tl.atomic_add(counter_at(abort), 0, sem="relaxed", scope="gpu")
-        if (requests_left(launch) == 0) | (aborted != 0):
-            tl.store(counter_at(stop), 1)
-        tl.debug_barrier()
-        tl.atomic_xchg(counter_at(opened), epoch, sem="release", scope="gpu")
-    else:
-        seen = wait_event(opened, abort, epoch, tl.load(launch + layout.TIMEOUT_NS), THREADS,
-                          INTERPRETED)
-        if seen < epoch:
-            record_stuck(launch, worker, segment, -1, 0, seen, epoch, epoch)
-    tl.debug_barrier()
-    return (seen >= epoch) & (tl.load(counter_at(stop), volatile=True) == 0)
+def segment_at(launch, s):
+    return words(tl.load(launch + layout.SEGMENTS)) + s * layout.SEGMENT_WORDS
 
 
 @triton.jit
-def wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS: tl.constexpr,
-             INTERPRETED: tl.constexpr):
-    """Waits for all events of a row; False when the launch is aborted."""
+def next_segment(launch, s, index):
+    """The segment of the step after step `index` of segment s; NUM_SEGMENTS if there is none."""
+    index += 1
+    while (s < setting(launch, layout.NUM_SEGMENTS)) & (
+            index >= tl.load(segment_at(launch, s) + layout.STEPS, mask=s < setting(
+                launch, layout.NUM_SEGMENTS), other=0)):
+        s += 1
+        index = index * 0
+    return s
+
+
+@triton.jit(noinline=True)
+def open_step(launch, s, index, epoch):
+    """Ends the step: what comes next, its first tasks, and the barrier. One worker does this."""
+    segment = segment_at(launch, s)
+    pending, left_over = (counter_at(tl.load(segment + layout.PENDING)),
+                          counter_at(tl.load(segment + layout.LEFT_OVER)))
+    for first in tl.range(0, setting(segment, layout.NUM_LEFT_OVER), CLEAR_BLOCK):
+        k = first + tl.arange(0, CLEAR_BLOCK)
+        present = k < setting(segment, layout.NUM_LEFT_OVER)
+        tl.store(pending + tl.load(left_over + k, mask=present, other=0), 0, mask=present)
+    s = next_segment(launch, s, index)
+    goes_on = s < setting(launch, layout.NUM_SEGMENTS)
+    aborted = tl.atomic_add(counter_at(flag_at(launch, layout.ABORT)), 0, sem="relaxed",
+                            scope="gpu")
+    goes_on = goes_on & (requests_left(launch) > 0) & (aborted == 0)
+    following = segment_at(launch, s * goes_on.to(tl.int32))
+    if goes_on:
+        tl.store(counter_at(flag_at(launch, layout.OUTSTANDING)),
+                 setting(launch, layout.NUM_WORKERS) + setting(following, layout.NUM_DUE))
+    else:
+        tl.store(counter_at(flag_at(launch, layout.STOP)), 1)
+    tl.debug_barrier()
+    # release: all of that comes before the barrier opens
+    tl.atomic_xchg(counter_at(flag_at(launch, layout.EPOCH)), epoch, sem="release", scope="gpu")
+    if goes_on:
+        push_roots(launch, following)
+
+
+@triton.jit
+def leave_step(launch, s, index, epoch):
+    """A worker's rows or a queued task are done; who leaves nothing of the step opens the next."""
+    tl.debug_barrier()  # this CTA's stores come before its leave
+    left = tl.atomic_add(counter_at(flag_at(launch, layout.OUTSTANDING)), -1, sem="acq_rel",
+                         scope="gpu")
+    if left == 1:
+        open_step(launch, s, index, epoch)
+
+
+@triton.jit
+def wait_end(launch, worker, s, epoch, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Waits until step number `epoch` of the launch has ended, or for a queued task."""
+    opened = flag_at(launch, layout.EPOCH)
+    status = wait_event(opened, flag_at(launch, layout.ABORT), epoch,
+                        tl.load(launch + layout.TIMEOUT_NS), ticket_of(launch, worker), THREADS,
+                        INTERPRETED)
+    if status == LEAVE:
+        record_stuck(launch, worker, s, -1, 0, opened, epoch, epoch)
+    return status
+
+
+@triton.jit
+def wait_row(launch, worker, s, row, head, events, waits, index, epoch, ticket,
+             THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Waits for all events of a row in the wait list."""
     abort = flag_at(launch, layout.ABORT)
     timeout_ns = tl.load(launch + layout.TIMEOUT_NS)
     w = head[2]
-    met = w >= 0
-    while (w < head[3]) & met:
+    status = tl.full((), READY, tl.int32)
+    while (w < head[3]) & (status == READY):
         wait = counter_at(waits) + w * layout.WAIT_WORDS
         event = tl.load(wait + layout.WAIT_EVENT).to(tl.int64)
         target = tl.load(wait + layout.WAIT_COUNT) * (index + 1)
-        seen = wait_event(events + event * COUNTER_BYTES, abort, target, timeout_ns, THREADS,
-                          INTERPRETED)
-        met = seen >= target
-        if seen < target:
-            record_stuck(launch, worker, s, tl.load(row + layout.TASK), event, seen, target, epoch)
+        counter = events + event * COUNTER_BYTES
+        status = wait_event(counter, abort, target, timeout_ns, ticket, THREADS, INTERPRETED)
+        if status == LEAVE:
+            record_stuck(launch, worker, s, tl.load(row + layout.TASK), event, counter, target,
+                         epoch)
         w += 1
-    return met
+    return status
 
 
 @triton.jit
@@ -134,12 +167,17 @@ def prefetch_row(segment, row, table, THREADS: tl.constexpr, PREFETCH: tl.conste
 
 
 @triton.jit
-def record_task(trace, task, worker, turned, ran, INTERPRETED: tl.constexpr):
-    """Leaves a trace record. trace: address of the records of this step's tasks."""
-    record = words(trace) + task.to(tl.int64) * layout.TRACE_WORDS
+def record_begin(trace, row, worker, turned, INTERPRETED: tl.constexpr):
+    """Leaves a trace record of a task that begins. trace: address of those of the step."""
+    record = words(trace) + tl.load(row + layout.TASK).to(tl.int64) * layout.TRACE_WORDS
     tl.store(record + layout.TRACE_WORKER, worker + 1)
     tl.store(record + layout.TRACE_WAIT, turned)
-    tl.store(record + layout.TRACE_RUN, ran)
+    tl.store(record + layout.TRACE_RUN, ticks(INTERPRETED))
+
+
+@triton.jit
+def record_end(trace, row, INTERPRETED: tl.constexpr):
+    record = words(trace) + tl.load(row + layout.TASK).to(tl.int64) * layout.TRACE_WORDS
     tl.store(record + layout.TRACE_END, ticks(INTERPRETED))
     tl.store(record + layout.TRACE_END_NS, globaltimer(INTERPRETED))
 
@@ -176,16 +214,32 @@ def call_body(arguments, tile, step, KIND: tl.constexpr, FUNCTIONS: tl.constexpr
 def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr):
     """Dispatches on the device function: one branch per kind, never per call or tile."""
     arguments = words(table) + head[1]
+    function = head[0] & (layout.ACTS - 1)
     for kind in tl.static_range(len(FUNCTIONS)):
-        if head[0] == kind:
+        if function == kind:
             call_body(arguments, tile, step, kind, FUNCTIONS, CONFIGURATIONS)
+
+
+@triton.jit
+def row_at(rows, k, popped):
+    """Pointer to the queued row `popped`; to row k where that is -1."""
+    return rows + tl.where(popped < 0, k, popped) * layout.ROW_WORDS
+
+
+@triton.jit
+def notify_row(events, notifies, n, end):
+    """The notifies that cannot push anything."""
+    while n < end:
+        event = tl.load(counter_at(notifies) + n).to(tl.int64)
+        notify_event(events + event * COUNTER_BYTES)
+        n += 1
 
 
 @triton.jit
 def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.constexpr,
              CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
              INTERPRETED: tl.constexpr):
-    """All of this worker's tasks of one step; False when the launch is aborted."""
+    """All that this worker does in one step; READY, or LEAVE when the launch is aborted."""
     events, waits = tl.load(segment + layout.EVENTS), tl.load(segment + layout.WAITS)
     notifies, table = tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE)
     rows = counter_at(tl.load(segment + layout.ROWS))
@@ -194,33 +248,85 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
     end = tl.load(row_begin + worker + 1).to(tl.int32)
     head = load_head(rows, k, end)
     trace = trace_of_step(segment, index)
-    alive = k >= 0
-    while (k < end) & alive:
-        row = rows + k * layout.ROW_WORDS
-        tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
-                tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
-        n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
-        prefetch_row(segment, row, table, THREADS, PREFETCH, INTERPRETED)
-        turned = tl.full((), 0, tl.int64)
-        ran = turned
-        if trace != 0:
-            turned = ticks(INTERPRETED)
-        alive = wait_row(launch, worker, s, row, head, events, waits, index, epoch, THREADS,
-                         INTERPRETED)
-        if trace != 0:
-            ran = ticks(INTERPRETED)
-        following = load_head(rows, k + 1, end)  # arrives while this row's tile runs
-        if alive:
-            run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
-            while n < notify_end:
-                event = tl.load(counter_at(notifies) + n).to(tl.int64)
-                notify_event(events + event * COUNTER_BYTES)
-                n += 1
+    popped = k * 0 - 1  # the queued row whose turn it is instead of row k's; -1: none
+    is_new = k >= 0  # this turn's row has not been tried before
+    leaves = k == end  # has to leave the step before this turn
+    status = tl.full((), READY, tl.int32)
+    going = k >= 0
+    while going:
+        if leaves:
+            leave_step(launch, s, index, epoch)
+            leaves = k < 0
+        if (k < end) | (popped >= 0):
+            row = row_at(rows, k, popped)
+            tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
+                    tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
+            n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
+            if is_new:
+                prefetch_row(segment, row, table, THREADS, PREFETCH, INTERPRETED)
+            turned = tl.full((), 0, tl.int64)
             if trace != 0:
-                record_task(trace, tl.load(row + layout.TASK), worker, turned, ran, INTERPRETED)
-        head = following
-        k += 1
-    return alive
+                turned = ticks(INTERPRETED)
+            # a task that has been popped is not put off for another
+            ticket = tl.where(popped < 0, ticket_of(launch, worker), 0)
+            status = wait_row(launch, worker, s, row, head, events, waits, index, epoch, ticket,
+                              THREADS, INTERPRETED)
+            if (head[0] >= layout.ACTS) & (status == READY):
+                status = await_actions(launch, worker, s, segment, row.to(tl.int64), index, epoch,
+                                       ticket, THREADS, INTERPRETED)
+            k += (((status == READY) | (status == SKIP)) & (popped < 0)).to(tl.int32)
+            following = load_head(rows, k, end)  # arrives while this row's tile runs
+            is_new = k < 0
+            if status == READY:
+                if trace != 0:
+                    record_begin(trace, row, worker, turned, INTERPRETED)
+                run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
+                # found again, to keep registers free while the tile runs
+                row = row_at(rows, k - 1, popped)
+                if head[0] >= layout.ACTS:
+                    act(launch, segment, row.to(tl.int64), index, status)
+                notify_row(events, notifies, n, notify_end)
+                if trace != 0:
+                    record_end(trace, row, INTERPRETED)
+                is_new = k >= 0
+                leaves = k == end
+                if popped >= 0:
+                    count_task(segment, worker, row.to(tl.int64), layout.POPPED)
+                    take_ticket(launch, worker)
+                    popped = k * 0 - 1
+                    leaves = k >= 0
+                status = tl.full((), READY, tl.int32)
+            elif status == SKIP:  # those who count tiles count this one as well
+                count_task(segment, worker, row.to(tl.int64), layout.SKIPPED)
+                notify_row(events, notifies, n, notify_end)
+                is_new = k >= 0
+                leaves = k == end
+                status = tl.full((), READY, tl.int32)
+            head = following
+        else:
+            status = wait_end(launch, worker, s, epoch, THREADS, INTERPRETED)
+            going = status == SERVE
+        if status == SERVE:
+            popped = popped_row(launch, worker)
+            head = load_head(rows, popped, popped + 1)
+            if head[0] >= layout.ACTS:
+                act(launch, segment, row_at(rows, k, popped).to(tl.int64), index, status)
+        going = going & (status != LEAVE)
+    return status
+
+
+@triton.jit
+def begin_launch(launch, worker):
+    """This worker's first ticket; worker 0 pushes the first tasks of the first step."""
+    if tl.load(launch + layout.QUEUE_CAPACITY) > 0:
+        take_ticket(launch, worker)
+        s = next_segment(launch, worker * 0, worker * 0 - 1)
+        if (worker == 0) & (s < setting(launch, layout.NUM_SEGMENTS)):
+            segment = segment_at(launch, s)
+            tl.atomic_add(counter_at(flag_at(launch, layout.OUTSTANDING)),
+                          setting(segment, layout.NUM_DUE), sem="relaxed", scope="gpu")
+            push_roots(launch, segment)
+    tl.debug_barrier()  # the ticket comes before the first wait
 
 
 @triton.jit
@@ -238,8 +344,9 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     epoch = worker * 0
     s = worker * 0
     alive = worker >= 0
+    begin_launch(launch, worker)
     while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
-        segment = words(tl.load(launch + layout.SEGMENTS)) + s * layout.SEGMENT_WORDS
+        segment = segment_at(launch, s)
         index = worker * 0
         while (index < setting(segment, layout.STEPS)) & alive:
             epoch += 1
@@ -249,9 +356,9 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
                     setting(segment, layout.FIRST_LOGIT)
                     + index * setting(segment, layout.LOGIT_STRIDE),
                     setting(segment, layout.SEGMENT_ADVANCE))
-            alive = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
-                             CONFIGURATIONS, THREADS, PREFETCH, INTERPRETED)
-            if alive:
-                alive = end_step(launch, worker, s, epoch, THREADS, INTERPRETED)
+            status = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
+                              CONFIGURATIONS, THREADS, PREFETCH, INTERPRETED)
+            stopped = tl.load(counter_at(flag_at(launch, layout.STOP)), volatile=True)
+            alive = (status == READY) & (stopped == 0)
             index += 1
         s += 1

@@ -1,0 +1,69 @@
+"""`event-tensor cache`: what compiled kernels take on disk, which are in use, and clearing them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from event_tensor.errors import UserError
+from frontend.console import print_table
+from persistent_runtime.cpu.disk_cache import (
+    CacheFolder,
+    base_directory,
+    cache_directory,
+    cache_folders,
+    changed_keys,
+    remove_folder,
+    runtime_key,
+)
+
+Record = dict[str, Any]
+
+
+def examine(clear: bool, clear_stale: bool) -> Record:
+    """The folders as they were found, `removed` saying which are gone now."""
+    current, key = cache_directory(), runtime_key()
+    entries = []
+    for folder in cache_folders():
+        is_current = folder.path == current
+        entries.append({
+            "name": folder.path.name, "bytes": folder.bytes, "functions": folder.functions,
+            "made": datetime.fromtimestamp(folder.made_s, UTC).isoformat(timespec="seconds"),
+            "current": is_current,
+            "changed": changed_keys(folder.key, key) if folder.key else None,
+            "removed": (clear or clear_stale and not is_current) and remove(folder)})
+    return {"directory": str(base_directory()), "bytes": sum(e["bytes"] for e in entries),
+            "removed_bytes": sum(e["bytes"] for e in entries if e["removed"]), "entries": entries}
+
+
+def remove(folder: CacheFolder) -> bool:
+    """False where another process was faster."""
+    try:
+        remove_folder(folder.path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot remove {folder.path}: {error.strerror}; remove it by hand"
+                        ) from None
+    return True
+
+
+def show(record: Record) -> None:
+    def state(entry: Record) -> str:
+        if entry["removed"]:
+            return "removed"
+        if entry["current"]:
+            return "current"
+        changed = entry["changed"]
+        if changed is None:
+            return "unknown key"
+        more = f" +{len(changed) - 1}" if len(changed) > 1 else ""
+        return f"other {changed[0]}{more}"
+
+    rows = [[e["name"], f"{e['bytes'] / 1e6:.1f}", e["functions"], e["made"][:16], state(e)]
+            for e in record["entries"]]
+    print_table(f"kernel cache {record['directory']}, {record['bytes'] / 1e6:.1f} MB",
+                ["entry", "MB", "functions", "made (UTC)", "state"], rows)
+    if record["removed_bytes"]:
+        print(f"removed {record['removed_bytes'] / 1e6:.1f} MB; what is needed will be compiled "
+              f"again")

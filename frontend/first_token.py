@@ -1,0 +1,79 @@
+"""A process that starts, generates one token, and says where the time went: a line of JSON.
+
+    python -m frontend.first_token '{"model": "demo", …}'
+
+Then it serves other shapes, and says whether anything had to be compiled for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from event_tensor.errors import EventTensorError
+from frontend.phases import Phases
+
+if TYPE_CHECKING:
+    from frontend.decoder import Decoder
+
+LIBRARIES = ("numpy", "numba", "torch")
+OTHER_PROMPTS = (1, 2, 7, 19, 64, 150)  # tokens; one or several chunks of prefill
+NEW_TOKENS = 3
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    try:
+        record = start(options)
+    except EventTensorError as error:
+        print(json.dumps({"error": str(error)}))
+        return 2
+    print(json.dumps(record))
+    return 0
+
+
+def start(options: dict[str, Any]) -> dict[str, Any]:
+    phases = Phases(delays_s=options["delays_s"])
+    phases.fill("interpreter")
+    for library in LIBRARIES:
+        with phases(f"import {library}"):
+            import_module(library)
+    with phases("import event-tensor"):
+        from frontend.bench import random_prompt
+        from frontend.compile import compile_decode_loop
+        from frontend.warmup import compilations, start_record
+    decoder = compile_decode_loop(options["model"], phases=phases, **options["compile"])
+    with phases("make a prompt"):
+        length = min(options["prompt_tokens"], decoder.max_context - 2)
+        prompt = random_prompt(decoder, length, seed=0)
+    stream = decoder.stream(prompt, max_new_tokens=2, ignore_eos=True)
+    next(stream)
+    stream.close()
+    record = start_record(decoder) | {
+        "prompt_tokens": length, "begin_s": phases.begin_s, "end_s": phases.end_s}
+    with compilations() as compiled:
+        shapes = serve_other_shapes(decoder)
+    return record | {"after_ready": {"compilations": len(compiled), "names": compiled,
+                                     "launches": shapes,
+                                     "schedules": len(decoder.kernel.schedules)}}
+
+
+def serve_other_shapes(decoder: Decoder) -> int:
+    """Launches with prompts of many lengths, alone and together; how many."""
+    from frontend.bench import random_prompt
+
+    lengths = [n for n in OTHER_PROMPTS if n + NEW_TOKENS <= decoder.max_context]
+    prompts = [random_prompt(decoder, n, seed=n) for n in lengths]
+    batches = [[prompt] for prompt in prompts] + [prompts[:2]] * (decoder.max_requests > 1)
+    for batch in batches:
+        decoder.generate(batch, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    return len(batches)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # taking torch and LLVM apart takes longer than a second

@@ -1,0 +1,92 @@
+"""Where start-up went: a clock that books every moment under one name."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Part of a phase; seconds on the clock of time.monotonic."""
+
+    name: str
+    begin_s: float
+    end_s: float
+
+
+@dataclass(slots=True)
+class Phases:
+    """From the start of the process to the first token. Spans never overlap: a phase inside
+    another one interrupts it.
+
+    delays_s: phase → seconds to sleep in it, for tests of what the report shows.
+    """
+
+    begin_s: float = field(default_factory=lambda: process_start_s())
+    delays_s: Mapping[str, float] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    end_s: float | None = None  # of the first token; nothing is recorded after it
+    _open: list[str] = field(default_factory=list)
+    _since_s: float = 0.0  # when the phase that runs now went on
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Books the time inside under `name`."""
+        self._switch()
+        self._open.append(name)
+        try:
+            time.sleep(self.delays_s.get(name, 0.0))
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    def fill(self, name: str, until_s: float | None = None) -> None:
+        """Books what passed since the last span under `name`; not inside a phase."""
+        begin_s = self.spans[-1].end_s if self.spans else self.begin_s
+        self._book(name, begin_s, time.monotonic() if until_s is None else until_s)
+
+    def first_token(self, time_ns: int) -> None:
+        """The first token was chosen at `time_ns`, and the host has it now: start-up is over."""
+        if self.end_s is None:
+            self.fill("prefill", time_ns / 1e9)
+            self.fill("first token")
+            self.end_s = time.monotonic()
+
+    @property
+    def wall_s(self) -> float:
+        """To the first token, or to now if it has not come."""
+        return (time.monotonic() if self.end_s is None else self.end_s) - self.begin_s
+
+    def seconds(self) -> dict[str, float]:
+        """Phase → seconds, in the order in which they began; `unattributed` is the rest."""
+        total: dict[str, float] = {}
+        for span in self.spans:
+            total[span.name] = total.get(span.name, 0.0) + span.end_s - span.begin_s
+        return total | {"unattributed": self.wall_s - sum(total.values())}
+
+    def _switch(self) -> None:
+        now = time.monotonic()
+        if self._open:
+            self._book(self._open[-1], self._since_s, now)
+        self._since_s = now
+
+    def _book(self, name: str, begin_s: float, end_s: float) -> None:
+        if self.end_s is None and end_s > begin_s:
+            self.spans.append(Span(name, begin_s, end_s))
+
+
+def process_start_s() -> float:
+    """When this process began, on the clock of time.monotonic, to a hundredth of a second; now
+    where the system does not say."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return time.monotonic()
+    return time.monotonic() - age_s

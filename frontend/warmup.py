@@ -1,0 +1,99 @@
+"""The warmup report's record: what one start of a decoder took, and what it found in the caches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from numba.core import event as numba_events
+
+from frontend.phases import Span
+from persistent_runtime.cpu.disk_cache import cache_directory
+from persistent_runtime.cpu.registry import COMPILATIONS, Compilation
+
+if TYPE_CHECKING:
+    from frontend.decoder import Decoder
+
+Record = dict[str, Any]
+
+
+def start_record(decoder: Decoder) -> Record:
+    """Phases sum to wall_s: from the start of the process to the first token or, if none has come
+    yet, to now. Spans are seconds since the start of the process."""
+    phases = decoder.phases
+    wall_s = phases.wall_s
+    spans = split_compile(phases.spans, COMPILATIONS)
+    names = list(dict.fromkeys(span.name for span in spans))
+    seconds = {name: sum(s.end_s - s.begin_s for s in spans if s.name == name) for name in names}
+    seconds["unattributed"] = wall_s - sum(seconds.values())
+    compiled = [c for c in COMPILATIONS if phases.begin_s <= c.begin_s <= phases.begin_s + wall_s]
+    return {
+        "wall_s": round(wall_s, 6),
+        "phases": [{"name": name, "seconds": round(s, 6), "share": round(s / wall_s, 5),
+                    "spans": [[round(t - phases.begin_s, 6) for t in (span.begin_s, span.end_s)]
+                              for span in spans if span.name == name]}
+                   for name, s in seconds.items()],
+        "cache": {"directory": str(cache_directory()),
+                  "hits": sum(c.cache_hit for c in compiled),
+                  "misses": sum(not c.cache_hit for c in compiled)},
+        "functions": [{"function": c.function, "dtype": c.dtype,
+                       "cache": "hit" if c.cache_hit else "miss", "reason": c.reason,
+                       "note": c.note, "seconds": round(c.seconds, 6)} for c in compiled],
+        "counts": count_record(decoder), "weight_bytes": decoder.weight_bytes,
+        "memory_bytes": decoder.memory_bytes(), "compilations": decoder.compilations,
+        "backend": decoder.backend, "dtype": decoder.dtype, "workers": decoder.num_workers}
+
+
+def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) -> list[Span]:
+    """A row for each device function; `compile` keeps what lies between them."""
+    result: list[Span] = []
+    for span in spans:
+        inside = [c for c in compilations if span.begin_s <= c.begin_s < span.end_s]
+        if span.name != "compile" or not inside:
+            result.append(span)
+            continue
+        now = span.begin_s
+        for c in inside:
+            name = f"compile: {c.function}" + (" (cache hit)" if c.cache_hit else "")
+            result += [Span("compile", now, c.begin_s),
+                       Span(name, c.begin_s, c.begin_s + c.seconds)]
+            now = c.begin_s + c.seconds
+        result.append(Span("compile", now, span.end_s))
+    return [span for span in result if span.end_s > span.begin_s]
+
+
+def count_record(decoder: Decoder) -> Record:
+    """Sizes of the decode step's schedule, and how many shapes one compilation has served."""
+    schedule = decoder.schedule
+    table = schedule.table
+    return {"tasks": table.num_tasks, "events": table.num_events,
+            "device_functions": len({call.function for call in decoder.graph.calls}),
+            "calls": len(decoder.graph.calls), "waits": len(table.wait_event),
+            "waits_before_pruning": len(schedule.source.wait_event),
+            "rows_of_all_schedules": sum(len(e.rows) for e in decoder.kernel.schedules),
+            "schedules": len(decoder.kernel.schedules)}
+
+
+class CompilationListener(numba_events.Listener):
+    """Names of what numba compiles while it listens."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._thread = threading.get_ident()
+
+    def on_start(self, event: Any) -> None:
+        self.names.append(str(getattr(event.data["dispatcher"], "__name__", "?")))
+
+    def on_end(self, event: Any) -> None:
+        """Nothing: a compilation counts from its start."""
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Names of all that is compiled inside, by numba itself or by our registry."""
+    listener, before = CompilationListener(), len(COMPILATIONS)
+    with numba_events.install_listener("numba:compile", listener):
+        yield listener.names
+    listener.names += [c.function for c in COMPILATIONS[before:]]

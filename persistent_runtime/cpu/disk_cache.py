@@ -1,0 +1,183 @@
+"""Compiled functions on disk, found by content: sources, library versions, processor.
+
+`cpu-<fingerprint>/key.json` says what the fingerprint stands for; beside it is one file per
+compiled function: a line of JSON with a checksum and the function's own key, then numba's pickled
+result. Files appear under their names complete or not at all, so processes may share a folder; no
+path of this machine decides what is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba as nb
+from numba.core import serialize
+from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
+
+import persistent_runtime
+from persistent_runtime.cpu.vectors import CPU_FEATURES
+
+Key = Mapping[str, str]
+KEY_FILE = "key.json"
+SUFFIX = ".compiled"
+# beside this folder, compiled into bodies
+SHARED_SOURCES = ("layout.py", "device_functions.py", "moe_functions.py")
+
+
+def base_directory() -> Path:
+    base = os.environ.get("EVENT_TENSOR_CACHE") or Path.home() / ".cache" / "event-tensor"
+    return Path(base).expanduser()
+
+
+def cache_directory() -> Path:
+    """Where this machine's compiled bodies of these very sources are kept."""
+    return base_directory() / f"cpu-{runtime_fingerprint()}"
+
+
+def runtime_key() -> dict[str, str]:
+    """All that a compiled body depends on beside its own file."""
+    root = Path(persistent_runtime.__file__).parent
+    sources = (*sorted((root / "cpu").glob("*.py")), *(root / name for name in SHARED_SOURCES))
+    return {"numba": nb.__version__, "llvmlite": llvmlite.__version__,
+            "processor": llvmlite.binding.get_host_cpu_name(), "processor features": CPU_FEATURES,
+            **{source.relative_to(root).as_posix(): file_digest(source) for source in sources}}
+
+
+def runtime_fingerprint() -> str:
+    return hashlib.sha256(json.dumps(runtime_key()).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changed_keys(old: Key, new: Key) -> list[str]:
+    """Names of what differs."""
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheFolder:
+    """One fingerprint's folder. key: None where it does not say; made_s: seconds since 1970."""
+
+    path: Path
+    key: Key | None
+    bytes: int
+    functions: int
+    made_s: float
+
+
+def cache_folders() -> list[CacheFolder]:
+    """All folders of the cache, the newest first; ones that vanish meanwhile are left out."""
+    folders = []
+    for path in base_directory().glob("cpu-*"):
+        try:
+            files = [file for file in path.rglob("*") if file.is_file()]
+            folders.append(CacheFolder(
+                path, read_key(path), sum(file.stat().st_size for file in files),
+                sum(file.suffix == SUFFIX for file in files), path.stat().st_mtime))
+        except OSError:
+            continue
+    return sorted(folders, key=lambda folder: -folder.made_s)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder at once for whoever looks; a process that has read it needs it no more."""
+    doomed = Path(tempfile.mkdtemp(prefix="removed-", dir=path.parent))
+    path.rename(doomed / path.name)
+    shutil.rmtree(doomed)
+
+
+def read_key(folder: Path) -> Key | None:
+    try:
+        key = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return key if isinstance(key, dict) else None
+
+
+def open_folder(folder: Path) -> str:
+    """Makes the folder; why there was none before, "" where there was one. Raises OSError."""
+    if (folder / KEY_FILE).exists():
+        return ""
+    key = runtime_key()
+    others = [(changed_keys(other.key, key), other) for other in cache_folders() if other.key]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / KEY_FILE, json.dumps(key, indent=1).encode())
+    if not others:
+        return "first start with this cache"
+    changed, _ = min(others, key=lambda pair: len(pair[0]))  # the newest of equals
+    return "changed: " + ", ".join(changed)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Complete or not at all. Raises OSError."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class DiskEntry:
+    """One compiled function, with the interface of numba's caches.
+
+    reason: why it was not found; note: what was wrong with the file or the folder.
+    """
+
+    def __init__(self, path: Path, key: Key) -> None:
+        self.path = path
+        self.key = dict(key)
+        self.reason = self.note = ""
+
+    def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            self.reason = "not compiled before"
+            return None
+        except OSError as error:
+            self.reason = self.note = f"cannot read {self.path}: {error.strerror}"
+            return None
+        header, _, payload = content.partition(b"\n")
+        try:
+            record = json.loads(header)
+            digest, key = record["sha256"], record["key"]
+        except (ValueError, KeyError, TypeError):
+            digest, key = "", self.key
+        if key != self.key:
+            self.reason = "changed: " + ", ".join(changed_keys(key, self.key))
+            return None
+        if digest != hashlib.sha256(payload).hexdigest():
+            self.reason = "damaged"
+            self.note = f"replaced a damaged entry in {self.path.parent}"
+            return None
+        # numba's own caches fill the context with all of its library here, for half a second; a
+        # compilation does that by itself, and machine code needs the runtime's symbols only
+        rtsys.initialize(target_context)
+        return CompileResult._rebuild(target_context, *pickle.loads(payload))
+
+    def save_overload(self, signature: Any, result: CompileResult) -> None:
+        if result.library.has_dynamic_globals:
+            self.note = "not cached: it holds addresses, as global arrays and ctypes pointers do"
+            return
+        payload = serialize.dumps(result._reduce())
+        record = {"sha256": hashlib.sha256(payload).hexdigest(), "key": self.key}
+        try:
+            write_file(self.path, json.dumps(record).encode() + b"\n" + payload)
+        except OSError as error:  # a full disk, say; the code itself runs without it
+            self.note = f"not cached in {self.path.parent}: {error.strerror}"

@@ -1,0 +1,135 @@
+"""Which part of a graph is placed in rows and which goes through the ready queue, and why.
+
+Calls fall into runs: neighbours that are all dense, or all part of data-dependent dispatch. Runs of
+the same device functions and sizes repeat from layer to layer, so one of each kind is estimated
+both ways under the cost model, for every sample of what the device may decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+
+from event_tensor.conservative import conservative, values_read
+from event_tensor.graph import Call, Graph
+from event_tensor.task_table import Runtime, TaskTable, instantiate
+from scheduling.policies import critical_path, dispatched_calls, looked_up, queue_calls
+from scheduling.simulator import estimate_makespan
+from scheduling.static_schedule import Choice, StaticSchedule, queue_capacity
+from scheduling.target import Target
+
+SEEDS = 3  # draws of task times per sample
+MAX_TASKS = 600  # of a run that are estimated: its first calls stand for the rest
+
+def auto(graph: Graph, table: TaskTable, samples: Sequence[Runtime], target: Target
+         ) -> StaticSchedule:
+    """The schedule of `table`, the conservative table of `graph`, as the estimates have it."""
+    queued, choices = choose_placement(graph, table.bindings, samples, target)
+    placed = (queue_calls(table, target, queued, "auto") if queued
+              else replace(critical_path(table, target), policy="auto"))
+    return replace(placed, choices=choices)
+
+
+def choose_placement(graph: Graph, bindings: Mapping[str, int], samples: Sequence[Runtime],
+                     target: Target) -> tuple[frozenset[int], tuple[Choice, ...]]:
+    """(calls to queue, the choices that led there)"""
+    dispatched = dispatched_calls(graph)
+    deciding = dispatched | _deciding_calls(graph)
+    kinds: dict[tuple[object, ...], list[list[Call]]] = {}
+    for _, run in groupby(graph.calls, lambda call: call.index in deciding):
+        calls = list(run)
+        kinds.setdefault(tuple(map(_signature, calls)), []).append(calls)
+    queued: set[int] = set()
+    choices = []
+    for runs in kinds.values():
+        is_dispatched = any(call.index in dispatched for call in runs[0])
+        choice = _choose(graph, runs, is_dispatched, bindings, samples, target)
+        choices.append(choice)
+        if choice.in_queue:
+            chosen = {call.index for run in runs for call in run}
+            queued |= (chosen & dispatched if is_dispatched else chosen) - looked_up(graph)
+    return frozenset(queued), tuple(choices)
+
+
+def _deciding_calls(graph: Graph) -> frozenset[int]:
+    """Calls that write what data-dependent edges read."""
+    read = {tensor for call in graph.calls for edge in (*call.in_edges, *call.out_edges)
+            for tensor in values_read(edge)}
+    return frozenset(call.index for call in graph.calls for operand, tensor in call.accesses()
+                     if operand.writes and tensor in read)
+
+
+def _signature(call: Call) -> tuple[object, ...]:
+    return call.function, call.tile_num, tuple(call.parameters.items())
+
+
+def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
+            bindings: Mapping[str, int], samples: Sequence[Runtime], target: Target) -> Choice:
+    calls = _first_tasks(graph, runs[0], bindings)
+    part = Graph(graph.name, [replace(call, index=k) for k, call in enumerate(calls)])
+    names = tuple(call.name for call in calls)
+    if looked_up(part):
+        return Choice(names, len(runs), False, 0.0, 0.0,
+                      "tasks look up what they wait for, which no event can push")
+    expected = [instantiate(part, bindings, sample) for sample in samples or [{}]]
+    placed = critical_path(instantiate(conservative(part), bindings) if is_dispatched
+                           else expected[0], target)
+    tables = [_as_it_may_go(table, target, seed) for table in expected for seed in range(SEEDS)]
+    # a row whose tile no event releases is fetched and left
+    in_rows = float(np.mean([
+        estimate_makespan(_in_rows(placed, table), target).makespan_us
+        + (placed.table.num_tasks - table.num_tasks) * target.task_us / target.workers
+        for table in tables]))
+    in_queue = float(np.mean([estimate_makespan(_in_queue(table, target), target).makespan_us
+                              for table in tables]))
+    verb = "saves more than it costs" if in_queue < in_rows else "costs more than it saves"
+    reason = (f"sharing {'released' if is_dispatched else 'known'} tasks at run time, "
+              f"{target.pop_us:g} us per pop, {verb} where task times spread by "
+              f"{target.spread:.0%}")
+    return Choice(names, len(runs), in_queue < in_rows, in_rows, in_queue, reason)
+
+
+def _first_tasks(graph: Graph, run: list[Call], bindings: Mapping[str, int]) -> list[Call]:
+    """The first calls of a run, as many as have MAX_TASKS tasks together, at least one."""
+    kept: list[Call] = []
+    total = 0
+    for call in run:
+        total += int(np.prod([int(n.evaluate(bindings)) for n in call.tile_num]))
+        if kept and total > MAX_TASKS and not _is_needed(call, run):
+            break
+        kept.append(call)
+    return kept
+
+
+def _is_needed(call: Call, run: list[Call]) -> bool:
+    """Data-dependent runs are estimated as a whole: their tasks are few and belong together."""
+    return any(other.is_triggered for other in run)
+
+
+def _as_it_may_go(table: TaskTable, target: Target, seed: int) -> TaskTable:
+    """The table with task times that differ from what they should be, as on a real machine."""
+    factor = np.random.default_rng(seed).lognormal(0.0, target.spread, table.num_tasks)
+    return replace(table, bytes=table.bytes * factor, flops=table.flops * factor)
+
+
+def _in_rows(placed: StaticSchedule, table: TaskTable) -> StaticSchedule:
+    """The same places for the tasks that a sample releases."""
+    index = {key: task for task, key in enumerate(_keys(table))}
+    keys = _keys(placed.table)
+    orders = tuple(np.array([index[keys[t]] for t in order.tolist() if keys[t] in index], np.int64)
+                   for order in placed.orders)
+    return StaticSchedule(table, table, orders, placed.policy)
+
+
+def _keys(table: TaskTable) -> list[tuple[int, ...]]:
+    return [(call, *tile) for call, tile in zip(table.call.tolist(), table.tile.tolist(),
+                                                strict=True)]
+
+
+def _in_queue(table: TaskTable, target: Target) -> StaticSchedule:
+    empty = tuple(np.zeros(0, np.int64) for _ in range(target.workers))
+    return StaticSchedule(table, table, empty, "dynamic", np.arange(table.num_tasks),
+                          queue_capacity(table.num_tasks))

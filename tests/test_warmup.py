@@ -1,0 +1,187 @@
+"""The warmup report: phases that sum, named misses, a page that stands by itself."""
+
+import json
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("numba")
+
+import numba as nb
+
+from event_tensor.errors import UserError
+from frontend.compile import compile_decode_loop
+from frontend.phases import Phases
+from frontend.warmup import compilations
+from frontend.warmup_command import STARTS, check_strict, phase_rows
+from frontend.warmup_page import page, ticks
+
+SLOWED, DELAY_S = "derive events", 0.4
+
+
+@pytest.fixture(scope="module")
+def record(run_command, tmp_path_factory):
+    """The report on the demo model, with one phase slowed; its page lies beside it."""
+    file = tmp_path_factory.mktemp("warmup") / "page.html"
+    done = run_command("warmup", "demo", "--json", "--strict", "--html", file, "--slow",
+                       f"{SLOWED}={DELAY_S}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) | {"file": file}
+
+
+def seconds_of(start):
+    return {phase["name"]: phase["seconds"] for phase in start["phases"]}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_phases_sum_to_the_wall_time_of_the_process(record, name):
+    start = record[name]
+    seconds = seconds_of(start)
+    assert sum(seconds.values()) == pytest.approx(start["wall_s"], abs=1e-3)
+    assert 0 <= seconds["unattributed"] <= 0.01 * start["wall_s"]
+    # what the parent saw, which does not depend on what /proc says of the child
+    assert start["wall_s"] == pytest.approx(start["spawned_s"], rel=0.01, abs=0.03)
+    spans = sorted(span for phase in start["phases"] for span in phase["spans"])
+    assert all(a[1] <= b[0] + 1e-6 for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_the_phases_that_users_ask_for_are_there(record):
+    names = set(seconds_of(record["warm"]))
+    assert {"interpreter", "import torch", "import numba", "config", "open checkpoint",
+            "tokenizer", "build graph", "derive events", "weights", "schedule: instantiate",
+            "schedule: prove graph", "schedule: place", "schedule: prune waits",
+            "schedule: verify", "buffers", "prepare launch", "prefill", "first token",
+            "compile: run_worker (cache hit)", "unattributed"} <= names
+    assert "compile: attention" in seconds_of(record["cold"])
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_slowed_phase_shows_in_its_row(record, name):
+    seconds = seconds_of(record[name])
+    assert seconds[SLOWED] >= DELAY_S
+    assert seconds["build graph"] < DELAY_S
+
+
+def test_cold_compiles_and_warm_does_not(record):
+    cold, warm = record["cold"], record["warm"]
+    assert cold["cache"]["hits"] == warm["cache"]["misses"] == 0
+    assert cold["cache"]["misses"] == warm["cache"]["hits"] == len(warm["functions"])
+    assert {f["reason"] for f in cold["functions"]} == {"first start with this cache"}
+    assert record["compilations_after_ready"] == 0
+    assert warm["compilations"] == 1 < warm["after_ready"]["schedules"]
+    assert warm["counts"]["tasks"] > warm["counts"]["calls"] > 0
+    assert record["your_cache"]["state"] in ("ready", "invalidated", "empty")
+    assert {"versions", "cpu", "commit"} <= set(record)
+
+
+class Tags(HTMLParser):
+    """Collects attributes, and fails unless tags that need it are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.attributes = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += attrs
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_by_itself(record):
+    text = record["file"].read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert not {name for name, _ in tags.attributes} & {"src", "href"}
+    assert "http" not in text and "@import" not in text
+    for name, _ in phase_rows(record):
+        assert f"<td>{name}</td>" in text
+    pictures = [text[a:text.index("</svg>", a) + 6] for a in find_all(text, "<svg")]
+    assert len(pictures) == len(STARTS)
+    for picture in pictures:
+        root = ElementTree.fromstring(picture)
+        width = float(root.get("viewBox").split()[2])
+        for bar in root.iter("rect"):
+            assert float(bar.get("x")) + float(bar.get("width")) <= width
+        assert SLOWED in "".join(root.itertext())
+
+
+def find_all(text, part):
+    position = text.find(part)
+    while position >= 0:
+        yield position
+        position = text.find(part, position + 1)
+
+
+def test_the_page_opens_in_a_browser(record):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as engine:
+        try:
+            browser = engine.chromium.launch()
+        except playwright.Error as error:
+            pytest.skip(f"no browser: {error}")
+        view = browser.new_page()
+        problems = []
+        view.on("pageerror", problems.append)
+        view.on("request", lambda r: r.url.startswith("file:") or problems.append(r.url))
+        view.goto(record["file"].as_uri())
+        boxes = [view.locator("svg").nth(k).bounding_box() for k in range(len(STARTS))]
+        assert view.locator("rect").count() > 20 and all(box["width"] > 300 for box in boxes)
+        assert problems == []
+        browser.close()
+
+
+def test_names_are_escaped(record):
+    assert "<b>" not in page(record | {"model": "<b>"})
+
+
+def test_ticks_are_round_and_few():
+    assert ticks(1.0) == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert ticks(4.4) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+
+
+def test_warmup_of_a_decoder_in_a_longer_process():
+    decoder = compile_decode_loop("demo", max_context=64)
+    before = decoder.warmup()
+    assert "prefill" not in seconds_of(before)
+    decoder.generate([1, 2, 3], max_new_tokens=2)
+    record = decoder.warmup()
+    assert record["wall_s"] == decoder.warmup()["wall_s"]
+    seconds = seconds_of(record)
+    assert {"before compile_decode_loop", "waiting for a prompt", "prefill"} <= set(seconds)
+    assert sum(seconds.values()) == pytest.approx(record["wall_s"], abs=1e-3)
+
+
+def test_delays_apply_in_this_process_too():
+    phases = Phases(delays_s={"buffers": 0.05})
+    compile_decode_loop("demo", max_context=64, phases=phases)
+    assert phases.seconds()["buffers"] >= 0.05
+
+
+def test_a_compilation_after_ready_is_noticed():
+    with compilations() as names:
+        @nb.njit
+        def surprise(x):
+            return x + 1
+
+        surprise(1)
+    assert names == ["surprise"]
+    starts = {"cold": {"after_ready": {"names": []}}, "warm": {"after_ready": {"names": names}}}
+    with pytest.raises(UserError, match="1 compilations after ready .surprise"):
+        check_strict({"compilations_after_ready": 1, **starts})
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("no/such/model",), ["no/such/model"]),
+    (("demo", "--prompt-tokens", "0"), ["--prompt-tokens is 0"]),
+    (("demo", "--schedule", "magic"), ["magic", "static"]),
+])
+def test_mistakes_are_answered_in_one_line(command, arguments, words):
+    done = command("warmup", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    for word in words:
+        assert word in done.stderr
