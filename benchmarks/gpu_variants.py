@@ -81,16 +81,9 @@ def summary(trace: SegmentTrace) -> dict[str, Any]:
 
 
 def traced(decoder: Decoder, prompt: list[int]) -> dict[str, Any]:
-    launch = decoder.kernel.kernel.launch
-    launches = []
-
-    def keep(*args: Any, **options: Any) -> Any:
-        launches.append(launch(*args, **options, trace_steps=TRACED_STEPS))
-        return launches[-1]
-
-    with patch.object(decoder.kernel.kernel, "launch", keep):
-        decoder.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-    return summary(launches[-1].trace()[-1])
+    result = decoder.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True,
+                              trace_steps=TRACED_STEPS)
+    return summary(result.trace[-1])
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from frontend.console import (
     exit_soon_after_interrupt,
     print_json,
     replace_unprintable,
+    write_text,
 )
 
 if TYPE_CHECKING:
@@ -246,6 +247,12 @@ def inspect_model(
     model: Model,
     what: Annotated[str, typer.Option(metavar="graph|schedule|kernel",
                                       help="Which view of the decode step.")] = "schedule",
+    svg: Annotated[str | None, typer.Option(
+        metavar="FILE", help="Draw a layer: workers over time, by device function.")] = None,
+    layer: Annotated[int | None, typer.Option(
+        help="Which layer to draw.", show_default="the middle one")] = None,
+    measured: Annotated[bool, typer.Option(
+        "--measured", help="Draw a traced run instead of the simulator's estimate.")] = False,
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
@@ -254,6 +261,7 @@ def inspect_model(
 ) -> None:
     """Show the decode step: its graph, its schedule, or the compiled kernel."""
     from frontend.inspection import VIEWS
+    from frontend.schedule_picture import layer_picture
 
     if what not in VIEWS:
         raise UserError(f"--what {what} is unknown; use one of {', '.join(VIEWS)}")
@@ -261,6 +269,8 @@ def inspect_model(
                             max_context=max_context)
     record_of, show = VIEWS[what]
     record = {"what": what, "model": model, **record_of(decoder)}
+    if svg is not None:
+        write_text(svg, layer_picture(decoder, layer, measured), "--svg")
     if json_output:
         print_json(record)
     else:
@@ -321,14 +331,16 @@ def warmup(
     json_output: Json = False,
 ) -> None:
     """Start twice, with nothing compiled and with a warm cache, and show where the time went."""
-    from frontend.warmup_command import WarmupOptions, check_strict, run_warmup, show, write_page
+    from frontend.warmup_command import WarmupOptions, check_strict, run_warmup, show
 
     compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
                        "max_context": max_context}
     delays = {name: float(seconds) for name, _, seconds in (s.rpartition("=") for s in slow or [])}
     record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays))
     if html is not None:
-        write_page(record, html)
+        from frontend.warmup_page import page
+
+        write_text(html, page(record), "--html")
     if json_output:
         print_json(record)
     elif html is None:

@@ -9,7 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from event_tensor.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 GRACE_S = 0.35  # from Ctrl-C to the end, whatever native code is running
@@ -36,6 +39,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     console = Console()
     console.print(Text(title))
     console.print(table)
+
+
+def write_text(file: str, text: str, option: str) -> None:
+    """Raises UserError where the file that `option` names cannot be written."""
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}; give another file to {option}"
+                        ) from None
 
 
 def replace_unprintable() -> None:

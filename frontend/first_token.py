@@ -45,6 +45,10 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         from frontend.bench import random_prompt
         from frontend.compile import compile_decode_loop
         from frontend.warmup import compilations, start_record
+    if runs_on_gpu(options["compile"]):
+        with phases("import triton"):
+            from frontend.triton_stages import listen_to_triton
+        listen_to_triton()
     decoder = compile_decode_loop(options["model"], phases=phases, **options["compile"])
     with phases("make a prompt"):
         length = min(options["prompt_tokens"], decoder.max_context - 2)
@@ -59,6 +63,12 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
     return record | {"after_ready": {"compilations": len(compiled), "names": compiled,
                                      "launches": shapes,
                                      "schedules": len(decoder.kernel.schedules)}}
+
+
+def runs_on_gpu(options: dict[str, Any]) -> bool:
+    import torch
+
+    return options.get("backend") != "cpu" and torch.cuda.is_available()
 
 
 def serve_other_shapes(decoder: Decoder) -> int:

@@ -2,44 +2,117 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from event_tensor.conservative import data_dependent_events
 from event_tensor.printer import format_graph
 from frontend.console import print_table
 from frontend.decoder import Decoder
 from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.registry import COMPILATIONS
-from scheduling.target import task_costs_us
+from scheduling.simulator import estimate_makespan
 
 Record = dict[str, Any]
+# policy → what it does and when `--schedule auto` takes it
+REASONS = {
+    "critical_path": "the ready task with the longest path before it goes to the worker that is "
+                     "free first; auto takes it where no edge depends on data",
+    "hybrid": "{events} event tensors depend on data, so tasks that wait for them are pushed when "
+              "they fire, and all others have their place; auto takes it for such graphs",
+    "dynamic": "every task is pushed when its events have fired, by whoever fires the last; chosen "
+               "by hand",
+    "round_robin": "task t goes to worker t mod workers; chosen by hand",
+    "unfused": "a barrier after every operator, the baseline; chosen by hand"}
 
 
 def graph_record(decoder: Decoder) -> Record:
-    return {"text": format_graph(decoder.graph)}
+    """Operators and event tensors, with their sizes in a decode step at a short context.
+
+    counts: fewest and most notifies that an event of the tensor waits for.
+    """
+    table = decoder.schedule.source
+    graph = table.graph
+    tasks = np.diff(table.call_begin).tolist()
+    events = []
+    for event, first in table.event_begin.items():
+        shape = table.event_shape[event]
+        counts = table.event_count[first:first + int(np.prod(shape, dtype=np.int64))]
+        events.append({"name": event.name, "shape": [repr(d) for d in event.shape],
+                       "sizes": list(shape), "events": len(counts),
+                       "counts": [int(counts.min()), int(counts.max())] if len(counts) else None})
+    return {
+        "text": format_graph(decoder.graph), "bindings": dict(table.bindings),
+        "operators": [{"name": call.name, "function": call.function.name, "tasks": n,
+                       "waits_on": [edge.event.name for edge in call.in_edges],
+                       "notifies": [edge.event.name for edge in call.out_edges]}
+                      for call, n in zip(graph.calls, tasks, strict=True)],
+        "event_tensors": events}
 
 
 def show_graph(record: Record) -> None:
-    print(record["text"], end="")
+    """The text form, then what recurs from layer to layer in one line each."""
+    print(record["text"])
+    bindings = ", ".join(f"{name}={value}" for name, value in record["bindings"].items())
+    operators: dict[tuple[str, str], list[int]] = {}
+    for operator in record["operators"]:
+        key = any_layer(operator["name"]), operator["function"]
+        operators.setdefault(key, []).append(operator["tasks"])
+    print_table(f"operators ({bindings})", ["operator", "device function", "calls", "tasks"],
+                [[name, function, len(tasks), sum(tasks)]
+                 for (name, function), tasks in operators.items()])
+    tensors: dict[str, list[Record]] = {}
+    for event in record["event_tensors"]:
+        tensors.setdefault(any_layer(event["name"]), []).append(event)
+    print_table("event tensors", ["event tensor", "tensors", "shape", "sizes", "count"],
+                [[name, len(like), f"[{', '.join(like[0]['shape'])}]", like[0]["sizes"],
+                  "-".join(map(str, sorted({n for e in like for n in e["counts"] or ()})))]
+                 for name, like in tensors.items()])
+
+
+def any_layer(name: str) -> str:
+    """`model.layers.3.mlp` → `model.layers.*.mlp`"""
+    return re.sub(r"\blayers\.\d+\.", "layers.*.", name)
 
 
 def schedule_record(decoder: Decoder) -> Record:
     """The schedule of a decode step of one request at a short context."""
     schedule, target = decoder.schedule, decoder.kernel.target
     table = schedule.table
-    cost_us = task_costs_us(table, target)
+    estimate = estimate_makespan(schedule, target)
+    worker = np.array(estimate.task_worker, np.int64)
     waits = np.diff(table.wait_indptr)
+    events = len(data_dependent_events(decoder.graph))
     return {
-        "policy": schedule.policy, "tasks": table.num_tasks, "events": table.num_events,
+        "policy": schedule.policy, "reason": REASONS[schedule.policy].format(events=events),
+        "makespan_us": round(estimate.makespan_us, 1),
+        "utilisation": round(estimate.utilisation, 4),
+        "waits_per_task": {str(n): int(count) for n, count in enumerate(np.bincount(waits))
+                           if count},
+        "queued": queued_record(decoder), "tasks": table.num_tasks, "events": table.num_events,
         "waits_before_pruning": len(schedule.source.wait_event), "waits": len(table.wait_event),
         "bindings": dict(table.bindings),
-        "workers": [{"worker": worker, "tasks": len(order),
-                     "busy_us": round(float(cost_us[order].sum()), 1),
-                     "waits": int(waits[order].sum())}
-                    for worker, order in enumerate(schedule.orders)]}
+        "workers": [{"worker": w, "rows": len(schedule.orders[w]),
+                     "tasks": int((worker == w).sum()), "busy_us": round(busy_us, 1),
+                     "wait_us": round(wait_us, 1),
+                     "occupancy": round(busy_us / estimate.makespan_us, 4),
+                     "waits": int(waits[worker == w].sum())}
+                    for w, (busy_us, wait_us) in enumerate(
+                        zip(estimate.busy_us, estimate.wait_us, strict=True))]}
+
+
+def queued_record(decoder: Decoder) -> list[Record]:
+    """Device functions with queued tasks: how many of a step's."""
+    schedule = decoder.schedule
+    names = np.array([call.function.name for call in schedule.table.graph.calls])
+    of_task = names[schedule.table.call]
+    found, counts = np.unique(of_task[schedule.queued], return_counts=True)
+    return [{"function": name, "queued": n, "tasks": int((of_task == name).sum())}
+            for name, n in zip(found.tolist(), counts.tolist(), strict=True)]
 
 
 def show_schedule(record: Record) -> None:
@@ -47,8 +120,16 @@ def show_schedule(record: Record) -> None:
     print_table(
         f"{record['policy']}: {record['tasks']} tasks, {record['events']} events, "
         f"{record['waits']} of {record['waits_before_pruning']} waits left ({bindings})",
-        ["worker", "tasks", "estimated busy µs", "waits"],
-        [[w["worker"], w["tasks"], w["busy_us"], w["waits"]] for w in record["workers"]])
+        ["worker", "tasks", "busy µs", "waiting µs", "occupancy", "waits"],
+        [[w["worker"], w["tasks"], w["busy_us"], w["wait_us"], f"{w['occupancy']:.1%}", w["waits"]]
+         for w in record["workers"]])
+    print(f"estimated: {record['makespan_us']:.1f} µs, {record['utilisation']:.0%} of all workers' "
+          f"time busy")
+    print("tasks by number of waits: " + ", ".join(
+        f"{tasks} with {n}" for n, tasks in record["waits_per_task"].items()))
+    for entry in record["queued"]:
+        print(f"queued: {entry['queued']} of {entry['tasks']} tasks of {entry['function']}")
+    print(f"{record['policy']}: {record['reason']}")
 
 
 def kernel_record(decoder: Decoder) -> Record:

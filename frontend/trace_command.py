@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.bench import random_prompt
+from frontend.bench import QUIET_SHARE, random_prompt
 from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
 from frontend.decoder import Decoder
-from frontend.machine import provenance
+from frontend.machine import Contention, provenance
 from frontend.trace_summary import summarise
 from persistent_runtime.chrome_trace import chrome_trace, write_trace
 from persistent_runtime.trace import SegmentTrace
@@ -51,11 +51,14 @@ def run_trace(options: TraceOptions, progress: Progress | None = None) -> dict[s
         workers=options.workers, max_context=options.prompt_tokens + options.steps + 1,
         progress=progress)
     prompt = random_prompt(decoder, options.prompt_tokens, seed=0)
+    contention = Contention()
     overhead, traces = measure(decoder, prompt, options)
+    others = contention.share()
     summary = {
         "model": options.model, "backend": decoder.backend, "dtype": decoder.dtype,
         "prompt_tokens": options.prompt_tokens, **summarise(traces[-1], decoder.kernel.target),
-        "tracing": overhead, "file": str(options.output) if options.output else None,
+        "tracing": overhead, "other_programs_cpu_share": others,
+        "file": str(options.output) if options.output else None,
         **provenance()}
     if options.output is not None:
         try:
@@ -70,7 +73,8 @@ def measure(decoder: Decoder, prompt: list[int], options: TraceOptions
             ) -> tuple[dict[str, Any], list[SegmentTrace]]:
     """Time per token with and without a trace, in turns; and the trace of the median turn.
 
-    overhead: the median over rounds of traced / untraced - 1.
+    overhead: the median over rounds of traced / untraced - 1; overhead_of_fastest: of the fastest
+    round of each, which says more where other programs disturb.
     """
     def run(trace_steps: int) -> tuple[float, list[SegmentTrace]]:
         # the first token comes from prefill, so one more than there are decode steps
@@ -88,7 +92,9 @@ def measure(decoder: Decoder, prompt: list[int], options: TraceOptions
     _, trace = sorted(runs[options.steps], key=lambda r: r[0])[(options.rounds - 1) // 2]
     return {"tpot_us": round(statistics.median(plain), 3),
             "traced_tpot_us": round(statistics.median(traced), 3),
-            "overhead": round(statistics.median(ratios) - 1, 4), "rounds": options.rounds}, trace
+            "overhead": round(statistics.median(ratios) - 1, 4),
+            "overhead_of_fastest": round(min(traced) / min(plain) - 1, 4),
+            "rounds": options.rounds}, trace
 
 
 def show(record: dict[str, Any]) -> None:
@@ -115,7 +121,11 @@ def show_cost(record: dict[str, Any]) -> None:
     tracing = record["tracing"]
     print(f"tracing costs {tracing['overhead']:+.1%} of the time per token "
           f"({tracing['traced_tpot_us']:.1f} µs against {tracing['tpot_us']:.1f} µs, "
-          f"{tracing['rounds']} rounds in turns)")
+          f"{tracing['rounds']} rounds in turns; the fastest of each "
+          f"{tracing['overhead_of_fastest']:+.1%})")
+    if (record["other_programs_cpu_share"] or 0) > QUIET_SHARE:
+        print(f"other programs used {record['other_programs_cpu_share']:.0%} of the processor "
+              f"meanwhile: do not quote these figures")
     if record["file"]:
         print(f"wrote {record['file']}; open it at https://ui.perfetto.dev (blank between slices "
               f"is the worker's own work: fetching rows, notifying)")

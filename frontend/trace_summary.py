@@ -22,8 +22,7 @@ def summarise(trace: SegmentTrace, target: Target) -> Record:
     schedule = trace.segment.encoded.schedule
     table = schedule.table
     begin, end = step_bounds_us(trace)
-    steps = np.arange(min(1, len(begin) - 1), len(begin))
-    step = int(steps[np.argsort((end - begin)[steps])[(len(steps) - 1) // 2]])
+    step = median_step(trace)
     step_us = float(end[step] - begin[step])
     simulated_us = estimate_makespan(schedule, target).makespan_us
     ran = trace.worker[step] >= 0
@@ -51,6 +50,13 @@ def step_bounds_us(trace: SegmentTrace) -> tuple[FloatArray, FloatArray]:
     ran = trace.worker >= 0
     return (np.where(ran, trace.wait_us, np.inf).min(axis=1),
             np.where(ran, trace.end_us, -np.inf).max(axis=1))
+
+
+def median_step(trace: SegmentTrace) -> int:
+    """The step of median duration, the first left out where there are more."""
+    begin, end = step_bounds_us(trace)
+    steps = np.arange(min(1, len(begin) - 1), len(begin))
+    return int(steps[np.argsort((end - begin)[steps])[(len(steps) - 1) // 2]])
 
 
 def function_records(table: TaskTable, ran: npt.NDArray[np.bool_], run_us: FloatArray,

@@ -41,7 +41,7 @@ def start_record(decoder: Decoder) -> Record:
         "functions": [{"function": c.function, "dtype": c.dtype,
                        "cache": "hit" if c.cache_hit else "miss", "reason": c.reason,
                        "note": c.note, "seconds": round(c.seconds, 6)} for c in compiled],
-        "counts": count_record(decoder), "weight_bytes": decoder.weight_bytes,
+        "counts": count_record(decoder), "resources": resources(decoder), "weight_bytes": decoder.weight_bytes,
         "memory_bytes": decoder.memory_bytes(), "compilations": decoder.compilations,
         "backend": decoder.backend, "dtype": decoder.dtype, "workers": decoder.num_workers}
 
@@ -74,6 +74,12 @@ def count_record(decoder: Decoder) -> Record:
             "waits_before_pruning": len(schedule.source.wait_event),
             "rows_of_all_schedules": sum(len(e.rows) for e in decoder.kernel.schedules),
             "schedules": len(decoder.kernel.schedules)}
+
+
+def resources(decoder: Decoder) -> Record | None:
+    """Registers, spills and shared memory of a kernel that knows its own."""
+    kernel = decoder.kernel.kernel
+    return dict(kernel.resources()) if hasattr(kernel, "resources") else None
 
 
 class CompilationListener(numba_events.Listener):

@@ -134,17 +134,6 @@ def sentences(record: Record) -> list[str]:
         f"{record['compilations_after_ready']}"]
 
 
-def write_page(record: Record, file: str) -> None:
-    """Raises UserError where the file cannot be written."""
-    from frontend.warmup_page import page
-
-    try:
-        Path(file).write_text(page(record), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; give another file to --html"
-                        ) from None
-
-
 def check_strict(record: Record) -> None:
     """Raises UserError if anything was compiled after the first token."""
     if record["compilations_after_ready"]:

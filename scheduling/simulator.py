@@ -21,6 +21,9 @@ class Estimate:
     makespan_us: float
     busy_us: tuple[float, ...]  # [workers]
     wait_us: tuple[float, ...]  # [workers]
+    task_worker: tuple[int, ...]  # [tasks]
+    task_begin_us: tuple[float, ...]  # [tasks]
+    task_end_us: tuple[float, ...]  # [tasks]
 
     @property
     def utilisation(self) -> float:
@@ -74,6 +77,8 @@ def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
     free = [0.0] * schedule.num_workers
     busy = [0.0] * schedule.num_workers
     wait = [0.0] * schedule.num_workers
+    begin = [0.0] * table.num_tasks
+    end = [0.0] * table.num_tasks
     for task in execution_order(schedule):
         worker = worker_of[task]
         start = free[worker]
@@ -82,9 +87,11 @@ def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
         wait[worker] += start - free[worker]
         busy[worker] += costs[task]
         free[worker] = start + costs[task]
+        begin[task], end[task] = start, free[worker]
         for event in notify_event[notify_indptr[task]:notify_indptr[task + 1]]:
             arrivals[event].notify(free[worker], worker)
-    return Estimate(max(free, default=0.0), tuple(busy), tuple(wait))
+    return Estimate(max(free, default=0.0), tuple(busy), tuple(wait), tuple(worker_of),
+                    tuple(begin), tuple(end))
 
 
 class _QueueEstimate:
@@ -108,6 +115,9 @@ class _QueueEstimate:
         self.free = [0.0] * schedule.num_workers
         self.busy = [0.0] * schedule.num_workers
         self.wait = [0.0] * schedule.num_workers
+        self.worker = [-1] * self.table.num_tasks
+        self.begin = [0.0] * self.table.num_tasks
+        self.end = [0.0] * self.table.num_tasks
 
     def run(self) -> Estimate:
         first_free = [(0.0, worker) for worker in range(len(self.free))]
@@ -124,8 +134,10 @@ class _QueueEstimate:
             self.busy[worker] += self.costs[task]
             self.free[worker] = start + self.costs[task]
             heapq.heappush(first_free, (self.free[worker], worker))
+            self.worker[task], self.begin[task], self.end[task] = worker, start, self.free[worker]
             self._notify(task, worker)
-        return Estimate(max(self.free), tuple(self.busy), tuple(self.wait))
+        return Estimate(max(self.free), tuple(self.busy), tuple(self.wait), tuple(self.worker),
+                        tuple(self.begin), tuple(self.end))
 
     def _actions(self, worker: int) -> Iterator[tuple[float, int, int]]:
         """(start, worker, task) of the row and of the pop that the worker could do next."""

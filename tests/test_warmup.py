@@ -1,6 +1,7 @@
 """The warmup report: phases that sum, named misses, a page that stands by itself."""
 
 import json
+import time
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -173,6 +174,28 @@ def test_a_compilation_after_ready_is_noticed():
     starts = {"cold": {"after_ready": {"names": []}}, "warm": {"after_ready": {"names": names}}}
     with pytest.raises(UserError, match="1 compilations after ready .surprise"):
         check_strict({"compilations_after_ready": 1, **starts})
+
+
+def test_triton_compilations_are_listed_by_stage(tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from frontend.triton_stages import record_stages
+    from persistent_runtime.cpu.registry import COMPILATIONS
+    from persistent_runtime.gpu.sync import notify_event
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.knobs.compilation, "listener", record_stages)
+    begin_s = time.monotonic()
+    for is_hit in (False, True):
+        before = len(COMPILATIONS)
+        source = ASTSource(notify_event, {"counter": "i64"})
+        triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        found = COMPILATIONS[before:]
+        assert all(c.cache_hit == is_hit and c.begin_s >= begin_s - 1e-3 for c in found)
+        stages = [c.function.rpartition(" ")[2] for c in found]
+        assert is_hit or {"ir", "ttir", "ptx", "cubin", "store"} <= set(stages)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
