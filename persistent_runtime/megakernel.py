@@ -25,6 +25,7 @@ from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
+QUEUED_POLICIES = ("dynamic", "hybrid")
 Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
 
 
@@ -82,8 +83,9 @@ class Megakernel:
     def _compile(self, dtype: str, progress: Progress | None) -> Any:
         """The only place that compiles: whatever shape comes later must do with what this made."""
         self.compilations += 1
+        is_dynamic = self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
         return self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
-                                    progress)
+                                    progress, is_dynamic)
 
     @property
     def num_workers(self) -> int:
