@@ -14,6 +14,7 @@ from typing import Any
 import triton
 
 from benchmarks.make_model import PUBLISHED
+from event_tensor.conservative import data_dependent_events
 from event_tensor.graph import Graph
 from frontend.config import parse_config
 from frontend.families import build_decode_step
@@ -44,11 +45,13 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     return operators.graph
 
 
-def compile_shape(shape: str, dtype: str, arch: int) -> CompiledWorker:
+def compile_shape(shape: str, dtype: str, arch: int, is_dynamic: bool = False) -> CompiledWorker:
+    """With the ready queue for a graph that needs it, or if `is_dynamic`."""
     graph = decoder_graph(shape, dtype, WORKERS[arch])
     functions = tuple({call.function: None for call in graph.calls})
     configured = configurations(graph, dtype, target=tile_target_of(arch))
-    return compile_worker(functions, configured, arch)
+    return compile_worker(functions, configured, arch,
+                          is_dynamic or bool(data_dependent_events(graph)))
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ class Backend(Protocol):
         ...
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Progress | None) -> Any:
-        """A kernel with the interface of `CpuKernel`."""
+                workers: int, progress: Progress | None, is_dynamic: bool) -> Any:
+        """A kernel with the interface of `CpuKernel`. is_dynamic: whether its schedules may queue
+        tasks or have edges that read a tensor."""
         ...
 
 
@@ -47,7 +48,7 @@ class CpuBackend:
         return Buffers()
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Progress | None) -> CpuKernel:
+                workers: int, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
         return CpuKernel(functions, dtype, workers, progress)
 
 

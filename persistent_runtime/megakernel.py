@@ -28,6 +28,7 @@ from scheduling.target import Target
 from scheduling.verify_schedule import verify_schedule
 
 AUTO = "auto"  # rows or queue, chosen for each part of the graph by the cost model
+QUEUED_POLICIES = ("dynamic", "hybrid")
 Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
 Phase = Callable[[str], AbstractContextManager[None]]  # what runs inside is booked under the name
 
@@ -105,8 +106,10 @@ class Megakernel:
     def _compile(self, dtype: str, progress: Progress | None) -> Any:
         """The only place that compiles: whatever shape comes later must do with what this made."""
         self.compilations += 1
+        is_dynamic = (self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
+                      or (self.policy == AUTO and self.target.queues_dense_parts))
         return self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
-                                    progress)
+                                    progress, is_dynamic)
 
     @property
     def num_workers(self) -> int:

@@ -74,6 +74,9 @@ def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
     if looked_up(part):
         return Choice(names, len(runs), False, 0.0, 0.0,
                       "tasks look up what they wait for, which no event can push")
+    if not is_dispatched and not target.queues_dense_parts:
+        return Choice(names, len(runs), False, 0.0, 0.0,
+                      f"{target.name} keeps in rows what depends on no data")
     expected = [instantiate(part, bindings, sample) for sample in samples or [{}]]
     placed = critical_path(instantiate(conservative(part), bindings) if is_dispatched
                            else expected[0], target)

@@ -15,8 +15,8 @@ from persistent_runtime.gpu.queue import (
     LANES,
     argument_values,
     counter_of,
-    flag_at,
     notify_lanes,
+    segment_at,
     setting,
     target_of,
 )
@@ -66,9 +66,11 @@ def releasing_event(segment, action, tile):
 
 
 @triton.jit(noinline=True)
-def await_actions(launch, worker, s, segment, row, index, epoch, ticket,
-                  THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
-    """The waits of a row that read a tensor: READY, SERVE, LEAVE or SKIP. `row`: its address."""
+def await_actions(launch, worker, s, row, index, epoch, serving, THREADS: tl.constexpr,
+                  INTERPRETED: tl.constexpr):
+    """The waits of a row that read a tensor: READY, SERVE, LEAVE or SKIP. row: its address;
+    serving: what wait_event calls worker."""
+    segment = segment_at(launch, s)
     words_of_row = counter_at(row)
     k, end = (tl.load(words_of_row + layout.ACTION_BEGIN),
               tl.load(words_of_row + layout.ACTION_END))
@@ -91,9 +93,7 @@ def await_actions(launch, worker, s, segment, row, index, epoch, ticket,
             if present:
                 counter = counter_of(segment, event)
                 target = target_of(segment, index, event, present)
-                status = wait_event(counter, flag_at(launch, layout.ABORT), target,
-                                    tl.load(launch + layout.TIMEOUT_NS), ticket, THREADS,
-                                    INTERPRETED)
+                status = wait_event(launch, counter, target, serving, THREADS, INTERPRETED)
                 if status == LEAVE:
                     record_stuck(launch, worker, s, tl.load(words_of_row + layout.TASK), event,
                                  counter, target, epoch)
@@ -103,9 +103,10 @@ def await_actions(launch, worker, s, segment, row, index, epoch, ticket,
 
 
 @triton.jit(noinline=True)
-def act(launch, segment, row, index, status):
+def act(launch, s, row, index, status):
     """The notifies among a row's actions: those of a task that has been popped (SERVE), or else
     those after the task. Clears come first: in this order they stand in the list."""
+    segment = segment_at(launch, s)
     words_of_row = counter_at(row)
     k, end = (tl.load(words_of_row + layout.ACTION_BEGIN),
               tl.load(words_of_row + layout.ACTION_END))
@@ -133,8 +134,9 @@ def act(launch, segment, row, index, status):
 
 
 @triton.jit
-def count_task(segment, worker, row, WHAT: tl.constexpr):
+def count_task(launch, worker, s, row, WHAT: tl.constexpr):
     """Adds to what this worker did of a call: POPPED or SKIPPED."""
+    segment = segment_at(launch, s)
     call = worker * setting(segment, layout.NUM_CALLS) + tl.load(counter_at(row) + layout.CALL)
     counts = counter_at(tl.load(segment + layout.TASK_COUNTS))
     tl.atomic_add(counts + call * layout.TASK_COUNT_WORDS + WHAT, 1, sem="relaxed", scope="gpu")

@@ -53,15 +53,16 @@ def compiler_options(num_warps: int) -> dict[str, Any]:
             "enable_fp_fusion": True, "maxnreg": MAX_REGISTERS}
 
 
-def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int
-                   ) -> CompiledWorker:
-    """Compiles `run_worker` for `sm_<arch>`; needs no GPU."""
+def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
+                   is_dynamic: bool = False) -> CompiledWorker:
+    """Compiles `run_worker` for `sm_<arch>`; needs no GPU. is_dynamic: with the ready queue and
+    data-dependent edges."""
     tiles = TILE_TARGETS[tile_target_of(arch)]
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
                  "THREADS": 32 * tiles.num_warps, "PREFETCH": tiles.bulk_prefetch,
-                 "INTERPRETED": False}
+                 "DYNAMIC": is_dynamic, "INTERPRETED": False}
     signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
         constants, "constexpr")
     source = ASTSource(run_worker, signature, constexprs=constants,

@@ -58,9 +58,11 @@ class InterpretedBackend:
         return Buffers()
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Callable[[int, int], None] | None) -> InterpretedKernel:
+                workers: int, progress: Callable[[int, int], None] | None, is_dynamic: bool
+                ) -> InterpretedKernel:
         configured = configurations(graph, dtype, interpreted=True)
-        return InterpretedKernel(functions, dtype, workers, progress, configured=configured)
+        return InterpretedKernel(functions, dtype, workers, progress, configured=configured,
+                                 is_dynamic=is_dynamic)
 
 
 class InterpretedKernel:
@@ -68,10 +70,10 @@ class InterpretedKernel:
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
-                 configured: Mapping[str, Any]) -> None:
+                 configured: Mapping[str, Any], is_dynamic: bool = True) -> None:
         if not triton.knobs.runtime.interpret:
             raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
-        self.num_workers = num_workers
+        self.num_workers, self.is_dynamic = num_workers, is_dynamic
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
         _rewrite_functions(self.bodies)
@@ -88,7 +90,8 @@ class InterpretedKernel:
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, THREADS=32, PREFETCH=True, INTERPRETED=True)
+                         self.fingerprint, THREADS=32, PREFETCH=True,
+                         DYNAMIC=self.is_dynamic, INTERPRETED=True)
 
 
 def _rewrite_functions(bodies: Sequence[Any]) -> None:

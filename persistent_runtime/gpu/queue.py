@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 
 from persistent_runtime import layout
-from persistent_runtime.gpu.sync import counter_at, words
+from persistent_runtime.gpu.sync import counter_at, flag_at, ticket_of, words
 
-INT32_BYTES, INT64_BYTES = tl.constexpr(4), tl.constexpr(8)
+INT64_BYTES = tl.constexpr(8)
 COUNTER_BYTES = tl.constexpr(layout.EVENT_STRIDE * 4)
 LANES = tl.constexpr(128)
 
@@ -36,9 +36,9 @@ def setting(record, WORD: tl.constexpr):
 
 
 @triton.jit
-def flag_at(launch, flag):
-    """Address of a word of the control block."""
-    return tl.load(launch + layout.CONTROL) + flag * INT32_BYTES
+def segment_at(launch, s):
+    """Pointer to the record of segment s."""
+    return words(tl.load(launch + layout.SEGMENTS)) + s * layout.SEGMENT_WORDS
 
 
 @triton.jit
@@ -49,16 +49,10 @@ def slot_of(launch, ticket):
 
 
 @triton.jit
-def ticket_of(launch, worker):
-    """Address of the worker's ticket: the slot that it polls whenever it waits."""
-    return flag_at(launch, layout.CONTROL_WORDS + worker * layout.EVENT_STRIDE)
-
-
-@triton.jit
 def take_ticket(launch, worker):
     """The worker's next ticket; the barrier before its next wait hands it to whoever polls."""
     number = tl.atomic_add(counter_at(flag_at(launch, layout.HEAD)), 1, sem="relaxed", scope="gpu")
-    ticket = words(ticket_of(launch, worker))
+    ticket = ticket_of(launch, worker)
     tl.store(ticket + layout.SLOT, slot_of(launch, number))
     tl.store(ticket + layout.SLOT_NUMBER, (number + 1).to(tl.int64) & 0xFFFFFFFF)
 
@@ -66,7 +60,7 @@ def take_ticket(launch, worker):
 @triton.jit
 def popped_row(launch, worker):
     """The row in the slot of the worker's ticket, which is filled."""
-    slot = words(tl.load(words(ticket_of(launch, worker)) + layout.SLOT, volatile=True))
+    slot = words(tl.load(ticket_of(launch, worker) + layout.SLOT, volatile=True))
     return tl.load(slot, volatile=True).to(tl.int32)
 
 

@@ -24,17 +24,19 @@ from persistent_runtime import layout
 # what that thread found.
 READY, SERVE, LEAVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 LOWEST = tl.constexpr(-(2**31))
+INT32_BYTES = tl.constexpr(4)
 POLL_AGAIN = tl.constexpr(-1)  # of the interpreter's
 PAUSE_S = 2e-3  # a poll costs an interpreted worker about as much
 
-# $0 what it came to; $1 a lane; $2 counter, $3 abort flag, $4 the worker's ticket or 0 (addresses);
-# $5 target; $6 timeout in ns. The deadline starts with the first poll that fails. A filled slot may
-# be of the next step: then the counter, which is that of the step's end, has reached its target.
+# $0 what it came to; $1 a lane; $2 counter (address); $3 launch record; $4 target; $5 the worker
+# whose ticket is looked at as well, or -1. All else is loaded when the first poll has failed, and
+# the deadline starts then. A filled slot may be of the next step: then the counter, which is that
+# of the step's end, has reached its target.
 POLL = tl.constexpr(f"""{{
     .reg .pred done;
     .reg .s32 seen;
     .reg .u32 thread, aborted;
-    .reg .u64 now, deadline, slot, number;
+    .reg .u64 abort, now, deadline, ticket, slot, number;
     .reg .b64 word;
     mov.b32 $0, $1;
     mov.b32 $0, {LOWEST.value};
@@ -43,18 +45,23 @@ POLL = tl.constexpr(f"""{{
     @done bra DONE;
     mov.b32 $0, {READY.value};
     ld.acquire.gpu.global.s32 seen, [$2];
-    setp.ge.s32 done, seen, $5;
+    setp.ge.s32 done, seen, $4;
     @done bra DONE;
     mov.u64 deadline, %globaltimer;
-    add.u64 deadline, deadline, $6;
+    ld.global.u64 now, [$3 + {8 * layout.TIMEOUT_NS}];
+    add.u64 deadline, deadline, now;
+    ld.global.u64 ticket, [$3 + {8 * layout.CONTROL}];
+    add.u64 abort, ticket, {4 * layout.ABORT};
     mov.u64 slot, 0;
-    setp.eq.u64 done, $4, 0;
+    setp.lt.s32 done, $5, 0;
     @done bra POLL;
-    ld.relaxed.gpu.global.u64 slot, [$4 + {8 * layout.SLOT}];
-    ld.relaxed.gpu.global.u64 number, [$4 + {8 * layout.SLOT_NUMBER}];
+    mad.wide.s32 ticket, $5, {4 * layout.EVENT_STRIDE}, ticket;
+    ld.relaxed.gpu.global.u64 slot, [ticket + {4 * layout.CONTROL_WORDS + 8 * layout.SLOT}];
+    ld.relaxed.gpu.global.u64 number,
+        [ticket + {4 * layout.CONTROL_WORDS + 8 * layout.SLOT_NUMBER}];
 POLL:
     ld.acquire.gpu.global.s32 seen, [$2];
-    setp.ge.s32 done, seen, $5;
+    setp.ge.s32 done, seen, $4;
     @done bra DONE;
     setp.eq.u64 done, slot, 0;
     @done bra EMPTY;
@@ -63,18 +70,18 @@ POLL:
     setp.ne.u64 done, word, number;
     @done bra EMPTY;
     ld.acquire.gpu.global.s32 seen, [$2];
-    setp.ge.s32 done, seen, $5;
+    setp.ge.s32 done, seen, $4;
     @done bra DONE;
     mov.b32 $0, {SERVE.value};
     bra DONE;
 EMPTY:
-    ld.relaxed.gpu.global.u32 aborted, [$3];
+    ld.relaxed.gpu.global.u32 aborted, [abort];
     setp.ne.u32 done, aborted, 0;
     @done bra GIVE_UP;
     mov.u64 now, %globaltimer;
     setp.lt.u64 done, now, deadline;
     @done bra POLL;
-    st.relaxed.gpu.global.u32 [$3], {layout.ABORT_TIMEOUT};
+    st.relaxed.gpu.global.u32 [abort], {layout.ABORT_TIMEOUT};
 GIVE_UP:
     mov.b32 $0, {LEAVE.value};
 DONE:
@@ -120,26 +127,39 @@ def words(address):
 
 
 @triton.jit
-def wait_event(counter, abort, target, timeout_ns, ticket, THREADS: tl.constexpr,
-               INTERPRETED: tl.constexpr):
-    """Waits until the int32 at address `counter` is at least `target` (READY), a task is in the
-    slot of the ticket at address `ticket`, if that is not 0 (SERVE), or the launch is aborted
-    (LEAVE). Uniform over the CTA.
+def flag_at(launch, flag):
+    """Address of a word of the control block."""
+    return tl.load(launch + layout.CONTROL) + flag * INT32_BYTES
 
-    Raises the abort flag itself after `timeout_ns`. THREADS: threads of the CTA.
+
+@triton.jit
+def ticket_of(launch, worker):
+    """Pointer to a worker's ticket for the ready queue, behind the control block."""
+    return words(flag_at(launch, layout.CONTROL_WORDS + worker * layout.EVENT_STRIDE))
+
+
+@triton.jit
+def wait_event(launch, counter, target, worker, THREADS: tl.constexpr,
+               INTERPRETED: tl.constexpr):
+    """Waits until the int32 at address `counter` is at least `target` (READY), the slot of this
+    worker's ticket is filled (SERVE), or the launch is aborted (LEAVE). Uniform over the CTA.
+
+    worker: -1 where the queue is not to be looked at. Raises the abort flag itself when the
+    launch's timeout is over. THREADS: threads of the CTA.
     """
     if INTERPRETED:
-        status = poll_once(counter, abort, target, ticket)
-        deadline = interpreter_clock_ns() + timeout_ns
+        status = poll_once(launch, counter, target, worker)
+        deadline = interpreter_clock_ns() + tl.load(launch + layout.TIMEOUT_NS)
         while status == POLL_AGAIN:
             interpreter_pause()
             if interpreter_clock_ns() > deadline:
-                tl.atomic_cas(counter_at(abort), 0, layout.ABORT_TIMEOUT, sem="relaxed")
-            status = poll_once(counter, abort, target, ticket)
+                tl.atomic_cas(counter_at(flag_at(launch, layout.ABORT)), 0, layout.ABORT_TIMEOUT,
+                              sem="relaxed")
+            status = poll_once(launch, counter, target, worker)
     else:
         lane = tl.arange(0, THREADS)
         polled = tl.inline_asm_elementwise(
-            POLL, "=&r,r,l,l,l,r,l", [lane, counter, abort, ticket, target, timeout_ns],
+            POLL, "=&r,r,l,l,r,r", [lane, counter, launch.to(tl.int64), target, worker],
             dtype=tl.int32, is_pure=False, pack=1)
         status = tl.max(polled, axis=0)
         # hands what the polling thread acquired to every thread of the CTA
@@ -148,20 +168,21 @@ def wait_event(counter, abort, target, timeout_ns, ticket, THREADS: tl.constexpr
 
 
 @triton.jit
-def poll_once(counter, abort, target, ticket):
+def poll_once(launch, counter, target, worker):
     """One turn of POLL, for the interpreter."""
     status = tl.full((), READY, tl.int32)
     if tl.atomic_add(counter_at(counter), 0, sem="acquire") < target:
         status = tl.full((), POLL_AGAIN, tl.int32)
-        if tl.load(words(ticket) + layout.SLOT, mask=ticket != 0, other=0) != 0:
-            slot = words(tl.load(words(ticket) + layout.SLOT))
-            word = tl.atomic_add(slot, 0, sem="acquire")
-            if ((word >> 32) & 0xFFFFFFFF) == tl.load(words(ticket) + layout.SLOT_NUMBER):
+        ticket = ticket_of(launch, worker)
+        slot = tl.load(ticket + layout.SLOT, mask=worker >= 0, other=0)
+        if slot != 0:
+            number = tl.atomic_add(words(slot), 0, sem="acquire") >> 32
+            if (number & 0xFFFFFFFF) == tl.load(ticket + layout.SLOT_NUMBER):
                 status = tl.full((), SERVE, tl.int32)
                 if tl.atomic_add(counter_at(counter), 0, sem="acquire") >= target:
                     status = tl.full((), READY, tl.int32)
         if status == POLL_AGAIN:
-            if tl.atomic_add(counter_at(abort), 0, sem="relaxed") != 0:
+            if tl.atomic_add(counter_at(flag_at(launch, layout.ABORT)), 0, sem="relaxed") != 0:
                 status = tl.full((), LEAVE, tl.int32)
     return status
 

@@ -3,9 +3,10 @@
 Counters are monotonic, with targets scaled by the step, and steps end in a barrier; cpu/worker.py
 has the argument, sync.py and queue.py the memory order. A worker takes turns: each tries one row,
 its next one or one that it has popped, or looks whether the step has ended; so the bodies stand in
-the code once. A wait for a row of its own, or for the end of the step, is cut short by a task in the
-slot of its ticket. All threads of a CTA take the same way through this file: what steers it is
-either constant during the launch or made uniform by sync.py.
+the code once. A wait for a row of its own, or for the end of the step, is cut short by a task in
+the slot of its ticket. All threads of a CTA take the same way through this file: what steers it is
+either constant during the launch or made uniform by sync.py. What is rarely needed is loaded again
+each time, because a register that lives while a tile runs is one that the tile has not.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from persistent_runtime.gpu.actions import (
 )
 from persistent_runtime.gpu.queue import (
     COUNTER_BYTES,
-    flag_at,
     popped_row,
     push_roots,
+    segment_at,
     setting,
     take_ticket,
-    ticket_of,
 )
 from persistent_runtime.gpu.sync import (
     LEAVE,
     READY,
     SERVE,
     counter_at,
+    flag_at,
     globaltimer,
     notify_event,
     prefetch,
@@ -63,11 +64,6 @@ def requests_left(launch):
 
 
 @triton.jit
-def segment_at(launch, s):
-    return words(tl.load(launch + layout.SEGMENTS)) + s * layout.SEGMENT_WORDS
-
-
-@triton.jit
 def next_segment(launch, s, index):
     """The segment of the step after step `index` of segment s; NUM_SEGMENTS if there is none."""
     index += 1
@@ -79,16 +75,22 @@ def next_segment(launch, s, index):
     return s
 
 
-@triton.jit(noinline=True)
-def open_step(launch, s, index, epoch):
-    """Ends the step: what comes next, its first tasks, and the barrier. One worker does this."""
-    segment = segment_at(launch, s)
+@triton.jit
+def clear_left_over(segment):
+    """Queued tasks that this step did not release forget the events that they have counted."""
     pending, left_over = (counter_at(tl.load(segment + layout.PENDING)),
                           counter_at(tl.load(segment + layout.LEFT_OVER)))
     for first in tl.range(0, setting(segment, layout.NUM_LEFT_OVER), CLEAR_BLOCK):
         k = first + tl.arange(0, CLEAR_BLOCK)
         present = k < setting(segment, layout.NUM_LEFT_OVER)
         tl.store(pending + tl.load(left_over + k, mask=present, other=0), 0, mask=present)
+
+
+@triton.jit
+def open_step(launch, s, index, epoch, DYNAMIC: tl.constexpr):
+    """Ends the step: what comes next, its first tasks, and the barrier. One worker does this."""
+    if DYNAMIC:
+        clear_left_over(segment_at(launch, s))
     s = next_segment(launch, s, index)
     goes_on = s < setting(launch, layout.NUM_SEGMENTS)
     aborted = tl.atomic_add(counter_at(flag_at(launch, layout.ABORT)), 0, sem="relaxed",
@@ -103,38 +105,35 @@ def open_step(launch, s, index, epoch):
     tl.debug_barrier()
     # release: all of that comes before the barrier opens
     tl.atomic_xchg(counter_at(flag_at(launch, layout.EPOCH)), epoch, sem="release", scope="gpu")
-    if goes_on:
-        push_roots(launch, following)
+    if DYNAMIC:
+        if goes_on:
+            push_roots(launch, following)
 
 
 @triton.jit
-def leave_step(launch, s, index, epoch):
+def leave_step(launch, s, index, epoch, DYNAMIC: tl.constexpr):
     """A worker's rows or a queued task are done; who leaves nothing of the step opens the next."""
     tl.debug_barrier()  # this CTA's stores come before its leave
     left = tl.atomic_add(counter_at(flag_at(launch, layout.OUTSTANDING)), -1, sem="acq_rel",
                          scope="gpu")
     if left == 1:
-        open_step(launch, s, index, epoch)
+        open_step(launch, s, index, epoch, DYNAMIC)
 
 
 @triton.jit
-def wait_end(launch, worker, s, epoch, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+def wait_end(launch, worker, s, epoch, serving, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
     """Waits until step number `epoch` of the launch has ended, or for a queued task."""
     opened = flag_at(launch, layout.EPOCH)
-    status = wait_event(opened, flag_at(launch, layout.ABORT), epoch,
-                        tl.load(launch + layout.TIMEOUT_NS), ticket_of(launch, worker), THREADS,
-                        INTERPRETED)
+    status = wait_event(launch, opened, epoch, serving, THREADS, INTERPRETED)
     if status == LEAVE:
         record_stuck(launch, worker, s, -1, 0, opened, epoch, epoch)
     return status
 
 
 @triton.jit
-def wait_row(launch, worker, s, row, head, events, waits, index, epoch, ticket,
+def wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
              THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
     """Waits for all events of a row in the wait list."""
-    abort = flag_at(launch, layout.ABORT)
-    timeout_ns = tl.load(launch + layout.TIMEOUT_NS)
     w = head[2]
     status = tl.full((), READY, tl.int32)
     while (w < head[3]) & (status == READY):
@@ -142,7 +141,7 @@ def wait_row(launch, worker, s, row, head, events, waits, index, epoch, ticket,
         event = tl.load(wait + layout.WAIT_EVENT).to(tl.int64)
         target = tl.load(wait + layout.WAIT_COUNT) * (index + 1)
         counter = events + event * COUNTER_BYTES
-        status = wait_event(counter, abort, target, timeout_ns, ticket, THREADS, INTERPRETED)
+        status = wait_event(launch, counter, target, serving, THREADS, INTERPRETED)
         if status == LEAVE:
             record_stuck(launch, worker, s, tl.load(row + layout.TASK), event, counter, target,
                          epoch)
@@ -151,11 +150,11 @@ def wait_row(launch, worker, s, row, head, events, waits, index, epoch, ticket,
 
 
 @triton.jit
-def prefetch_row(segment, row, table, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
+def prefetch_row(launch, s, row, table, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
                  INTERPRETED: tl.constexpr):
     """Asks for the weights that this row is to ask for (persistent_runtime/prefetch.py)."""
     if PREFETCH:
-        pieces = counter_at(tl.load(segment + layout.PREFETCHES))
+        pieces = counter_at(tl.load(segment_at(launch, s) + layout.PREFETCHES))
         k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)
         while k < end:
             piece = pieces + k * layout.PREFETCH_WORDS
@@ -167,28 +166,24 @@ def prefetch_row(segment, row, table, THREADS: tl.constexpr, PREFETCH: tl.conste
 
 
 @triton.jit
-def record_begin(trace, row, worker, turned, INTERPRETED: tl.constexpr):
-    """Leaves a trace record of a task that begins. trace: address of those of the step."""
-    record = words(trace) + tl.load(row + layout.TASK).to(tl.int64) * layout.TRACE_WORDS
+def trace_record(launch, s, index, row):
+    """Where a row's task leaves its trace record in step `index`."""
+    segment = segment_at(launch, s)
+    place = tl.load(segment + layout.NUM_TASKS) * index + tl.load(row + layout.TASK)
+    return words(tl.load(segment + layout.TRACE)) + place * layout.TRACE_WORDS
+
+
+@triton.jit
+def record_begin(record, worker, turned, INTERPRETED: tl.constexpr):
     tl.store(record + layout.TRACE_WORKER, worker + 1)
     tl.store(record + layout.TRACE_WAIT, turned)
     tl.store(record + layout.TRACE_RUN, ticks(INTERPRETED))
 
 
 @triton.jit
-def record_end(trace, row, INTERPRETED: tl.constexpr):
-    record = words(trace) + tl.load(row + layout.TASK).to(tl.int64) * layout.TRACE_WORDS
+def record_end(record, INTERPRETED: tl.constexpr):
     tl.store(record + layout.TRACE_END, ticks(INTERPRETED))
     tl.store(record + layout.TRACE_END_NS, globaltimer(INTERPRETED))
-
-
-@triton.jit
-def trace_of_step(segment, index):
-    """Address of the trace records of this step; 0 where it is not traced."""
-    trace = tl.load(segment + layout.TRACE)
-    step_words = tl.load(segment + layout.NUM_TASKS) * layout.TRACE_WORDS
-    traced = index < tl.load(segment + layout.TRACE_STEPS)
-    return tl.where(traced, trace + step_words * 8 * index, 0)
 
 
 @triton.jit
@@ -227,6 +222,15 @@ def row_at(rows, k, popped):
 
 
 @triton.jit
+def worker_that_serves(worker, popped, DYNAMIC: tl.constexpr):
+    """The worker while it may serve the queue, else -1: a popped task is not put off."""
+    serving = worker * 0 - 1
+    if DYNAMIC:
+        serving = tl.where(popped < 0, worker, -1)
+    return serving
+
+
+@triton.jit
 def notify_row(events, notifies, n, end):
     """The notifies that cannot push anything."""
     while n < end:
@@ -236,82 +240,102 @@ def notify_row(events, notifies, n, end):
 
 
 @triton.jit
+def try_row(launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new, is_traced,
+            FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr,
+            PREFETCH: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Waits for the events of row k, or of the queued row `popped`, and runs it.
+
+    Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet.
+    """
+    rows, events, waits, notifies, table = bases
+    row = row_at(rows, k, popped)
+    tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
+            tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
+    n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
+    if is_new:
+        prefetch_row(launch, s, row, table, THREADS, PREFETCH, INTERPRETED)
+    turned = tl.full((), 0, tl.int64)
+    if is_traced:
+        turned = ticks(INTERPRETED)
+    serving = worker_that_serves(worker, popped, DYNAMIC)
+    status = wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving, THREADS,
+                      INTERPRETED)
+    if DYNAMIC:
+        if (head[0] >= layout.ACTS) & (status == READY):
+            status = await_actions(launch, worker, s, row.to(tl.int64), index, epoch, serving,
+                                   THREADS, INTERPRETED)
+    k += (((status == READY) | (status == SKIP)) & (popped < 0)).to(tl.int32)
+    following = load_head(rows, k, end)  # arrives while this row's tile runs
+    if status == READY:
+        if is_traced:
+            record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
+        run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
+        row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
+        if DYNAMIC:
+            if head[0] >= layout.ACTS:
+                act(launch, s, row.to(tl.int64), index, status)
+        notify_row(events, notifies, n, notify_end)
+        if is_traced:
+            record_end(trace_record(launch, s, index, row), INTERPRETED)
+        if DYNAMIC:
+            if popped >= 0:
+                count_task(launch, worker, s, row.to(tl.int64), layout.POPPED)
+                take_ticket(launch, worker)
+    if DYNAMIC:
+        if status == SKIP:  # those who count tiles count this one as well
+            count_task(launch, worker, s, row_at(rows, k - 1, popped).to(tl.int64), layout.SKIPPED)
+            notify_row(events, notifies, n, notify_end)
+    return status, k, following
+
+
+@triton.jit
 def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.constexpr,
              CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
-             INTERPRETED: tl.constexpr):
-    """All that this worker does in one step; READY, or LEAVE when the launch is aborted."""
-    events, waits = tl.load(segment + layout.EVENTS), tl.load(segment + layout.WAITS)
-    notifies, table = tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE)
+             DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+    """All that this worker does in one step; LEAVE when the launch is aborted."""
     rows = counter_at(tl.load(segment + layout.ROWS))
+    bases = (rows, tl.load(segment + layout.EVENTS), tl.load(segment + layout.WAITS),
+             tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE))
     row_begin = words(tl.load(segment + layout.ROW_BEGIN))
     k = tl.load(row_begin + worker).to(tl.int32)
     end = tl.load(row_begin + worker + 1).to(tl.int32)
+    is_traced = index < setting(segment, layout.TRACE_STEPS)
     head = load_head(rows, k, end)
-    trace = trace_of_step(segment, index)
-    popped = k * 0 - 1  # the queued row whose turn it is instead of row k's; -1: none
-    is_new = k >= 0  # this turn's row has not been tried before
-    leaves = k == end  # has to leave the step before this turn
+    popped = tl.full((), -1, tl.int32)  # the queued row whose turn it is instead of row k's
+    is_new = tl.full((), 1, tl.int1)  # the row whose turn it is has not been tried before
     status = tl.full((), READY, tl.int32)
-    going = k >= 0
-    while going:
-        if leaves:
-            leave_step(launch, s, index, epoch)
+    if DYNAMIC:
+        leaves = k == end  # has to leave the step before this turn
+        going = k >= 0
+        while going:
+            if leaves:
+                leave_step(launch, s, index, epoch, DYNAMIC)
             leaves = k < 0
-        if (k < end) | (popped >= 0):
-            row = row_at(rows, k, popped)
-            tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
-                    tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
-            n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
-            if is_new:
-                prefetch_row(segment, row, table, THREADS, PREFETCH, INTERPRETED)
-            turned = tl.full((), 0, tl.int64)
-            if trace != 0:
-                turned = ticks(INTERPRETED)
-            # a task that has been popped is not put off for another
-            ticket = tl.where(popped < 0, ticket_of(launch, worker), 0)
-            status = wait_row(launch, worker, s, row, head, events, waits, index, epoch, ticket,
-                              THREADS, INTERPRETED)
-            if (head[0] >= layout.ACTS) & (status == READY):
-                status = await_actions(launch, worker, s, segment, row.to(tl.int64), index, epoch,
-                                       ticket, THREADS, INTERPRETED)
-            k += (((status == READY) | (status == SKIP)) & (popped < 0)).to(tl.int32)
-            following = load_head(rows, k, end)  # arrives while this row's tile runs
-            is_new = k < 0
-            if status == READY:
-                if trace != 0:
-                    record_begin(trace, row, worker, turned, INTERPRETED)
-                run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
-                # found again, to keep registers free while the tile runs
-                row = row_at(rows, k - 1, popped)
+            if (k < end) | (popped >= 0):
+                was_popped = popped >= 0
+                status, k, head = try_row(
+                    launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new,
+                    is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+                is_new = (status == READY) | (status == SKIP)
+                leaves = is_new & (was_popped | (k == end))
+                popped = popped * 0 - 1
+            else:
+                status = wait_end(launch, worker, s, epoch, worker, THREADS, INTERPRETED)
+                going = status == SERVE
+            if status == SERVE:
+                popped = popped_row(launch, worker)
+                head = load_head(rows, popped, popped + 1)
                 if head[0] >= layout.ACTS:
-                    act(launch, segment, row.to(tl.int64), index, status)
-                notify_row(events, notifies, n, notify_end)
-                if trace != 0:
-                    record_end(trace, row, INTERPRETED)
-                is_new = k >= 0
-                leaves = k == end
-                if popped >= 0:
-                    count_task(segment, worker, row.to(tl.int64), layout.POPPED)
-                    take_ticket(launch, worker)
-                    popped = k * 0 - 1
-                    leaves = k >= 0
-                status = tl.full((), READY, tl.int32)
-            elif status == SKIP:  # those who count tiles count this one as well
-                count_task(segment, worker, row.to(tl.int64), layout.SKIPPED)
-                notify_row(events, notifies, n, notify_end)
-                is_new = k >= 0
-                leaves = k == end
-                status = tl.full((), READY, tl.int32)
-            head = following
-        else:
-            status = wait_end(launch, worker, s, epoch, THREADS, INTERPRETED)
-            going = status == SERVE
-        if status == SERVE:
-            popped = popped_row(launch, worker)
-            head = load_head(rows, popped, popped + 1)
-            if head[0] >= layout.ACTS:
-                act(launch, segment, row_at(rows, k, popped).to(tl.int64), index, status)
-        going = going & (status != LEAVE)
+                    act(launch, s, row_at(rows, k, popped).to(tl.int64), index, status)
+            going = going & (status != LEAVE)
+    else:
+        while (k < end) & (status == READY):
+            status, k, head = try_row(
+                launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new,
+                is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+        if status == READY:
+            leave_step(launch, s, index, epoch, DYNAMIC)
+            status = wait_end(launch, worker, s, epoch, k * 0 - 1, THREADS, INTERPRETED)
     return status
 
 
@@ -332,19 +356,21 @@ def begin_launch(launch, worker):
 @triton.jit
 def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr,
                FINGERPRINT: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
-               INTERPRETED: tl.constexpr):
+               DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Everything one worker does in a launch.
 
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
     compiler's cache does not see through a tuple. THREADS: 32 * num_warps. PREFETCH: whether the
-    device can be asked for weights ahead of time.
+    device can be asked for weights ahead of time. DYNAMIC: whether rows may be queued or have
+    actions; what serves them takes registers.
     """
     worker = tl.program_id(0) + first_worker
     epoch = worker * 0
     s = worker * 0
     alive = worker >= 0
-    begin_launch(launch, worker)
+    if DYNAMIC:
+        begin_launch(launch, worker)
     while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
         segment = segment_at(launch, s)
         index = worker * 0
@@ -357,7 +383,7 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
                     + index * setting(segment, layout.LOGIT_STRIDE),
                     setting(segment, layout.SEGMENT_ADVANCE))
             status = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
-                              CONFIGURATIONS, THREADS, PREFETCH, INTERPRETED)
+                              CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
             stopped = tl.load(counter_at(flag_at(launch, layout.STOP)), volatile=True)
             alive = (status == READY) & (stopped == 0)
             index += 1
