@@ -134,8 +134,8 @@ class Decoder:
         """
         options = RunOptions(max_new_tokens, ignore_eos, stop,
                              self.config.sampling.with_options(sampling).with_seed(), trace_steps)
-        is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(
-            prompt[0], (int, np.integer))
+        first = None if isinstance(prompt, str) or not len(prompt) else prompt[0]
+        is_batch = isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
         results = [Generation(self._prompt_ids(p)) for p in (prompt if is_batch else [prompt])]
         for _ in self._run(results, options):
             pass

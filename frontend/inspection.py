@@ -16,10 +16,12 @@ from frontend.decoder import Decoder
 from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.registry import COMPILATIONS
 from scheduling.simulator import estimate_makespan
+from scheduling.static_schedule import Choice
 
 Record = dict[str, Any]
 # policy → what it does and when `--schedule auto` takes it
 REASONS = {
+    "auto": "each part of the graph goes where the cost model expects it to end first",
     "critical_path": "the ready task with the longest path before it goes to the worker that is "
                      "free first; auto takes it where no edge depends on data",
     "hybrid": "{events} event tensors depend on data, so tasks that wait for them are pushed when "
@@ -89,6 +91,7 @@ def schedule_record(decoder: Decoder) -> Record:
     events = len(data_dependent_events(decoder.graph))
     return {
         "policy": schedule.policy, "reason": REASONS[schedule.policy].format(events=events),
+        "choices": [choice_record(choice) for choice in schedule.choices],
         "makespan_us": round(estimate.makespan_us, 1),
         "utilisation": round(estimate.utilisation, 4),
         "waits_per_task": {str(n): int(count) for n, count in enumerate(np.bincount(waits))
@@ -103,6 +106,14 @@ def schedule_record(decoder: Decoder) -> Record:
                      "waits": int(waits[worker == w].sum())}
                     for w, (busy_us, wait_us) in enumerate(
                         zip(estimate.busy_us, estimate.wait_us, strict=True))]}
+
+
+def choice_record(choice: Choice) -> Record:
+    """What `auto` decided for one kind of part of the graph."""
+    return {"first_call": choice.calls[0], "last_call": choice.calls[-1], "parts": choice.runs,
+            "placement": "queue" if choice.in_queue else "rows",
+            "rows_us": round(choice.rows_us, 1), "queue_us": round(choice.queue_us, 1),
+            "reason": choice.reason}
 
 
 def queued_record(decoder: Decoder) -> list[Record]:
@@ -130,6 +141,10 @@ def show_schedule(record: Record) -> None:
     for entry in record["queued"]:
         print(f"queued: {entry['queued']} of {entry['tasks']} tasks of {entry['function']}")
     print(f"{record['policy']}: {record['reason']}")
+    for choice in record["choices"]:
+        print(f"{choice['parts']} x {choice['first_call']} to {choice['last_call']}: in "
+              f"{choice['placement']} (estimated {choice['rows_us']:.1f} µs in rows, "
+              f"{choice['queue_us']:.1f} µs through the queue): {choice['reason']}")
 
 
 def kernel_record(decoder: Decoder) -> Record:
