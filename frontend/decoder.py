@@ -130,16 +130,18 @@ class Decoder:
 
     def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
                ignore_eos: bool = False, stop: Sequence[str] = (),
-               result: Generation | None = None, **sampling: Any) -> Iterator[Token]:
+               result: Generation | None = None, keep_cache: bool = False, **sampling: Any
+               ) -> Iterator[Token]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
         Options as in `generate`. `result`, if given, collects ids and times on the way.
+        keep_cache: go on from what the KV cache holds of the same tokens.
         """
         into = result if result is not None else Generation([])
         into.prompt_ids[:] = self._prompt_ids(prompt)
         options = RunOptions(max_new_tokens, ignore_eos, stop,
                              self.config.sampling.with_options(sampling).with_seed())
-        return self._run([into], options)
+        return self._run([into], options, keep_cache=keep_cache)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -160,10 +162,7 @@ class Decoder:
 
     def _run(self, results: list[Generation], options: RunOptions, *, keep_cache: bool = False
              ) -> Iterator[Token]:
-        """One launch; a generator, so that tokens stream. Arguments are checked at once.
-
-        keep_cache: go on from what the KV cache holds of the same tokens.
-        """
+        """One launch; a generator, so that tokens stream. Arguments are checked at once."""
         if options.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {options.max_new_tokens}; give at least 1")
         if options.stop and self.tokenizer is None:
@@ -289,9 +288,12 @@ class Decoder:
             if length > len(watcher.result.prompt_ids):  # else prefill may not have ended
                 self._cached[request] = self._control("token_ids")[request, :length - 1].tolist()
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after each of the given tokens: [tokens, vocab_size] float32."""
+    def logits(self, token_ids: Sequence[int], last: int | None = None
+               ) -> npt.NDArray[np.float32]:
+        """Logits after each of the given tokens, or of the last so many: [tokens, vocab_size]
+        float32."""
         ids = self._prompt_ids(list(token_ids))
+        unwanted = 0 if last is None else len(ids) - last
         if len(ids) > self.max_context:
             raise UserError(f"{len(ids)} tokens exceed max_context {self.max_context}; compile "
                             f"with a larger one")
@@ -308,7 +310,8 @@ class Decoder:
                 segment = self._segment(rows, rows, first + rows, first_row=first)
                 self.kernel.launch([segment]).wait()
                 flat = self._buffers.array(self._operators.tensors["logits"]).reshape(-1)
-                parts.append(flat[:rows * self.config.vocab_size].reshape(rows, -1).copy())
+                part = flat[:rows * self.config.vocab_size].reshape(rows, -1)
+                parts.append(part[max(unwanted - first, 0):].copy())
             return np.concatenate(parts)
 
     def prepare(self) -> None:

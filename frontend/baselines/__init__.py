@@ -21,8 +21,8 @@ def require_known(names: tuple[str, ...]) -> None:
             raise UserError(f"--compare names {name} twice; name it once")
 
 
-def require_available(name: str) -> None:
-    """Raises UserError for a baseline that this machine cannot run, with the remedy."""
+def require_available(name: str, device: str) -> None:
+    """Raises UserError for a baseline that this machine cannot run on `device`, cpu or cuda."""
     if name == "llama-cpp":
         for module, package in PACKAGES_OF_LLAMA_CPP.items():
             if importlib.util.find_spec(module) is None:
@@ -31,9 +31,7 @@ def require_available(name: str) -> None:
     if name == "torch-compile" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("--compare torch-compile needs a C++ compiler, and there is no g++; "
                         "install one or name it in CXX")
-    if name == "cuda-graph":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--compare cuda-graph needs a GPU that torch can see, and there is "
-                            "none; leave it out")
+    if name == "llama-cpp" and device != "cpu":
+        raise UserError("--compare llama-cpp is measured on the CPU only; use --backend cpu")
+    if name == "cuda-graph" and device != "cuda":
+        raise UserError("--compare cuda-graph needs a GPU and --backend cuda; leave it out")

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from event_tensor.errors import UserError
 from frontend.sampling import Sampling
 
-
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 errors: list[str] = []
 
