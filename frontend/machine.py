@@ -95,7 +95,7 @@ def wait_until_idle(processes: Sequence[int], timeout_s: float = 5.0) -> bool:
         before = [process_cpu_seconds(process) for process in processes]
         time.sleep(SETTLE_S)
         after = [process_cpu_seconds(process) for process in processes]
-        if all((e or 0) - (s or 0) < SETTLE_S / 2 for s, e in zip(before, after, strict=True)):
+        if before == after:
             return True
     return False
 

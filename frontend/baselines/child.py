@@ -28,6 +28,10 @@ def main() -> None:
         serve(sys.stdin, answers)
     except EventTensorError as error:
         answer(answers, {"error": str(error)})
+    except Exception as error:  # whatever the libraries come up with
+        reason = next(iter(str(error).strip().splitlines()), "")
+        answer(answers, {"failed": f"{type(error).__name__}: {reason}"})
+        raise
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:

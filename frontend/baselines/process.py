@@ -58,18 +58,20 @@ class BaselineProcess:
         except BrokenPipeError:  # it has ended; its log says why
             pass
         line = self._process.stdout.readline()
-        if not line:
-            raise UserError(f"{self.name} has failed ({self._last_words()}); leave it out of "
+        found: dict[str, Any] = json.loads(line) if line else {"failed": self._last_words()}
+        if "failed" in found:
+            raise UserError(f"{self.name} has failed ({found['failed']}); leave it out of "
                             f"--compare")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise UserError(answer["error"])
-        return answer
+        if "error" in found:
+            raise UserError(found["error"])
+        return found
 
     def _last_words(self) -> str:
+        """Of a process that has ended without an answer."""
+        code = self._process.wait()
         self._log.seek(0)
         lines = [line.strip() for line in self._log if line.strip()]
-        return lines[-1] if lines else f"exit code {self._process.wait()}"
+        return ": ".join([f"exit code {code}", *lines[-1:]])
 
     def end(self) -> None:
         self._process.kill()
