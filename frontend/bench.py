@@ -1,7 +1,7 @@
 """`event-tensor bench`: speed, memory bandwidth, and the correctness of the very same build.
 
-Everything is measured in one process, in rounds, in an order that is random in each round: on a
-shared machine the same code measured first and last can differ by a factor of two.
+Everything is measured in rounds, in an order that is random in each round: on a shared machine the
+same code measured first and last can differ by a factor of two.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import gc
 import random
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.bandwidth import ReadBandwidth
+from frontend.bandwidth import bandwidth_reader
+from frontend.baselines import require_available, require_known
+from frontend.baselines.engine import GREEDY, SAMPLED, Work
+from frontend.bench_check import judge, save_logits
+from frontend.bench_sides import OURS, Ours, Side, start_baselines
 from frontend.compile import Progress, compile_decode_loop
-from frontend.console import print_table
 from frontend.decoder import Decoder
-from frontend.machine import Contention, peak_rss_mb, provenance
+from frontend.machine import Contention, peak_rss_mb, provenance, wait_until_idle
 from frontend.operators import DTYPE_BYTES
 from frontend.resolve import resolve_model
+from persistent_runtime.backends import find_backend
 
-BASELINES = ("transformers",)
-QUIET_SHARE = 0.05  # more of the processor than this in others' hands, and figures are in doubt
-CACHED_BYTES = 64 << 20  # a step that reads less may find it in the last-level cache
-SETTLE_S = 0.05  # idle threads of an OpenMP pool spin for a while before they sleep
-MAX_LOGIT_BYTES = 512 << 20  # of the logits compared with the reference, per side
+PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,18 @@ class BenchOptions:
     model: str
     prompt_tokens: int = 128
     new_tokens: int = 128
-    depth: int = 0  # tokens before the prompt; the time to the first token includes them
+    depth: int = 0  # tokens in the KV cache before the prompt
     repeats: int = 5
     workers: int | None = None
+    backend: str = "auto"
     dtype: str = "auto"
     schedule: str = "auto"
     seed: int = 0
+    sampled: bool = False  # sampled rounds beside the greedy ones
     compare: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in self.compare:
-            if name not in BASELINES:
-                raise UserError(f"--compare {name} is not supported; supported: "
-                                f"{', '.join(BASELINES)}")
+        require_known(self.compare)
         least = {"prompt-tokens": (self.prompt_tokens, 1), "new-tokens": (self.new_tokens, 2),
                  "repeats": (self.repeats, 1), "depth": (self.depth, 0)}
         for name, (value, minimum) in least.items():
@@ -60,10 +59,11 @@ class BenchOptions:
 
 @dataclass(slots=True)
 class Timings:
-    """What one side took, over all rounds, in milliseconds."""
+    """What one side took in one kind of round, in milliseconds."""
 
-    ttft_ms: list[float] = field(default_factory=list)
-    gaps_ms: list[float] = field(default_factory=list)
+    prompt_tokens: int
+    ttft_ms: list[float] = field(default_factory=list)  # of each round
+    gaps_ms: list[float] = field(default_factory=list)  # between tokens, of all rounds
     round_tpot_ms: list[float] = field(default_factory=list)  # median of each round
     round_rates: list[float] = field(default_factory=list)  # tokens per second of each round
 
@@ -74,47 +74,89 @@ class Timings:
         self.round_tpot_ms.append(float(np.median(gaps)))
         self.round_rates.append(len(gaps) * 1e3 / float(gaps.sum()))
 
-    def record(self) -> dict[str, Any]:
+    def record(self, step_bytes: int, bandwidths: list[float]) -> dict[str, Any]:
+        """bandwidths: GB/s that memory gave in each round. On shared machines its speed itself
+        changes from one round to the next, so fractions are taken round by round."""
+        achieved = [step_bytes / tpot / 1e6 for tpot in self.round_tpot_ms]
+        fractions = [gb_s / best for gb_s, best in zip(achieved, bandwidths, strict=True)]
         return {
             "ttft_ms": round(statistics.median(self.ttft_ms), 3),
             "tpot_ms": {f"p{p}": round(float(np.percentile(self.gaps_ms, p)), 4)
-                        for p in (50, 90, 99)},
+                        for p in PERCENTILES},
             "tpot_min_ms": round(min(self.gaps_ms), 4),
-            "tokens_per_second": round(statistics.median(self.round_rates), 2)}
+            "tokens_per_second": round(statistics.median(self.round_rates), 2),
+            "pp_tokens_per_second": spread([self.prompt_tokens * 1e3 / t for t in self.ttft_ms]),
+            "tg_tokens_per_second": spread(self.round_rates),
+            "bandwidth_gb_s": round(statistics.median(achieved), 2),
+            "bandwidth_fraction": round(statistics.median(fractions), 3)}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": round(statistics.mean(values), 2),
+            "std": round(statistics.stdev(values), 2) if len(values) > 1 else 0.0}
+
+
+@dataclass(slots=True)
+class Measured:
+    """All rounds: by side and kind of round, what it took and the tokens of its last round."""
+
+    timings: dict[tuple[str, str], Timings]
+    outputs: dict[tuple[str, str], list[int]]
+    peak_rss_mb: dict[str, float]
+    bandwidths: list[float]  # GB/s per round, the better of before and after ours
 
 
 def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[str, Any]:
     """The JSON contract of `bench`. Raises UserError for options that cannot be used."""
+    device = find_backend(options.backend).name
+    for name in options.compare:
+        require_available(name, device)
     directory = resolve_model(options.model)
     length = options.depth + options.prompt_tokens
     decoder = compile_decode_loop(
-        directory, schedule=options.schedule, dtype=options.dtype, workers=options.workers,
-        max_context=length + options.new_tokens, progress=progress)
+        directory, backend=device, schedule=options.schedule, dtype=options.dtype,
+        workers=options.workers, max_context=length + options.new_tokens, progress=progress)
     prompt = random_prompt(decoder, length, options.seed)
-    generation = decoder.generate(prompt, max_new_tokens=options.new_tokens, ignore_eos=True,
-                                  temperature=0.0, repetition_penalty=1.0)
-    memory_mb = peak_rss_mb()  # before the baseline and the bandwidth buffer are there
-    contention = Contention()
-    ours, baselines, bandwidths = measure(options, directory, decoder, prompt, progress)
-    others = contention.share()
-    record = ours.record()
-    peak = statistics.median(bandwidths)
+    work = Work(OURS, str(directory), decoder.dtype, decoder.num_workers, device,
+                prompt[:options.depth], prompt[options.depth:], options.new_tokens,
+                options.sampled, options.seed)
+    ours = Ours(decoder, work)
+    for kind in work.samplings:
+        ours.run(kind)
+    memory_mb = peak_rss_mb()  # before the baselines' files and the bandwidth buffer are there
+    with TemporaryDirectory() as folder:
+        with start_baselines(options.compare, work, Path(folder), progress) as baselines:
+            processes = [side.pid for side in baselines.values()]
+            contention = Contention(processes)
+            sides: dict[str, Side] = {OURS: ours, **baselines}
+            measured = measure(options, work, decoder, sides, processes, progress)
+            others = contention.share()
+            save_logits(sides, measured.outputs, decoder.config.vocab_size, Path(folder))
+            ready = {name: side.ready for name, side in baselines.items()}
+        verdicts = judge(work, measured.outputs, Path(folder))
     step_bytes = decoder.weight_bytes + kv_bytes(decoder, length + options.new_tokens // 2)
-    achieved = [step_bytes / tpot / 1e6 for tpot in ours.round_tpot_ms]
-    # round by round: on shared machines the speed of memory itself changes from one to the next
-    fractions = [gb_s / best for gb_s, best in zip(achieved, bandwidths, strict=True)]
+
+    def side_record(name: str) -> dict[str, Any]:
+        kinds = {kind: {**measured.timings[name, kind].record(step_bytes, measured.bandwidths),
+                        "correctness": verdicts[name, kind]} for kind in work.samplings}
+        if options.sampled:
+            kinds[SAMPLED]["sampling"] = work.samplings[SAMPLED].summary()
+            kinds[GREEDY]["sampled"] = kinds[SAMPLED]
+        return kinds[GREEDY]
+
+    record = side_record(OURS)
     return {
         "model": directory.name, "dtype": decoder.dtype, "backend": decoder.backend,
-        "schedule": decoder.schedule_name,
-        "workers": decoder.num_workers, "prompt_tokens": options.prompt_tokens,
-        "new_tokens": options.new_tokens, "depth": options.depth, "repeats": options.repeats,
-        "seed": options.seed, **record, "step_bytes": step_bytes,
-        "bandwidth_gb_s": round(statistics.median(achieved), 2),
-        "peak_bandwidth_gb_s": round(peak, 2),
-        "bandwidth_fraction": round(statistics.median(fractions), 3), "peak_rss_mb": memory_mb,
-        "compilations": decoder.compilations, "other_programs_cpu_share": others,
-        "correctness": check(directory, decoder, prompt, generation.output_ids),
-        "compare": {name: compare(timings.record(), record) for name, timings in baselines.items()},
+        "schedule": decoder.schedule_name, "workers": decoder.num_workers,
+        "prompt_tokens": options.prompt_tokens, "new_tokens": options.new_tokens,
+        "depth": options.depth, "repeats": options.repeats, "seed": options.seed, **record,
+        "step_bytes": step_bytes,
+        "peak_bandwidth_gb_s": round(statistics.median(measured.bandwidths), 2),
+        "peak_rss_mb": memory_mb, "compilations": decoder.compilations,
+        "other_programs_cpu_share": others,
+        "compare": {name: {**compare(side_record(name), record), **ready[name],
+                           "peak_rss_mb": measured.peak_rss_mb[name]}
+                    for name in options.compare},
         **provenance()}
 
 
@@ -130,96 +172,36 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
     return 2 * positions * config.num_kv_heads * config.head_dim * DTYPE_BYTES[decoder.dtype]
 
 
-def measure(options: BenchOptions, directory: Path, decoder: Decoder, prompt: list[int],
-            progress: Progress | None) -> tuple[Timings, dict[str, Timings], list[float]]:
-    """Rounds over all sides: our timings, the baselines', and read bandwidth in GB/s per round.
-
-    No side has a running thread while another one is measured.
-    """
-    ours, baselines = Timings(), {name: Timings() for name in options.compare}
-    bandwidths: list[float] = []  # per round, the better of before and after ours
-    reader = ReadBandwidth(decoder.num_workers)
-
-    def run_ours() -> None:
-        before = reader.measure_gb_s()
-        result = decoder.generate(prompt, max_new_tokens=options.new_tokens, ignore_eos=True,
-                                  temperature=0.0, repetition_penalty=1.0)
-        ours.add(result.start_ns, result.token_times_ns)
-        bandwidths.append(max(before, reader.measure_gb_s()))
-
-    sides: list[Callable[[], None]] = [run_ours]
-    if "transformers" in options.compare:
-        import torch
-
-        from frontend.reference import generate_timed, load_transformers
-
-        torch.set_num_threads(decoder.num_workers)
-        model = load_transformers(directory, decoder.dtype)
-        generate_timed(model, prompt, 2)
-
-        def run_transformers() -> None:
-            _, start_ns, times_ns = generate_timed(model, prompt, options.new_tokens)
-            baselines["transformers"].add(start_ns, times_ns)
-
-        sides.append(run_transformers)
+def measure(options: BenchOptions, work: Work, decoder: Decoder, sides: Mapping[str, Side],
+            processes: list[int], progress: Progress | None) -> Measured:
+    """Rounds over all sides and kinds. No side's threads run while another one is measured."""
+    turns = [(name, kind) for name in sides for kind in work.samplings]
+    measured = Measured({turn: Timings(options.prompt_tokens) for turn in turns}, {}, {}, [])
+    reader = bandwidth_reader(decoder.backend, decoder.num_workers)
     order = random.Random(options.seed)
     gc.collect()
     for done in range(options.repeats):
-        for side in order.sample(sides, len(sides)):
-            time.sleep(SETTLE_S)
-            side()
+        for turn in order.sample(turns, len(turns)):
+            if not wait_until_idle(processes):
+                raise UserError(f"one of {', '.join(options.compare)} keeps the processor busy "
+                                f"between its rounds; measure them one by one")
+            name, kind = turn
+            is_ours = turn == (OURS, GREEDY)
+            before = reader.measure_gb_s() if is_ours else 0.0
+            result = sides[name].run(kind)
+            if is_ours:
+                measured.bandwidths.append(max(before, reader.measure_gb_s()))
+            measured.timings[turn].add(result["start_ns"], result["token_times_ns"])
+            measured.outputs[turn] = result["output_ids"]
+            measured.peak_rss_mb[name] = result.get("peak_rss_mb", 0.0)
         if progress:
             progress("measuring", done + 1, options.repeats)
-    return ours, baselines, bandwidths
+    return measured
 
 
 def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """`ratio`: their TPOT p50 over ours, so above 1 we are faster; `ttft_ratio` likewise."""
+    if SAMPLED in theirs:
+        theirs = {**theirs, SAMPLED: compare(theirs[SAMPLED], ours[SAMPLED])}
     return {**theirs, "ratio": round(theirs["tpot_ms"]["p50"] / ours["tpot_ms"]["p50"], 3),
             "ttft_ratio": round(theirs["ttft_ms"] / ours["ttft_ms"], 3)}
-
-
-def check(directory: Path, decoder: Decoder, prompt: list[int], output: list[int]
-          ) -> dict[str, Any]:
-    """Our tokens against the float32 reference, which is fed our tokens; then the logits.
-
-    tokens_compared: how many of the new tokens fit MAX_LOGIT_BYTES of logits.
-    """
-    from frontend.reference import last_logits, load_transformers
-
-    # our logits come for every position, the prompt's included
-    fit = MAX_LOGIT_BYTES // (4 * decoder.config.vocab_size) - len(prompt)
-    compared = max(1, min(len(output), fit))
-    fed = [*prompt, *output[:compared - 1]]
-    logits = decoder.logits(fed)[-compared:]  # [compared, vocab]
-    reference = last_logits(load_transformers(directory, "float32"), fed, compared)
-    equal = int((reference.argmax(-1) == np.array(output[:compared])).sum())
-    return {"reference": "transformers float32", "tokens_compared": compared,
-            "tokens_equal": equal,
-            "max_abs_logit_error": float(f"{np.abs(logits - reference).max():.3g}")}
-
-
-def show(record: dict[str, Any]) -> None:
-    """A table of both sides, with the correctness right below the speed."""
-    def row(name: str, side: dict[str, Any], *rest: str) -> list[str]:
-        tpot = side["tpot_ms"]
-        return [name, f"{side['ttft_ms']:.1f}", *(f"{tpot[p]:.2f}" for p in ("p50", "p90", "p99")),
-                f"{side['tpot_min_ms']:.2f}", f"{side['tokens_per_second']:.1f}", *rest]
-
-    rows = [row("event-tensor", record, "1.00")]
-    rows += [row(name, side, f"{side['ratio']:.2f}") for name, side in record["compare"].items()]
-    depth = f" @ d{record['depth']}" if record["depth"] else ""
-    print_table(
-        f"{record['model']} {record['dtype']}, pp{record['prompt_tokens']} "
-        f"tg{record['new_tokens']}{depth}, {record['workers']} workers, {record['cpu']}",
-        ["batch 1", "TTFT ms", "TPOT p50", "p90", "p99", "min", "tok/s", "TPOT ratio"], rows)
-    cached = " (what fits a cache is read faster)" if record["step_bytes"] < CACHED_BYTES else ""
-    print(f"{record['bandwidth_gb_s']:.1f} GB/s, {record['bandwidth_fraction']:.0%} of the "
-          f"measured peak of {record['peak_bandwidth_gb_s']:.1f} GB/s{cached}; peak memory "
-          f"{record['peak_rss_mb']:.0f} MB")
-    if (record["other_programs_cpu_share"] or 0) > QUIET_SHARE:
-        print(f"other programs used {record['other_programs_cpu_share']:.0%} of the processor "
-              f"meanwhile: do not quote these figures, the ratios least of all")
-    found = record["correctness"]
-    print(f"{found['tokens_equal']} of {found['tokens_compared']} tokens equal those of "
-          f"{found['reference']}; largest logit error {found['max_abs_logit_error']:g}")

@@ -16,6 +16,7 @@ from event_tensor.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 GRACE_S = 0.35  # from Ctrl-C to the end, whatever native code is running
+FILE_WIDTH = 200  # of a table that no terminal limits
 SILENT_S = 0.7  # start-up shorter than this needs no progress bar
 
 
@@ -36,7 +37,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     console.print(Text(title))
     console.print(table)
 

@@ -324,9 +324,12 @@ class Decoder:
             if length > len(watcher.result.prompt_ids):  # else prefill may not have ended
                 self._cached[request] = self._control("token_ids")[request, :length - 1].tolist()
 
-    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after each of the given tokens: [tokens, vocab_size] float32."""
+    def logits(self, token_ids: Sequence[int], last: int | None = None
+               ) -> npt.NDArray[np.float32]:
+        """Logits after each of the given tokens, or of the last so many: [tokens, vocab_size]
+        float32."""
         ids = self._prompt_ids(list(token_ids))
+        unwanted = 0 if last is None else len(ids) - last
         if len(ids) > self.max_context:
             raise UserError(f"{len(ids)} tokens exceed max_context {self.max_context}; compile "
                             f"with a larger one")
@@ -343,7 +346,8 @@ class Decoder:
                 segment = self._segment(rows, rows, first + rows, first_row=first)
                 self.kernel.launch([segment]).wait()
                 flat = self._buffers.array(self._operators.tensors["logits"]).reshape(-1)
-                parts.append(flat[:rows * self.config.vocab_size].reshape(rows, -1).copy())
+                part = flat[:rows * self.config.vocab_size].reshape(rows, -1)
+                parts.append(part[max(unwanted - first, 0):].copy())
             return np.concatenate(parts)
 
     def prepare(self) -> None:

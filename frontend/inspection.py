@@ -23,9 +23,9 @@ Record = dict[str, Any]
 REASONS = {
     "auto": "each part of the graph goes where the cost model expects it to end first",
     "critical_path": "the ready task with the longest path before it goes to the worker that is "
-                     "free first; auto takes it where no edge depends on data",
+                     "free first",
     "hybrid": "{events} event tensors depend on data, so tasks that wait for them are pushed when "
-              "they fire, and all others have their place; auto takes it for such graphs",
+              "they fire, and all others have their place",
     "dynamic": "every task is pushed when its events have fired, by whoever fires the last; chosen "
                "by hand",
     "round_robin": "task t goes to worker t mod workers; chosen by hand",

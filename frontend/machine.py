@@ -7,12 +7,15 @@ import platform
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "triton", "numba", "numpy", "transformers")
+SETTLE_S = 0.05  # over which a process must be idle
 # the features of a processor that decide how fast its kernels are
 NOTABLE_FEATURES = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-bf16", "neon", "sve",
                     "bf16", "i8mm")
@@ -72,29 +75,58 @@ def rss_mb() -> float:
 
 
 class Contention:
-    """How much of the processor other programs used between construction and `share()`."""
+    """How much of the processor other programs used between construction and `share()`.
 
-    def __init__(self) -> None:
-        self._start = _cpu_seconds()
+    children: processes that count as ours.
+    """
+
+    def __init__(self, children: Sequence[int] = ()) -> None:
+        self._children = children
+        self._start = _cpu_seconds(children)
 
     def share(self) -> float | None:
         """0: the machine was ours alone; 1: it was all theirs. None where the system is silent."""
-        end = _cpu_seconds()
+        end = _cpu_seconds(self._children)
         if self._start is None or end is None:
             return None
         busy, total, own = (e - s for e, s in zip(end, self._start, strict=True))
         return round(min(max((busy - own) / max(total, 1e-9), 0.0), 1.0), 3)
 
 
-def _cpu_seconds() -> tuple[float, float, float] | None:
-    """(busy, busy and idle, of this process), summed over all cores."""
+def wait_until_idle(processes: Sequence[int], timeout_s: float = 5.0) -> bool:
+    """Whether the processes stopped using the processor: idle threads of a pool spin for a while
+    before they sleep. Where the system does not say, it is given a moment and believed."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        before = [process_cpu_seconds(process) for process in processes]
+        time.sleep(SETTLE_S)
+        after = [process_cpu_seconds(process) for process in processes]
+        if before == after:
+            return True
+    return False
+
+
+def process_cpu_seconds(process: int) -> float | None:
+    """What all threads of a process have used so far; None where the system is silent."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    # after the name in parentheses: state is field 3, user and system time are 14 and 15
+    user, system = stat.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_seconds(children: Sequence[int]) -> tuple[float, float, float] | None:
+    """(busy, busy and idle, of this process and `children`), summed over all cores."""
     try:
         first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
     except OSError:
         return None
     # user nice system idle iowait irq softirq steal; guest time is counted in user already
     ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in first.split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks), sum(os.times()[:2])
+    own = sum(os.times()[:2]) + sum(process_cpu_seconds(child) or 0 for child in children)
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks), own
 
 
 def gpu_name() -> str | None:

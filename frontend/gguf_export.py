@@ -1,0 +1,135 @@
+"""A model directory as one GGUF file, so that llama.cpp runs the very same weights.
+
+Names and metadata are those of llama.cpp's `convert_hf_to_gguf.py`; the vocabulary has a size but
+no texts, for benchmarks feed token ids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.errors import UserError
+from frontend.checkpoint import open_checkpoint
+from frontend.config import DecoderConfig, read_config
+from frontend.required_tensors import check_tensors, required_tensors
+from frontend.rope import inverse_frequencies
+
+if TYPE_CHECKING:
+    import torch
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down"}
+
+
+def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
+    """Writes the weights of `directory` in `dtype`, vectors (norms, biases) in float32.
+
+    context: positions that will be used; a sliding window as long changes nothing and is left out.
+    Raises UserError for what the two formats do not share.
+    """
+    import gguf
+
+    config = read_config(directory)
+    check_expressible(config, context)
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.family])
+    add_metadata(writer, config)
+    kind = {"float32": gguf.GGMLQuantizationType.F32, "float16": gguf.GGMLQuantizationType.F16,
+            "bfloat16": gguf.GGMLQuantizationType.BF16}[dtype]
+    with open_checkpoint(directory) as checkpoint:
+        check_tensors(checkpoint, config)
+        for name in required_tensors(config):
+            tensor = in_gguf_order(config, name, checkpoint.read(name))
+            # llama.cpp multiplies and adds vectors in float32 only
+            wanted = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else kind
+            writer.add_tensor(gguf_name(name), raw_bytes(tensor, wanted.name), raw_dtype=wanted)
+        if config.rope.rope_type == "llama3":
+            writer.add_tensor("rope_freqs.weight", frequency_divisors(config))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    writer.close()
+
+
+def check_expressible(config: DecoderConfig, context: int) -> None:
+    family, architecture = config.family, ARCHITECTURES.get(config.family)
+    if architecture is None:
+        raise refusal(f"{family} models; supported are {', '.join(ARCHITECTURES)}")
+    if any(window is not None and window < context for window in config.sliding_window):
+        raise refusal(f"a sliding window shorter than the {context} tokens of the benchmark; "
+                      f"measure fewer")
+    without = f"of a {family} model, which llama.cpp does not know; leave it out of --compare"
+    if config.rope.rope_type == "llama3" and architecture != "llama":
+        raise refusal(f"rope type llama3 {without}")
+    if config.num_heads * config.head_dim != config.hidden_size and architecture == "qwen2":
+        raise refusal(f"heads that together are not hidden_size {without}")
+    if config.qkv_bias and architecture == "qwen3":
+        raise refusal(f"attention_bias {without}")
+
+
+def refusal(what: str) -> UserError:
+    return UserError(f"--compare llama-cpp does not support {what}")
+
+
+def add_metadata(writer: Any, config: DecoderConfig) -> None:
+    import gguf
+
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope.theta)
+    if config.rope.rope_type == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope.factor)
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(config.vocab_size)
+
+
+def gguf_name(name: str) -> str:
+    """model.layers.3.mlp.up_proj.weight → blk.3.ffn_up.weight"""
+    module, _, last = name.rpartition(".")
+    if not module.startswith("model.layers."):
+        return f"{GGUF_NAMES[module]}.{last}"
+    layer, _, part = module.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{GGUF_NAMES[part]}.{last}"
+
+
+def in_gguf_order(config: DecoderConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """llama.cpp's llama rotates neighbouring elements of a head, transformers' the two halves:
+    rows of q and k, [heads * head_dim, ...], are reordered. Its qwen2 and qwen3 rotate halves."""
+    module = name.split(".")[-2]
+    if ARCHITECTURES[config.family] != "llama" or module not in ("q_proj", "k_proj"):
+        return tensor
+    halves = tensor.reshape(-1, 2, config.head_dim // 2, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def raw_bytes(tensor: torch.Tensor, kind: str) -> npt.NDArray[np.uint8]:
+    """The elements as F32, F16 or BF16: [..., bytes of a row]"""
+    import torch
+
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+    return tensor.detach().to(dtype).contiguous().view(torch.uint8).numpy()
+
+
+def frequency_divisors(config: DecoderConfig) -> npt.NDArray[np.float32]:
+    """By what llama3 scaling divides each frequency: [head_dim / 2]"""
+    plain = inverse_frequencies(replace(config.rope, rope_type="default"), config.head_dim)
+    return (plain / inverse_frequencies(config.rope, config.head_dim)).float().numpy()
