@@ -42,8 +42,8 @@ def start_record(decoder: Decoder) -> Record:
                        "cache": "hit" if c.cache_hit else "miss", "reason": c.reason,
                        "note": c.note, "seconds": round(c.seconds, 6)} for c in compiled],
         "counts": count_record(decoder), "resources": resources(decoder),
-        "weight_bytes": decoder.weight_bytes,
-        "memory_bytes": decoder.memory_bytes(), "compilations": decoder.compilations,
+        "weight_bytes": decoder.weight_bytes, "memory_bytes": decoder.memory_bytes(),
+        "compilations": decoder.compilations,
         "backend": decoder.backend, "dtype": decoder.dtype, "workers": decoder.num_workers}
 
 
