@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,6 @@ class CompilationListener(numba_events.Listener):
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._thread = threading.get_ident()
 
     def on_start(self, event: Any) -> None:
         self.names.append(str(getattr(event.data["dispatcher"], "__name__", "?")))

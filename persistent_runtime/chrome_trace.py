@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from persistent_runtime.timeline import Slice, function_of, layer_of, timeline
 from persistent_runtime.trace import SegmentTrace
 
@@ -21,7 +23,8 @@ def chrome_trace(traces: Sequence[SegmentTrace], metadata: dict[str, Any]) -> di
     ts and dur are microseconds; a worker's slices never overlap. `metadata` goes into the file.
     """
     workers = max(trace.segment.encoded.schedule.num_workers for trace in traces)
-    origin_us = min(float(trace.wait_us[trace.worker >= 0].min()) for trace in traces)
+    origin_us = min(float(trace.wait_us[trace.worker >= 0].min(initial=np.inf))
+                    for trace in traces)
     names = ["steps", *(f"worker {worker}" for worker in range(workers))]
     events: list[Event] = [_name("process_name", 0, "event-tensor")]
     for thread, name in enumerate(names):
@@ -30,6 +33,8 @@ def chrome_trace(traces: Sequence[SegmentTrace], metadata: dict[str, Any]) -> di
     for number, trace in enumerate(traces):
         for step, slices in enumerate(timeline(trace)):
             place = {"segment": number, "step": step}
+            if not slices:  # the launch ended before
+                break
             events.append(_step(trace, slices, origin_us, place))
             events += [_slice(trace, each, origin_us, place) for each in slices]
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": metadata}

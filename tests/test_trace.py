@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,17 @@ def test_chrome_trace_is_well_formed(traced):
         tile = ", ".join(map(str, event["args"]["tile"]))
         assert table.task_name(event["args"]["task"]) == f"{event['args']['call']}[{tile}]"
         assert event["args"]["layer"] == layer
+
+
+def test_a_launch_that_ends_early_leaves_fewer_steps():
+    decoder = compile_decode_loop("demo", workers=2, max_context=64)
+    first = decoder.generate([7], max_new_tokens=1, ignore_eos=True).output_ids
+    decoder.config = replace(decoder.config, eos_token_ids=tuple(first))
+    result = decoder.generate([7], max_new_tokens=STEPS + 1, trace_steps=STEPS)
+    assert len(result.output_ids) == 1 and (result.trace[-1].worker < 0).all()
+    record = chrome_trace(result.trace, {})
+    check_chrome_trace(record, 2)
+    assert {e["args"]["segment"] for e in record["traceEvents"] if e["ph"] == "X"} == {0}
 
 
 def check_chrome_trace(record, workers):
