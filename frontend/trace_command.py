@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.bench import QUIET_SHARE, random_prompt
+from frontend.bench import random_prompt
+from frontend.bench_table import QUIET_SHARE
 from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
 from frontend.decoder import Decoder
