@@ -2,6 +2,7 @@
 
 import moe_kernel as moe
 import numpy as np
+import test_moe_schedules as references
 import triton
 import triton.language as tl
 
@@ -13,6 +14,7 @@ from persistent_runtime.gpu.arguments import (
     word,
 )
 from persistent_runtime.gpu.registry import gpu_body
+from persistent_runtime.megakernel import Megakernel
 
 PICK, GROUP, UP, DOWN, MERGE = map(record_offsets, (moe.PICK, moe.GROUP, moe.UP, moe.DOWN,
                                                     moe.MERGE))
@@ -128,3 +130,18 @@ def launch(kernel, routes, steps):
     running = kernel.launch([kernel.segment(bindings, buffers, steps=steps)], timeout_s=30)
     running.wait()
     return before, buffers.array(x), running
+
+
+def check_routings(backend, workers, policy, early_push, steps):
+    """All routings of test_moe_schedules: exact integers, and exactly the routed tiles ran."""
+    kernel = Megakernel(moe.moe_graph(references.LAYERS), backend=backend, policy=policy,
+                        workers=workers, early_push=early_push, samples=references.samples)
+    for name, routes in references.routings().items():
+        before, after, running = launch(kernel, routes, steps)
+        expected = moe.run_reference(before, routes, steps, references.LAYERS)
+        np.testing.assert_array_equal(after, expected, err_msg=name)
+        counts, = running.task_counts()
+        for layer in range(references.LAYERS):
+            used = sum(int(moe.route(routes[(step + layer) % len(routes)])["indptr"][-1])
+                       for step in range(steps))
+            references.check_counts(counts, layer, policy, used, steps, routes)

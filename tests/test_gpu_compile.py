@@ -76,6 +76,21 @@ def test_an_moe_block_fits_the_chip(shape, arch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", ["qwen3-0.6b", "qwen3-30b-a3b"])
+def test_the_worker_with_a_ready_queue_has_its_bodies_once(shape):
+    """What spills (a few uniform values between tiles) must stay small beside a tile's work."""
+    worker = compile_shape(shape, "bfloat16", 90, is_dynamic=True)
+    print(f"{shape}: {worker.registers} registers, {worker.stack_bytes} bytes of stack, "
+          f"compiled in {worker.seconds:.1f} s")
+    assert worker.spill_bytes == 0
+    assert worker.stack_bytes <= 128
+    assert worker.ptx.count("cp.async.cg.shared.global") < 200
+    slot_polls = worker.ptx.count("ld.acquire.gpu.global.b64")
+    assert slot_polls == 3  # for events of a row, for those it looks up, for the end of a step
+    check_releases(worker.ptx)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
 def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     monkeypatch.setitem(SHAPES, "attention of qwen3-30b-a3b", SHAPES["qwen3-8b"] | {
@@ -96,8 +111,12 @@ def instructions(ptx):
 
 
 def test_a_release_follows_a_barrier_with_no_store_between(worker):
-    """The barrier orders the stores of the whole CTA before the one thread that releases."""
-    lines = instructions(worker.ptx)
+    check_releases(worker.ptx)
+
+
+def check_releases(ptx):
+    """The barrier orders the stores of the whole CTA before the threads that release."""
+    lines = instructions(ptx)
     releases = [k for k, line in enumerate(lines) if re.search(r"\.(release|acq_rel)\.", line)]
     assert len(releases) >= 3  # notify, arrival at the end of a step, its opening
     for k in releases:
@@ -109,7 +128,8 @@ def test_a_release_follows_a_barrier_with_no_store_between(worker):
 def test_the_poll_acquires_in_one_thread_and_a_barrier_follows(worker):
     lines = instructions(worker.ptx)
     polls = [k for k, line in enumerate(lines) if line.startswith("ld.acquire.gpu.global.s32")]
-    assert len(polls) == 4  # a first look and the loop, for events and for the end of a step
+    # a first look, the loop, and a look after a filled slot; for events and for the end of a step
+    assert len(polls) == 6
     for k in polls:
         barrier = min(j for j in range(k, len(lines)) if "bar.sync" in lines[j])
         assert not any(line.startswith("ld.global") for line in lines[k:barrier])

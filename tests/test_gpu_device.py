@@ -92,6 +92,32 @@ def test_tokens_are_those_of_the_cpu_backend(family, tiny_model):
         assert (result.inter_token_ms > 0).all()
 
 
+@pytest.mark.parametrize("family, schedule", [
+    ("llama", "dynamic"), ("qwen3_moe", "static"), ("qwen3_moe", "dynamic"),
+    ("qwen3_moe", "hybrid"), ("mixtral", "hybrid")])
+def test_queued_schedules_choose_the_tokens_of_the_cpu_backend(family, schedule, tiny_model):
+    from frontend.compile import compile_decode_loop
+
+    directory = tiny_model(family, seed=1)
+    expected = compile_decode_loop(directory, backend="cpu", max_context=256).generate(
+        PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
+    decoder = device_decoder(directory, schedule=schedule)
+    for _ in range(3):
+        assert decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS,
+                                ignore_eos=True).output_ids == expected
+
+
+@pytest.mark.parametrize("policy, early_push", [
+    ("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True)])
+def test_routed_tiles_run_once_and_integers_are_exact(policy, early_push):
+    from moe_kernel_gpu import check_routings
+
+    from persistent_runtime.gpu.backend import CudaBackend
+
+    for workers in (1, 3, None):
+        check_routings(CudaBackend(), workers, policy, early_push, steps=200)
+
+
 def test_leaving_a_stream_early_ends_the_launch(tiny_model):
     decoder = device_decoder(tiny_model("llama", seed=1))
     for _ in decoder.stream(PROMPT, max_new_tokens=150, ignore_eos=True):

@@ -29,7 +29,12 @@ MODELS = {
     "qwen3": ("qwen3", {"num_attention_heads": 8, "tie_word_embeddings": True,
                         "num_hidden_layers": 2}),
     "mistral": ("mistral", {"sliding_window": 4, "num_hidden_layers": 1}),
+    "qwen3_moe": ("qwen3_moe", {"num_hidden_layers": 2, "norm_topk_prob": True}),
+    "mixtral": ("mixtral", {"num_hidden_layers": 1}),
 }
+DENSE = ("llama", "qwen2", "qwen3", "mistral")
+QUEUED = [("qwen3", "dynamic"), ("qwen3_moe", "dynamic"), ("qwen3_moe", "hybrid"),
+          ("mixtral", "hybrid")]
 
 
 def interpreted(*arguments, timeout=200):
@@ -48,7 +53,7 @@ def test_bodies_meet_the_references_of_the_cpu_bodies(file):
     print(interpreted("bodies", file).splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DENSE)
 def test_whole_models_choose_the_tokens_of_cpu_backend_and_transformers(name, tiny_model):
     family, fields = MODELS[name]
     directory = tiny_model(family, seed=len(name), **fields)
@@ -59,6 +64,23 @@ def test_whole_models_choose_the_tokens_of_cpu_backend_and_transformers(name, ti
     assert result["gpu"] == result["cpu"] == result["transformers"]
 
 
+@pytest.mark.parametrize("name, schedule", QUEUED)
+def test_queued_schedules_choose_the_same_tokens(name, schedule, tiny_model):
+    family, fields = MODELS[name]
+    directory = tiny_model(family, seed=len(name), **fields)
+    result = json.loads(interpreted("model", directory, json.dumps(PROMPT), schedule)
+                        .splitlines()[-1])
+    print(name, schedule, result["seconds"], "s")
+    assert len(result["transformers"]) == NEW_TOKENS
+    assert result["gpu"] == result["cpu"] == result["transformers"]
+
+
+@pytest.mark.parametrize("policy, early_push", [
+    ("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True)])
+def test_routed_tiles_run_once_and_integers_are_exact(policy, early_push):
+    print(interpreted("routed", policy, int(early_push)))
+
+
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     directory = tiny_model("llama", num_hidden_layers=1)
     result = json.loads(interpreted("deadlock", directory).splitlines()[-1])
@@ -67,8 +89,17 @@ def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     assert f"waits on {result['event']}, count" in result["error"]
 
 
-def test_a_trace_has_every_task_once_and_tasks_of_a_worker_do_not_overlap(tiny_model):
-    print(interpreted("trace", tiny_model("llama", num_hidden_layers=1)))
+def test_a_missing_notify_of_a_queued_task_ends_in_a_deadlock_error(tiny_model):
+    directory = tiny_model("llama", num_hidden_layers=1)
+    result = json.loads(interpreted("deadlock", directory, "dynamic").splitlines()[-1])
+    assert result["seconds"] < 20
+    assert "made no progress" in result["error"]
+    assert "queued tasks of" in result["error"]
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_a_trace_has_every_task_once_and_tasks_of_a_worker_do_not_overlap(tiny_model, schedule):
+    print(interpreted("trace", tiny_model("llama", num_hidden_layers=1), schedule))
 
 
 class GpuBodies:
@@ -90,7 +121,7 @@ def run_bodies(file):
                          plugins=[GpuBodies()]))
 
 
-def interpreted_decoder(directory):
+def interpreted_decoder(directory, schedule="auto"):
     from frontend import compile as frontend_compile
     from persistent_runtime.gpu.interpret import InterpretedBackend
 
@@ -98,19 +129,19 @@ def interpreted_decoder(directory):
     frontend_compile.find_backend = lambda name: InterpretedBackend()
     try:
         return frontend_compile.compile_decode_loop(directory, dtype="float32", max_context=96,
-                                                    workers=WORKERS)
+                                                    workers=WORKERS, schedule=schedule)
     finally:
         frontend_compile.find_backend = known
 
 
-def run_model(directory, prompt_json):
+def run_model(directory, prompt_json, schedule="auto"):
     import torch
     import transformers
 
     from frontend.compile import compile_decode_loop
 
     prompt = json.loads(prompt_json)
-    decoder = interpreted_decoder(directory)
+    decoder = interpreted_decoder(directory, schedule)
     begin = time.monotonic()
     gpu = decoder.generate(prompt, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
     seconds = time.monotonic() - begin
@@ -123,17 +154,21 @@ def run_model(directory, prompt_json):
                       "seconds": round(seconds, 1)}))
 
 
-def run_deadlock(directory):
+def run_deadlock(directory, schedule="static"):
     """One step whose embedding task does not notify: every other worker waits in vain."""
     from event_tensor.errors import DeadlockError
     from persistent_runtime import layout
 
-    decoder = interpreted_decoder(directory)
+    decoder = interpreted_decoder(directory, schedule)
     kernel = decoder.kernel
     encoded = kernel.schedule(decoder.bindings(1, 1, 1))
-    row = next(r for r in encoded.rows if r[layout.NOTIFY_END] > r[layout.NOTIFY_BEGIN])
-    event = encoded.notifies[row[layout.NOTIFY_BEGIN]]
-    row[layout.NOTIFY_END] = row[layout.NOTIFY_BEGIN]
+    if schedule == "dynamic":
+        action = next(a for a in encoded.edges.actions if a[layout.ACTION] == layout.NOTIFY)
+        action[layout.ACTION], event = layout.CLEAR, action[layout.ACTION_EVENT]  # of no counter
+    else:
+        row = next(r for r in encoded.rows if r[layout.NOTIFY_END] > r[layout.NOTIFY_BEGIN])
+        event = encoded.notifies[row[layout.NOTIFY_BEGIN]]
+        row[layout.NOTIFY_END] = row[layout.NOTIFY_BEGIN]
     segment = kernel.segment(decoder.bindings(1, 1, 1), decoder._buffers)
     begin = time.monotonic()
     error = ""
@@ -145,8 +180,8 @@ def run_deadlock(directory):
                       "event": encoded.schedule.table.event_name(int(event))}))
 
 
-def run_trace(directory):
-    decoder = interpreted_decoder(directory)
+def run_trace(directory, schedule="static"):
+    decoder = interpreted_decoder(directory, schedule)
     decoder._control("row_position")[:3] = range(3)
     decoder._control("finished")[0] = 1
     segment = decoder.kernel.segment(decoder.bindings(1, 1, 3), decoder._buffers, steps=3,
@@ -157,14 +192,26 @@ def run_trace(directory):
     orders = segment.encoded.schedule.orders
     assert trace.worker.shape == (2, segment.encoded.schedule.table.num_tasks)
     for step in range(2):
+        ran_by = [np.flatnonzero(trace.worker[step] == worker) for worker in range(WORKERS)]
+        assert sum(map(len, ran_by)) == trace.worker.shape[1]
         for worker, order in enumerate(orders):
+            if schedule == "dynamic":
+                order = ran_by[worker][np.argsort(trace.end_us[step, ran_by[worker]])]
             assert (trace.worker[step, order] == worker).all()
             times = np.stack([trace.wait_us, trace.run_us, trace.end_us])[:, step, order]
             assert (np.diff(times.T.ravel()) >= 0).all()
     assert (trace.wait_us[1].min() >= trace.end_us[0].max())
 
 
+def run_routed(policy, early_push):
+    from moe_kernel_gpu import check_routings
+
+    from persistent_runtime.gpu.interpret import InterpretedBackend
+
+    check_routings(InterpretedBackend(), WORKERS, policy, early_push == "1", steps=2)
+
+
 if __name__ == "__main__":
     programs = {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock,
-                "trace": run_trace}
+                "trace": run_trace, "routed": run_routed}
     programs[sys.argv[1]](*sys.argv[2:])

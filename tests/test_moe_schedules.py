@@ -29,17 +29,17 @@ def routings():
     return {name: routes.astype(np.int32) for name, routes in result.items()}
 
 
+def samples(bindings):
+    rng = np.random.default_rng(0)
+    routes = random_routes(rng, 2 * LAYERS, bindings["n"], bindings["k"])
+    same = np.broadcast_to(np.arange(bindings["k"]), routes[0].shape)
+    return [moe.sample(routes[:LAYERS]), moe.sample(routes[LAYERS:]), moe.sample([same] * LAYERS)]
+
+
 @pytest.fixture(scope="module")
 def kernels():
     """`kernels(policy, early_push, workers)`: one compilation serves every shape and routing."""
     made = {}
-
-    def samples(bindings):
-        rng = np.random.default_rng(0)
-        routes = random_routes(rng, 2 * LAYERS, bindings["n"], bindings["k"])
-        same = np.broadcast_to(np.arange(bindings["k"]), routes[0].shape)
-        return [moe.sample(routes[:LAYERS]), moe.sample(routes[LAYERS:]),
-                moe.sample([same] * LAYERS)]
 
     def make(policy, early_push, workers):
         key = policy, early_push, workers
