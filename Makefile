@@ -13,6 +13,7 @@ test: lint
 	$(BIN)/pytest -n 2 -q
 
 bench: $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/cpu_decode.py
 
 # the GPU worker compiled by the oldest and the newest supported Triton; needs no GPU

@@ -15,7 +15,6 @@ from frontend.sampling import Sampling
 
 GREEDY, SAMPLED = "greedy", "sampled"
 SAMPLED_OPTIONS = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
-WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,8 @@ def load_engine(work: Work) -> Engine:
     return engines[work.engine](work)
 
 
-def run_round(engine: Engine, work: Work, sampling: Sampling, new_tokens: int | None = None
-              ) -> dict[str, Any]:
+def run_round(engine: Engine, work: Work, sampling: Sampling) -> dict[str, Any]:
     """Tokens, and when each was known, in nanoseconds of one clock."""
-    count = work.new_tokens if new_tokens is None else new_tokens
     tokens: list[int] = []
     times_ns: list[int] = []
     engine.start(sampling)
@@ -96,7 +93,7 @@ def run_round(engine: Engine, work: Work, sampling: Sampling, new_tokens: int | 
     while True:
         tokens.append(engine.choose())
         times_ns.append(time.monotonic_ns())
-        if len(tokens) == count:
+        if len(tokens) == work.new_tokens:
             return {"output_ids": tokens, "start_ns": start_ns, "token_times_ns": times_ns}
         engine.feed(tokens[-1:])
 

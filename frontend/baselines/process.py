@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,8 @@ class BaselineProcess:
     def _last_words(self) -> str:
         """Of a process that has ended without an answer."""
         code = self._process.wait()
+        if code == -signal.SIGINT:  # Ctrl-C reaches both, and it may be the first to end
+            raise KeyboardInterrupt
         self._log.seek(0)
         lines = [line.strip() for line in self._log if line.strip()]
         return ": ".join([f"exit code {code}", *lines[-1:]])

@@ -86,7 +86,7 @@ class TorchCompile(StaticEager):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self._step = torch.compile(self._forward, fullgraph=True, dynamic=False)
+        self._step = torch.compile(self._forward, fullgraph=True)
 
 
 class CudaGraph(StaticEager):
@@ -95,10 +95,10 @@ class CudaGraph(StaticEager):
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self._token = torch.zeros(1, 1, dtype=torch.int64, device="cuda")
-        stream = torch.cuda.Stream()
-        with torch.no_grad(), torch.cuda.stream(stream):
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(WARM_UP_STEPS):
                 self._forward(self._token)
+                self._cache.reset()
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(self._graph):
