@@ -48,9 +48,9 @@ POLL = tl.constexpr(f"""{{
     setp.ge.s32 done, seen, $4;
     @done bra DONE;
     mov.u64 deadline, %globaltimer;
-    ld.global.u64 now, [$3 + {8 * layout.TIMEOUT_NS}];
+    ld.relaxed.gpu.global.u64 now, [$3 + {8 * layout.TIMEOUT_NS}];
     add.u64 deadline, deadline, now;
-    ld.global.u64 ticket, [$3 + {8 * layout.CONTROL}];
+    ld.relaxed.gpu.global.u64 ticket, [$3 + {8 * layout.CONTROL}];
     add.u64 abort, ticket, {4 * layout.ABORT};
     mov.u64 slot, 0;
     setp.lt.s32 done, $5, 0;
