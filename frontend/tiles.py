@@ -11,7 +11,6 @@ from scheduling.target import Target
 LINEAR_ROWS = 64  # rows of a linear tile: a whole prefill chunk reuses the weights it loads
 ATTENTION_ROWS = 16
 EXPERT_ROWS = 16  # slots of a tile of one expert: a decode step fills one of them, a chunk several
-MIN_SPLIT_POSITIONS = 256  # a shorter split of the context costs more than it saves
 MAX_KV_SPLITS = 16
 
 
@@ -64,9 +63,11 @@ def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> Ti
             EXPERT_ROWS, router=columns(config.experts.num_experts, hidden),
             gate_up=columns(width, 2 * hidden, copies=active),
             down=columns(hidden, width, copies=active))
+    q, kv = columns(q_width, hidden, group_width), columns(kv_width, hidden, config.head_dim)
+    if target.tiles_per_worker == 1:  # the three run side by side: one round of all their tiles
+        q = kv = columns(q_width + 2 * kv_width, hidden)
     return TileConfig(
-        LINEAR_ROWS, ATTENTION_ROWS,
-        q=columns(q_width, hidden, group_width), kv=columns(kv_width, hidden, config.head_dim),
+        LINEAR_ROWS, ATTENTION_ROWS, q=q, kv=kv,
         output=columns(hidden, q_width), gate_up=columns(inner, 2 * hidden),
         down=columns(hidden, inner), lm_head=columns(config.vocab_size, hidden),
         experts=experts)
@@ -89,4 +90,4 @@ def choose_kv_splits(config: DecoderConfig, target: Target, tokens: int, context
     wanted = -(-2 * target.workers // config.num_kv_heads)
     if config.num_kv_heads >= target.workers:
         wanted = 1
-    return max(1, min(wanted, -(-context // MIN_SPLIT_POSITIONS), MAX_KV_SPLITS))
+    return max(1, min(wanted, -(-context // target.split_positions), MAX_KV_SPLITS))

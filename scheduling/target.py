@@ -16,6 +16,7 @@ class Target:
 
     dependency_us: from a notify to the waiting task's start on another worker.
     task_us: fetching and dispatching one task. pop_us: taking one task off the ready queue.
+    split_positions: of the context that one split of attention reads at least.
     queues_dense_parts: whether `auto` may queue what depends on no data; a GPU's worker is compiled
     without the queue where nothing needs it.
     spread: standard deviation of a task's time, relative: workers share memory, cores and clocks.
@@ -36,6 +37,7 @@ class Target:
     tile_bytes: int = 1 << 20
     tile_columns: int = 1
     prefetch_bytes: int = 0
+    split_positions: int = 256
     spread: float = 0.05
     queues_dense_parts: bool = False
 
@@ -53,7 +55,7 @@ def generic_cpu(workers: int) -> Target:
 
 
 H200 = Target("h200", 132, 4300.0, 400_000.0, 1.2, 0.1, 1.0, 227 * 1024, tiles_per_worker=1,
-              tile_columns=8)
+              tile_columns=8, split_positions=64)
 
 
 def task_costs_us(table: TaskTable, target: Target) -> npt.NDArray[np.float64]:

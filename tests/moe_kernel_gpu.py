@@ -3,6 +3,7 @@
 import moe_kernel as moe
 import numpy as np
 import test_moe_schedules as references
+import torch
 import triton
 import triton.language as tl
 
@@ -120,13 +121,13 @@ def launch(kernel, routes, steps):
     buffers = kernel.backend.buffers()
     for spec in kernel.graph.tensors():
         shape = tuple(int(d.evaluate(bindings)) for d in spec.shape)
-        memory = buffers.allocate(spec, shape)
+        memory = torch.as_tensor(buffers.allocate(spec, shape))  # on the host or on the device
         if spec.name == "routes":
-            memory[:] = routes
+            memory.copy_(torch.from_numpy(routes))
         elif spec.name == "x":
             x, before = spec, (np.arange(np.prod(shape)).reshape(shape) * 7919 % 1000).astype(
                 np.int32)
-            buffers.array(spec)[:] = before
+            memory.copy_(torch.from_numpy(before))
     running = kernel.launch([kernel.segment(bindings, buffers, steps=steps)], timeout_s=30)
     running.wait()
     return before, buffers.array(x), running

@@ -25,7 +25,7 @@ from persistent_runtime.gpu.sync import globaltimer
 
 EMBED = record_offsets(device_functions.embed_tokens)
 SELECT = record_offsets(device_functions.select_token)
-EMBED_ROWS, EMBED_COLUMNS = tl.constexpr(16), tl.constexpr(256)
+EMBED_ROWS, EMBED_COLUMNS = tl.constexpr(2), tl.constexpr(2048)
 CANDIDATES, STOP_IDS = tl.constexpr(1024), tl.constexpr(32)
 NO_TILE = tl.constexpr(2**30)
 
@@ -34,6 +34,7 @@ NO_TILE = tl.constexpr(2**30)
 class TokenConfiguration:
     weight: tl.dtype
     interpreted: bool
+    samples: bool = True  # False leaves the sampler out, for a look at what it costs the others
 
 
 def token_configuration(shape: Shape) -> TokenConfiguration:
@@ -96,7 +97,7 @@ def is_stop(arguments, token):
 
 
 @triton.jit
-def choose_token(arguments, logit_row, request, position):
+def choose_token(arguments, logit_row, request, position, CONFIG: tl.constexpr):
     """The token for `position`; records its log-probability where the request wants it."""
     vocab = dim(arguments, SELECT.logits, 1)
     settings = operand(arguments, SELECT.sampling, tl.float32) + request * layout.SAMPLING_WORDS
@@ -104,18 +105,17 @@ def choose_token(arguments, logit_row, request, position):
     first = request * dim(arguments, SELECT.token_ids, 1)
     greedy = ((tl.load(settings + layout.TEMPERATURE) == 0)
               & (tl.load(settings + layout.REPETITION_PENALTY) == 1))
-    token = logit_row * 0
-    if greedy:
-        token = best_token(arguments, logit_row)
-    else:
-        scores = operand(arguments, SELECT.scores, tl.float32) + logit_row * 2 * vocab
-        token = sample(logits, vocab, settings,
-                       operand(arguments, SELECT.token_ids, tl.int32) + first, position,
-                       operand(arguments, SELECT.seed, tl.int64) + request, scores,
-                       scores + vocab)
-    if tl.load(settings + layout.LOGPROBS) != 0:
-        tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + first + position,
-                 logprob(logits, vocab, token))
+    token = best_token(arguments, logit_row)
+    if CONFIG.samples:
+        if greedy == 0:
+            scores = operand(arguments, SELECT.scores, tl.float32) + logit_row * 2 * vocab
+            token = sample(logits, vocab, settings,
+                           operand(arguments, SELECT.token_ids, tl.int32) + first, position,
+                           operand(arguments, SELECT.seed, tl.int64) + request, scores,
+                           scores + vocab)
+        if tl.load(settings + layout.LOGPROBS) != 0:
+            tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + first + position,
+                     logprob(logits, vocab, token))
     return token
 
 
@@ -131,7 +131,7 @@ def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     position = row_entry(arguments, SELECT.row_position, step, row, True) + 1
     tl.debug_barrier()  # every thread has read what one thread is about to overwrite
     if was_finished == 0:
-        token = choose_token(arguments, logit_row, request, position)
+        token = choose_token(arguments, logit_row, request, position, CONFIG)
         place = request * dim(arguments, SELECT.token_ids, 1) + position
         tl.store(operand(arguments, SELECT.token_ids, tl.int32) + place, token)
         time_place = request * dim(arguments, SELECT.token_time, 1) + position
