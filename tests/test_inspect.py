@@ -103,7 +103,7 @@ def test_command_draws(command, tmp_path):
     done = command("inspect", "demo", "--svg", file, "--layer", 0)
     assert done.returncode == 0, done.stderr
     assert "occupancy" in done.stdout
-    assert "layer 0, critical_path schedule, simulated" in file.read_text(encoding="utf-8")
+    assert "layer 0, auto schedule, simulated" in file.read_text(encoding="utf-8")
     done = command("inspect", "demo", "--svg", tmp_path / "none" / "layer.svg")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--svg" in done.stderr

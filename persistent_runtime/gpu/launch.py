@@ -77,7 +77,7 @@ class GpuKernel:
 
     def resources(self) -> dict[str, int]:
         """Registers per thread, spilled bytes per thread, and shared memory of a worker."""
-        self._compiled._init_handles()  # Triton loads a kernel, and reads these off it, when it runs
+        self._compiled._init_handles()  # Triton reads these off a kernel when it first runs
         return {"registers": self._compiled.n_regs, "spill_bytes": self._compiled.n_spills,
                 "shared_bytes": self._compiled.metadata.shared}
 
