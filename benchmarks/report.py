@@ -103,8 +103,27 @@ def gpu_decode() -> str:
     return "\n".join(rows)
 
 
+def schedules() -> str:
+    """The same tiles under every schedule, and what a queue costs."""
+    result = load("schedules")
+    rows = ["| ms per step, same tiles | unfused | static | dynamic | hybrid | auto |",
+            "|---|---|---|---|---|---|"]
+    for case in result["cases"]:
+        values = " | ".join(f"{case['ms'][name]:.2f}"
+                            for name in ("unfused", "static", "dynamic", "hybrid", "auto"))
+        rows.append(f"| {case['case']} | {values} |")
+    costs, sampling = result["costs_us"], load("sampling_cost")
+    rows += ["", (
+        f"{result['workers']} workers on {result['cpu']}, medians of {result['rounds']} interleaved "
+        f"rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. Rounds differ by "
+        f"more than ten percent there, so auto cannot be told from the best. A dependency costs "
+        f"{costs['dependency_us']:.3f} us, a pop {costs['pop_us']:.3f} us, a push "
+        f"{costs['push_us']:.3f} us. Sampling costs {sampling['cost']:.1%} of TPOT over greedy.")]
+    return "\n".join(rows)
+
+
 def main() -> None:
-    print(cpu_decode(), gpu_decode(), start_up(), scheduling(), fuzz(), sep="\n\n")
+    print(cpu_decode(), gpu_decode(), schedules(), start_up(), scheduling(), fuzz(), sep="\n\n")
 
 
 if __name__ == "__main__":
