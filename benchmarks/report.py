@@ -114,9 +114,10 @@ def schedules() -> str:
         rows.append(f"| {case['case']} | {values} |")
     costs, sampling = result["costs_us"], load("sampling_cost")
     rows += ["", (
-        f"{result['workers']} workers on {result['cpu']}, medians of {result['rounds']} interleaved "
-        f"rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. Rounds differ by "
-        f"more than ten percent there, so auto cannot be told from the best. A dependency costs "
+        f"{result['workers']} workers on {result['cpu']}, medians of {result['rounds']} "
+        f"interleaved rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. "
+        f"Rounds differ by more than ten percent there, so auto cannot be told from the best. A "
+        f"dependency costs "
         f"{costs['dependency_us']:.3f} us, a pop {costs['pop_us']:.3f} us, a push "
         f"{costs['push_us']:.3f} us. Sampling costs {sampling['cost']:.1%} of TPOT over greedy.")]
     return "\n".join(rows)
