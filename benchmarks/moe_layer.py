@@ -12,14 +12,15 @@ import torch
 
 from event_tensor.conservative import conservative
 from event_tensor.graph import Graph
-from event_tensor.task_table import Runtime, TaskTable, instantiate
+from event_tensor.task_table import Runtime, instantiate
 from frontend.config import DecoderConfig
 from frontend.operators import TOKENS, Limits, Operators
 from frontend.routings import sample_routings
 from frontend.tiles import EXPERT_ROWS, choose_tiles
 from persistent_runtime.megakernel import Megakernel
+from scheduling.choose import released
 from scheduling.policies import POLICIES
-from scheduling.static_schedule import StaticSchedule, queue_capacity
+from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 
 NAME = "model.layers.0.mlp"
@@ -98,21 +99,7 @@ class MoeLayer:
         table = instantiate(graph, bindings, runtime)
         if policy == "unfused":
             return POLICIES[policy](table, target)
-        placed = POLICIES[policy](instantiate(conservative(graph), bindings), target)
-        index = {key: task for task, key in enumerate(_keys(table))}
-        keys = _keys(placed.table)
-
-        def released(tasks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            return np.array([index[keys[t]] for t in tasks.tolist() if keys[t] in index], np.int64)
-
-        queued = released(placed.queued)
-        return StaticSchedule(table, table, tuple(map(released, placed.orders)), policy, queued,
-                              queue_capacity(len(queued)))
-
-
-def _keys(table: TaskTable) -> list[tuple[int, ...]]:
-    return [(call, *tile) for call, tile in zip(table.call.tolist(), table.tile.tolist(),
-                                                strict=True)]
+        return released(POLICIES[policy](instantiate(conservative(graph), bindings), target), table)
 
 
 class LayerRun:

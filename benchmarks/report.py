@@ -80,7 +80,8 @@ def fuzz() -> str:
 
 def gpu_decode() -> str:
     """Decode steps on a GPU beside PyTorch under CUDA graphs, with the errors of the same run."""
-    result, dependency = load("gpu_decode"), load("dependency_gpu")["microseconds"]
+    result, measured = load("gpu_decode"), load("dependency_gpu")
+    dependency = measured["microseconds"]
     rows = ["| batch 1, random bf16 weights | floor | Event Tensor | PyTorch, CUDA graphs | "
             "theirs / ours | our largest logit error, theirs |", "|---|---|---|---|---|---|"]
     for case in result["cases"]:
@@ -99,7 +100,7 @@ def gpu_decode() -> str:
         f"{result['date'][:10]}, commit {result['commit'][:7]}. One dependency between two workers "
         f"costs "
         f"{dependency['dependency_between_2_workers']:.2f} us, one of all workers on all "
-        f"{dependency['all_to_all_dependency']:.2f} us.")]
+        f"{dependency['all_to_all_dependency']:.2f} us (commit {measured['commit'][:7]}).")]
     return "\n".join(rows)
 
 

@@ -35,7 +35,7 @@ FROM_MODEL = "generation_config.json, else greedy"
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="demo, demo-moe, a directory in Hugging Face layout, or a Hub id.")]
-Backend = Annotated[str, typer.Option(metavar="auto|cpu", help="Where to run.")]
+Backend = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")]
 Schedule = Annotated[str, typer.Option(
     metavar="auto|static|dynamic|hybrid|round_robin|unfused",
     help="How tasks come to workers: static follows the critical path; dynamic pushes them to a "

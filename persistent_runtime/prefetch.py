@@ -16,8 +16,8 @@ from event_tensor.graph import Call
 from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.tensors import TensorSpec
 from persistent_runtime import layout
+from persistent_runtime.buffers import STORAGE_DTYPE
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 Piece = tuple[int, int, int]  # where the address stands in the argument table, first byte, bytes
 
 
@@ -112,4 +112,5 @@ def _is_row_tile(region: tuple[Region, ...]) -> bool:
 
 
 def _row_bytes(tensor: TensorSpec) -> int:
-    return math.prod(int(d.evaluate({})) for d in tensor.shape[1:]) * ELEMENT_BYTES[tensor.dtype]
+    element_bytes = np.dtype(STORAGE_DTYPE[tensor.dtype]).itemsize
+    return math.prod(int(d.evaluate({})) for d in tensor.shape[1:]) * element_bytes

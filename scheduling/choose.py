@@ -15,7 +15,7 @@ import numpy as np
 
 from event_tensor.conservative import conservative, values_read
 from event_tensor.graph import Call, Graph
-from event_tensor.task_table import Runtime, TaskTable, instantiate
+from event_tensor.task_table import IntArray, Runtime, TaskTable, instantiate
 from scheduling.policies import critical_path, dispatched_calls, looked_up, queue_calls
 from scheduling.simulator import estimate_makespan
 from scheduling.static_schedule import Choice, StaticSchedule, queue_capacity
@@ -83,7 +83,7 @@ def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
     tables = [_as_it_may_go(table, target, seed) for table in expected for seed in range(SEEDS)]
     # a row whose tile no event releases is fetched and left
     in_rows = float(np.mean([
-        estimate_makespan(_in_rows(placed, table), target).makespan_us
+        estimate_makespan(released(placed, table), target).makespan_us
         + (placed.table.num_tasks - table.num_tasks) * target.task_us / target.workers
         for table in tables]))
     in_queue = float(np.mean([estimate_makespan(_in_queue(table, target), target).makespan_us
@@ -118,13 +118,17 @@ def _as_it_may_go(table: TaskTable, target: Target, seed: int) -> TaskTable:
     return replace(table, bytes=table.bytes * factor, flops=table.flops * factor)
 
 
-def _in_rows(placed: StaticSchedule, table: TaskTable) -> StaticSchedule:
-    """The same places for the tasks that a sample releases."""
+def released(placed: StaticSchedule, table: TaskTable) -> StaticSchedule:
+    """The same places for the tasks that a sample releases: `table` is the sample's."""
     index = {key: task for task, key in enumerate(_keys(table))}
     keys = _keys(placed.table)
-    orders = tuple(np.array([index[keys[t]] for t in order.tolist() if keys[t] in index], np.int64)
-                   for order in placed.orders)
-    return StaticSchedule(table, table, orders, placed.policy)
+
+    def kept(tasks: IntArray) -> IntArray:
+        return np.array([index[keys[t]] for t in tasks.tolist() if keys[t] in index], np.int64)
+
+    queued = kept(placed.queued)
+    return StaticSchedule(table, table, tuple(map(kept, placed.orders)), placed.policy, queued,
+                          queue_capacity(len(queued)))
 
 
 def _keys(table: TaskTable) -> list[tuple[int, ...]]:
