@@ -43,6 +43,7 @@ from frontend.tiles import EXPERT_ROWS  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
+from scheduling.static_schedule import StaticSchedule  # noqa: E402
 from scheduling.target import H200, Target, generic_cpu  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,7 +98,8 @@ def dense_case(shape: str, rounds: int, new_tokens: int) -> dict[str, Any]:
             run(name)
         times = interleaved({name: partial(run, name) for name in SCHEDULES}, rounds)
         same = all(output == outputs["static"] for output in outputs.values())
-        return {"case": f"decode {shape}", "tokens_equal": same, **table_of(times)}
+        return {"case": f"decode {shape}", "tokens_equal": same, **table_of(times),
+                **choice_of({name: decoders[name].schedule for name in SCHEDULES})}
 
 
 def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Target
@@ -124,7 +126,8 @@ def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Targe
                       "routing": routing, "tiles": layer.tiles_of(ids), "outputs_equal": True,
                       **table_of(interleaved(sides, rounds))}
             schedule = kernels["auto"].schedule({"tokens": count}).schedule
-            record["auto"] = schedule.kind
+            record |= choice_of({name: kernel.schedule({"tokens": count}).schedule
+                                 for name, kernel in kernels.items()})
             record["choices"] = [{"calls": [c.calls[0], c.calls[-1]], "runs": c.runs,
                                   "in_queue": c.in_queue, "rows_us": round(c.rows_us, 1),
                                   "queue_us": round(c.queue_us, 1), "reason": c.reason}
@@ -133,6 +136,19 @@ def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Targe
             cases.append(record)
             print(record["case"], record["ms"], "auto:", record["auto"], flush=True)
     return cases
+
+
+def choice_of(schedules: dict[str, StaticSchedule]) -> dict[str, Any]:
+    """What auto chose, and which of the four it equals row for row."""
+    chosen = schedules["auto"]
+    return {"auto": chosen.kind, "auto_equals": [
+        name for name, other in schedules.items() if name != "auto" and same_rows(chosen, other)]}
+
+
+def same_rows(one: StaticSchedule, other: StaticSchedule) -> bool:
+    """Whether two policies came to the same schedule, so that only noise tells them apart."""
+    return (len(one.orders) == len(other.orders) and np.array_equal(one.queued, other.queued)
+            and all(map(np.array_equal, one.orders, other.orders)))
 
 
 def predictions(layer: MoeLayer, count: int, ids: np.ndarray[Any, Any], here: Target
