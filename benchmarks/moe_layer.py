@@ -12,7 +12,8 @@ import torch
 
 from event_tensor.conservative import conservative
 from event_tensor.graph import Graph
-from event_tensor.task_table import Runtime, instantiate
+from event_tensor.instantiate import instantiate
+from event_tensor.task_table import Runtime
 from frontend.config import DecoderConfig
 from frontend.operators import TOKENS, Limits, Operators
 from frontend.routings import sample_routings

@@ -32,7 +32,7 @@ from benchmarks.moe_layer import MoeLayer, moe_graph, routed_rows  # noqa: E402
 from benchmarks.queue_costs import measure_costs  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
-from event_tensor.task_table import instantiate  # noqa: E402
+from event_tensor.instantiate import instantiate  # noqa: E402
 from frontend.bandwidth import ReadBandwidth  # noqa: E402
 from frontend.bench import random_prompt  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
