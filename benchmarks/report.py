@@ -97,7 +97,7 @@ def fuzz() -> str:
     """The protocol over random graphs."""
     result = load("fuzz_protocol")
     return (f"{result['graphs']:,} random graphs, {result['counts']['interleavings']:,} "
-            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules, and "
+            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules; "
             f"{result['dispatch_graphs']:,} graphs with data-dependent edges run "
             f"{result['counts']['dispatch launches']:,} times by 1 to 8 threads: "
             f"{result['failures']} failures.")
@@ -142,14 +142,18 @@ def schedules() -> str:
     behind = max(result["cases"], key=behind_best)
     noise = max((abs(ratio(case, "auto", same) - 1) for case in result["cases"]
                  for same in case["auto_equals"]), default=0.0)
-    dense = result["cases"][0]
+    dense, *layers = result["cases"]
+    predicted = [ms / case["ms"][name] for case in layers for name, ms in
+                 case["predicted_ms"][str(result["workers"])].items()]
+    low, high = min(predicted), max(predicted)
     rows += ["", (
         f"{result['workers']} workers on {result['cpu']}, medians of {result['rounds']} "
         f"interleaved rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. By "
         f"the median of each round's ratio, dynamic takes {ratio(dense, 'dynamic', 'static'):.2f} "
         f"of static's time on dense decode, and auto is at most {behind_best(behind):.1%} behind "
         f"the best of the other four ({behind['case']}); where auto is row for row one of them, "
-        f"the two still differ by up to {noise:.1%}. A dependency costs "
+        f"the two still differ by up to {noise:.1%}. The simulator predicted {low:.2f} to "
+        f"{high:.2f} of what an MoE layer took. A dependency costs "
         f"{costs['dependency_us']:.3f} us, a pop {costs['pop_us']:.3f} us, a push "
         f"{costs['push_us']:.3f} us. Sampling costs {sampling['cost']:.1%} of TPOT over greedy.")]
     return "\n".join(rows)

@@ -17,6 +17,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,8 @@ from frontend.machine import provenance  # noqa: E402
 from frontend.routings import layer_routing  # noqa: E402
 from frontend.tiles import EXPERT_ROWS  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
+from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
+from persistent_runtime.device_functions import linear_residual  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
 from scheduling.static_schedule import StaticSchedule  # noqa: E402
@@ -172,10 +175,26 @@ def predictions(layer: MoeLayer, count: int, ids: np.ndarray[Any, Any], here: Ta
     return result
 
 
+def measure_gflops() -> float:
+    """What one core computes in a tile of EXPERT_ROWS rows whose weights are in its cache."""
+    inner, columns = 2048, 512
+    values = {"x": np.ones((EXPERT_ROWS, inner), np.float32),
+              "weight": np.zeros((columns, inner), np.uint16),
+              "residual": np.zeros((EXPERT_ROWS, columns), np.float32),
+              "tile_m": EXPERT_ROWS, "tile_n": columns, "in_features": inner}
+    seconds = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        run_tile(linear_residual, "bfloat16", values, (0, 0))
+        seconds.append(time.perf_counter() - begin)
+    return 2 * EXPERT_ROWS * inner * columns / statistics.median(seconds) / 1e9
+
+
 def measured_target(bandwidth_gb_s: float, costs: dict[str, float]) -> Target:
     """This machine as the simulator sees it."""
-    backend = find_backend("cpu")
-    return replace(backend.target(None), bandwidth_gb_s=bandwidth_gb_s,
+    target = find_backend("cpu").target(None)
+    return replace(target, bandwidth_gb_s=bandwidth_gb_s,
+                   gflops=measure_gflops() * target.workers,
                    dependency_us=costs["dependency_us"], task_us=costs["task_us"],
                    pop_us=costs["pop_us"])
 
@@ -224,7 +243,8 @@ def main() -> int:
     config = parse_config(shape | {"num_hidden_layers": 1}, None)
     layer = MoeLayer(config, moe_graph(config, target), max(options.rows))
     result = {"workers": target.workers, "rounds": options.rounds, "costs_us": costs,
-              "bandwidth_gb_s": round(target.bandwidth_gb_s, 1), "zipf": ZIPF,
+              "bandwidth_gb_s": round(target.bandwidth_gb_s, 1),
+              "gflops": round(target.gflops, 1), "zipf": ZIPF,
               "experts": layer.experts, "cases": [dense, *moe_cases(
                   layer, options.rounds, tuple(options.rows), target)], **provenance()}
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
