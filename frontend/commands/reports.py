@@ -108,6 +108,9 @@ def warmup(
     workers: Workers = None,
     dtype: Dtype = "auto",
     max_context: MaxContext = None,
+    compare: Annotated[str, typer.Option(
+        metavar="transformers,torch-compile,cuda-graph",
+        help="Start these as well, in the same way.")] = "",
     slow: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     json_output: Json = False,
 ) -> None:
@@ -117,7 +120,8 @@ def warmup(
     compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
                        "max_context": max_context}
     delays = {name: float(seconds) for name, _, seconds in (s.rpartition("=") for s in slow or [])}
-    record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays))
+    record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays,
+                                      tuple(name for name in compare.split(",") if name)))
     if html is not None:
         from frontend.warmup_page import page
 
