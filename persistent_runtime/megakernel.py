@@ -108,8 +108,8 @@ class Megakernel:
         self.compilations += 1
         is_dynamic = (self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
                       or (self.policy == AUTO and self.target.queues_dense_parts))
-        return self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
-                                    progress, is_dynamic)
+        return self.backend.compile(self.graph, self.functions, dtype, self.target, progress,
+                                    is_dynamic)
 
     @property
     def num_workers(self) -> int:

@@ -54,14 +54,14 @@ def compiler_options(num_warps: int) -> dict[str, Any]:
 
 
 def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
-                   is_dynamic: bool = False) -> CompiledWorker:
+                   is_dynamic: bool = False, prefetches: bool = False) -> CompiledWorker:
     """Compiles `run_worker` for `sm_<arch>`; needs no GPU. is_dynamic: with the ready queue and
-    data-dependent edges."""
+    data-dependent edges; prefetches: with rows that ask for weights ahead of time."""
     tiles = TILE_TARGETS[tile_target_of(arch)]
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
-                 "THREADS": 32 * tiles.num_warps, "PREFETCH": tiles.bulk_prefetch,
+                 "THREADS": 32 * tiles.num_warps, "PREFETCH": prefetches and tiles.bulk_prefetch,
                  "DYNAMIC": is_dynamic, "INTERPRETED": False}
     signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
         constants, "constexpr")

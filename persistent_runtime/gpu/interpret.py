@@ -58,11 +58,11 @@ class InterpretedBackend:
         return Buffers()
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Callable[[int, int], None] | None, is_dynamic: bool
+                target: Target, progress: Callable[[int, int], None] | None, is_dynamic: bool
                 ) -> InterpretedKernel:
         configured = configurations(graph, dtype, interpreted=True)
-        return InterpretedKernel(functions, dtype, workers, progress, configured=configured,
-                                 is_dynamic=is_dynamic)
+        return InterpretedKernel(functions, dtype, target.workers, progress,
+                                 configured=configured, is_dynamic=is_dynamic)
 
 
 class InterpretedKernel:

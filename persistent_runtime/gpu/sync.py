@@ -115,6 +115,29 @@ for _function in (interpreter_clock_ns, interpreter_pause):
 
 
 @triton.jit
+def fresh(value, INTERPRETED: tl.constexpr):
+    """The same int32, as if it had just been read: what is made of it cannot be made any earlier.
+
+    The compiler takes sums and conversions of what a loop does not change out of that loop, all the
+    way to the kernel's beginning, where each is a register that no tile can have.
+    """
+    if not INTERPRETED:
+        value = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [value], dtype=tl.int32,
+                                          is_pure=False, pack=1)
+    return value
+
+
+@triton.jit
+def fresh_words(pointer, INTERPRETED: tl.constexpr):
+    """`fresh` for a pointer to int64 words."""
+    if not INTERPRETED:
+        address = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [pointer.to(tl.int64)],
+                                            dtype=tl.int64, is_pure=False, pack=1)
+        pointer = words(address)
+    return pointer
+
+
+@triton.jit
 def counter_at(address):
     """int64 address → pointer to an int32 counter or flag."""
     return address.to(tl.pointer_type(tl.int32))

@@ -120,7 +120,7 @@ def choose_token(arguments, logit_row, request, position, CONFIG: tl.constexpr):
 
 
 @gpu_body(device_functions.select_token, configure=token_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     """Appends the choice for one logit row to its request, unless that has finished."""
     logit_row = tile[0]

@@ -36,6 +36,8 @@ from persistent_runtime.gpu.sync import (
     SERVE,
     counter_at,
     flag_at,
+    fresh,
+    fresh_words,
     globaltimer,
     notify_event,
     prefetch,
@@ -240,7 +242,21 @@ def notify_row(events, notifies, n, end):
 
 
 @triton.jit
-def try_row(launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new, is_traced,
+def fresh_turn(turn, INTERPRETED: tl.constexpr):
+    """`fresh` for what steers a worker: (launch, worker, segment's number, step's index, epoch)."""
+    launch, worker, s, index, epoch = turn
+    return (fresh_words(launch, INTERPRETED), fresh(worker, INTERPRETED), fresh(s, INTERPRETED),
+            fresh(index, INTERPRETED), fresh(epoch, INTERPRETED))
+
+
+@triton.jit
+def fresh_step(step, INTERPRETED: tl.constexpr):
+    """`fresh` for the words of the step record after the first."""
+    return (fresh(step[0], INTERPRETED), fresh(step[1], INTERPRETED), fresh(step[2], INTERPRETED))
+
+
+@triton.jit
+def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
             FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr,
             PREFETCH: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Waits for the events of row k, or of the queued row `popped`, and runs it.
@@ -248,6 +264,7 @@ def try_row(launch, worker, s, index, epoch, step, bases, k, end, popped, head, 
     Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet.
     """
     rows, events, waits, notifies, table = bases
+    launch, worker, s, index, epoch = turn
     row = row_at(rows, k, popped)
     tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
             tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
@@ -269,7 +286,8 @@ def try_row(launch, worker, s, index, epoch, step, bases, k, end, popped, head, 
     if status == READY:
         if is_traced:
             record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
-        run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
+        run_task(table, head, tile, (index, step[0], step[1], step[2]), FUNCTIONS, CONFIGURATIONS)
+        launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
         row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
         if DYNAMIC:
             if head[0] >= layout.ACTS:
@@ -289,10 +307,14 @@ def try_row(launch, worker, s, index, epoch, step, bases, k, end, popped, head, 
 
 
 @triton.jit
-def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.constexpr,
-             CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
-             DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr,
+             PREFETCH: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """All that this worker does in one step; LEAVE when the launch is aborted."""
+    launch, worker, s, index, epoch = turn
+    segment = segment_at(launch, s)
+    step = (setting(segment, layout.FIRST_ROW) + index * setting(segment, layout.ROW_STRIDE),
+            setting(segment, layout.FIRST_LOGIT) + index * setting(segment, layout.LOGIT_STRIDE),
+            setting(segment, layout.SEGMENT_ADVANCE))
     rows = counter_at(tl.load(segment + layout.ROWS))
     bases = (rows, tl.load(segment + layout.EVENTS), tl.load(segment + layout.WAITS),
              tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE))
@@ -308,14 +330,16 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
         leaves = k == end  # has to leave the step before this turn
         going = k >= 0
         while going:
+            launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
             if leaves:
                 leave_step(launch, s, index, epoch, DYNAMIC)
             leaves = k < 0
             if (k < end) | (popped >= 0):
                 was_popped = popped >= 0
                 status, k, head = try_row(
-                    launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new,
-                    is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+                    (launch, worker, s, index, epoch), fresh_step(step, INTERPRETED), bases, k,
+                    end, popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, THREADS,
+                    PREFETCH, DYNAMIC, INTERPRETED)
                 is_new = (status == READY) | (status == SKIP)
                 leaves = is_new & (was_popped | (k == end))
                 popped = popped * 0 - 1
@@ -331,12 +355,20 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
     else:
         while (k < end) & (status == READY):
             status, k, head = try_row(
-                launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new,
-                is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+                fresh_turn(turn, INTERPRETED), fresh_step(step, INTERPRETED), bases, k, end,
+                popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH,
+                DYNAMIC, INTERPRETED)
         if status == READY:
             leave_step(launch, s, index, epoch, DYNAMIC)
             status = wait_end(launch, worker, s, epoch, k * 0 - 1, THREADS, INTERPRETED)
     return status
+
+
+@triton.jit
+def steps_of(launch, s, INTERPRETED: tl.constexpr):
+    """Steps of segment s."""
+    segment = segment_at(fresh_words(launch, INTERPRETED), fresh(s, INTERPRETED))
+    return setting(segment, layout.STEPS)
 
 
 @triton.jit
@@ -371,20 +403,14 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     alive = worker >= 0
     if DYNAMIC:
         begin_launch(launch, worker)
-    while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
-        segment = segment_at(launch, s)
+    while (s < setting(fresh_words(launch, INTERPRETED), layout.NUM_SEGMENTS)) & alive:
         index = worker * 0
-        while (index < setting(segment, layout.STEPS)) & alive:
+        while (index < steps_of(launch, s, INTERPRETED)) & alive:
             epoch += 1
-            step = (index,
-                    setting(segment, layout.FIRST_ROW)
-                    + index * setting(segment, layout.ROW_STRIDE),
-                    setting(segment, layout.FIRST_LOGIT)
-                    + index * setting(segment, layout.LOGIT_STRIDE),
-                    setting(segment, layout.SEGMENT_ADVANCE))
-            status = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
-                              CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
-            stopped = tl.load(counter_at(flag_at(launch, layout.STOP)), volatile=True)
+            status = run_step(fresh_turn((launch, worker, s, index, epoch), INTERPRETED),
+                              FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+            stopped = tl.load(counter_at(flag_at(fresh_words(launch, INTERPRETED), layout.STOP)),
+                              volatile=True)
             alive = (status == READY) & (stopped == 0)
             index += 1
         s += 1
