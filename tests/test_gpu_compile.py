@@ -175,10 +175,10 @@ def edited(tmp_path, name, old, new):
 
 def source_hash(function, fingerprint):
     signature = {"launch": "*i64", "first_worker": "i32"} | dict.fromkeys(
-        ("FUNCTIONS", "CONFIGURATIONS", "FINGERPRINT", "THREADS", "INTERPRETED"), "constexpr")
+        ("FUNCTIONS", "CONFIGURATIONS", "FINGERPRINT", "INTERPRETED"), "constexpr")
     return ASTSource(run_worker, signature, constexprs={
         "FUNCTIONS": (function,), "CONFIGURATIONS": (), "FINGERPRINT": fingerprint,
-        "THREADS": 256, "INTERPRETED": False}).hash()
+        "INTERPRETED": False}).hash()
 
 
 @pytest.mark.parametrize("old, new", [

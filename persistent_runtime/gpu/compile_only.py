@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from event_tensor.device_function import DeviceFunction
+from persistent_runtime.gpu.ptx import own_pass
 from persistent_runtime.gpu.registry import kernel_tables
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker import run_worker
@@ -61,15 +62,16 @@ def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str,
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
-                 "THREADS": 32 * tiles.num_warps, "PREFETCH": prefetches and tiles.bulk_prefetch,
+                 "PREFETCH": prefetches and tiles.bulk_prefetch,
                  "DYNAMIC": is_dynamic, "INTERPRETED": False}
     signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
         constants, "constexpr")
     source = ASTSource(run_worker, signature, constexprs=constants,
                        attrs={(0,): [["tt.divisibility", 16]]})
     begin = time.perf_counter()
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32),
-                              options=compiler_options(tiles.num_warps))
+    with own_pass():
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32),
+                                  options=compiler_options(tiles.num_warps))
     seconds = time.perf_counter() - begin
     registers, stack, spill = resource_usage(compiled.asm["cubin"])
     return CompiledWorker(arch, registers, stack, spill, compiled.metadata.shared,

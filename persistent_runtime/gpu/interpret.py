@@ -28,7 +28,7 @@ from event_tensor.graph import Graph
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, allocate
 from persistent_runtime.encode import address_of
-from persistent_runtime.gpu import actions, arguments, queue, sync
+from persistent_runtime.gpu import actions, arguments, queue, rows, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import (
@@ -90,14 +90,14 @@ class InterpretedKernel:
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, THREADS=32, PREFETCH=True,
+                         self.fingerprint, PREFETCH=True,
                          DYNAMIC=self.is_dynamic, INTERPRETED=True)
 
 
 def _rewrite_functions(bodies: Sequence[Any]) -> None:
     """Has the interpreter parse what the workers will call, once for all processes to come."""
     modules = {body.fn.__module__ for body in bodies} | {
-        run_worker.fn.__module__, sync.__name__, queue.__name__, actions.__name__,
+        run_worker.fn.__module__, rows.__name__, sync.__name__, queue.__name__, actions.__name__,
         arguments.__name__, standard.__name__}
     for name in modules:
         for value in list(vars(sys.modules[name]).values()):

@@ -24,6 +24,7 @@ from persistent_runtime import layout
 from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.gpu.compile_only import compiler_options
 from persistent_runtime.gpu.memory import DeviceMemory
+from persistent_runtime.gpu.ptx import own_pass
 from persistent_runtime.gpu.registry import kernel_tables
 from persistent_runtime.gpu.target import TileTarget
 from persistent_runtime.gpu.worker import run_worker
@@ -57,13 +58,13 @@ class GpuKernel:
         self.memory = memory
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies, values, fingerprint = kernel_tables(functions, configured)
-        self._constants = (bodies, values, fingerprint, 32 * tiles.num_warps,
-                           prefetches and tiles.bulk_prefetch, is_dynamic, False)
+        self._constants = (bodies, values, fingerprint, prefetches and tiles.bulk_prefetch,
+                           is_dynamic, False)
         self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)
         self._schedules: dict[EncodedSchedule, dict[int, torch.Tensor]] = {}
         self._check_resident()
-        with torch.cuda.device(memory.device):
+        with torch.cuda.device(memory.device), own_pass():
             record = torch.zeros(layout.LAUNCH_WORDS, dtype=torch.int64, device=memory.device)
             self._compiled = run_worker.warmup(record, 0, *self._constants, grid=(num_workers,),
                                                **self._options)
@@ -112,7 +113,7 @@ class GpuKernel:
         """Puts the kernel on its own stream, behind the uploads; returns the event of its end."""
         self._stream.wait_stream(after)
         self._stream.wait_stream(torch.cuda.default_stream(self.memory.device))  # zeroed tensors
-        with torch.cuda.device(self.memory.device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self.memory.device), torch.cuda.stream(self._stream), own_pass():
             # cooperative: the driver refuses a grid that is not resident instead of letting it hang
             run_worker[(self.num_workers,)](record, 0, *self._constants, **self._options)
             done = torch.cuda.Event()

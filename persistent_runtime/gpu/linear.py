@@ -24,6 +24,7 @@ from persistent_runtime.gpu.arguments import (
     word,
 )
 from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.target import RowBlock
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
@@ -51,16 +52,16 @@ class LinearConfiguration:
     stages: int
 
 
-def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
-    """Blocks for tiles that read `matrices` weight matrices at once."""
+def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> LinearConfiguration:
+    """Blocks for tiles that read `matrices` weight matrices at once. block: of the one-row path."""
     lengths, columns = shape.parameter("in_features"), max(shape.parameter("tile_n"))
     target, widest = shape.target, triton.next_power_of_2(columns)
-    row_k = shape.largest_divisor(lengths, target.row_depth)
-    row_n = max(min(target.row_elements // matrices // row_k, widest), 1)
+    row_k = shape.largest_divisor(lengths, block.depth)
+    row_n = max(min(block.elements // matrices // row_k, widest), 1)
     iteration_bytes = matrices * row_n * row_k * shape.weight.primitive_bitwidth // 8
     return LinearConfiguration(
         shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
-        row_n, row_k, min(1 + triton.cdiv(target.bytes_in_flight, iteration_bytes), MAX_STAGES),
+        row_n, row_k, min(1 + triton.cdiv(block.bytes_in_flight, iteration_bytes), MAX_STAGES),
         target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
         target.tensor_depth, target.tensor_stages)
 
@@ -220,7 +221,8 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
                       eps, NORMED, GATED, ACCUMULATE, GATHERED, CONFIG)
 
 
-@gpu_body(device_functions.norm_linear, configure=lambda shape: linear_configuration(shape, 1))
+@gpu_body(device_functions.norm_linear,
+          configure=lambda shape: linear_configuration(shape, shape.target.projection))
 @triton.jit
 def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     """out = rms_norm(x) @ weight.T + bias"""
@@ -239,7 +241,8 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
              True, False, False, False, CONFIG)
 
 
-@gpu_body(device_functions.linear_residual, configure=lambda shape: linear_configuration(shape, 1))
+@gpu_body(device_functions.linear_residual,
+          configure=lambda shape: linear_configuration(shape, shape.target.residual))
 @triton.jit
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     """residual += x @ weight.T + bias"""
@@ -259,7 +262,7 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
 
 
 @gpu_body(device_functions.norm_gate_up_silu,
-          configure=lambda shape: linear_configuration(shape, 2))
+          configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
 @triton.jit
 def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
     """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
@@ -278,7 +281,30 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
              float_parameter(arguments, GATE_UP.eps), True, True, False, False, CONFIG)
 
 
-@gpu_body(device_functions.norm_lm_head, configure=lambda shape: linear_configuration(shape, 1))
+@triton.jit(noinline=True)
+def record_best(arguments, tile_n, first, last, begin, end):
+    """tile_max, tile_argmax [:, tile_n] of rows [first, last): the best of columns [begin, end)."""
+    vocab, tiles = dim(arguments, LM_HEAD.logits, 1), dim(arguments, LM_HEAD.tile_max, 1)
+    logits = operand(arguments, LM_HEAD.logits, tl.float32)
+    tile_max = operand(arguments, LM_HEAD.tile_max, tl.float32) + tile_n
+    tile_argmax = operand(arguments, LM_HEAD.tile_argmax, tl.int32) + tile_n
+    for m in tl.range(first, last):
+        best = tl.full([ARGMAX_BLOCK], float("-inf"), tl.float32)
+        place = tl.zeros([ARGMAX_BLOCK], tl.int32) + begin
+        for n0 in tl.range(begin, end, ARGMAX_BLOCK):
+            n = n0 + tl.arange(0, ARGMAX_BLOCK)
+            value = tl.load(logits + m * vocab + n, mask=n < end, other=float("-inf"))
+            place = tl.where(value > best, n, place)
+            best = tl.where(value > best, value, best)
+        top = tl.max(best, axis=0)
+        tl.store(tile_max + m * tiles, top)
+        # the lowest column wins a tie
+        tl.store(tile_argmax + m * tiles,
+                 tl.min(tl.where(best == top, place, end - 1), axis=0))
+
+
+@gpu_body(device_functions.norm_lm_head,
+          configure=lambda shape: linear_configuration(shape, shape.target.head))
 @triton.jit
 def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
@@ -295,19 +321,4 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
              weight, logits, vocab, length, first, last, begin, end,
              float_parameter(arguments, LM_HEAD.eps), True, False, False, True, CONFIG)
     tl.debug_barrier()  # the logits of this tile are read back, by other threads
-    tiles = dim(arguments, LM_HEAD.tile_max, 1)
-    tile_max = operand(arguments, LM_HEAD.tile_max, tl.float32) + tile[1]
-    tile_argmax = operand(arguments, LM_HEAD.tile_argmax, tl.int32) + tile[1]
-    for m in tl.range(first, last):
-        best = tl.full([ARGMAX_BLOCK], float("-inf"), tl.float32)
-        place = tl.zeros([ARGMAX_BLOCK], tl.int32) + begin
-        for n0 in tl.range(begin, end, ARGMAX_BLOCK):
-            n = n0 + tl.arange(0, ARGMAX_BLOCK)
-            value = tl.load(logits + m * vocab + n, mask=n < end, other=float("-inf"))
-            place = tl.where(value > best, n, place)
-            best = tl.where(value > best, value, best)
-        top = tl.max(best, axis=0)
-        tl.store(tile_max + m * tiles, top)
-        # the lowest column wins a tie
-        tl.store(tile_argmax + m * tiles,
-                 tl.min(tl.where(best == top, place, end - 1), axis=0))
+    record_best(arguments, tile[1], first, last, begin, end)

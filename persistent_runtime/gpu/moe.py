@@ -191,7 +191,8 @@ def filled_slots(tile_rows, tile, slots):
     return tl.sum(filled, axis=0)
 
 
-@gpu_body(moe_functions.expert_gate_up, configure=lambda shape: linear_configuration(shape, 2))
+@gpu_body(moe_functions.expert_gate_up,
+          configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
 @triton.jit
 def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
@@ -210,7 +211,8 @@ def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
              False, True, False, False, CONFIG)
 
 
-@gpu_body(moe_functions.expert_down, configure=lambda shape: linear_configuration(shape, 1))
+@gpu_body(moe_functions.expert_down,
+          configure=lambda shape: linear_configuration(shape, shape.target.residual))
 @triton.jit
 def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     """expert_out = inner @ weight[e].T for the expert e of the tile"""

@@ -61,7 +61,7 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
         for column in tl.range(0, hidden_size, EMBED_COLUMNS):
             k = column + tl.arange(0, EMBED_COLUMNS)
             mask = there[:, None] & (k < hidden_size)[None, :]
-            value = tl.load(source[:, None] + k[None, :], mask=mask)
+            value = tl.load(source[:, None] + k[None, :], mask=mask, other=0)
             tl.store(out + row[:, None] * hidden_size + k[None, :], value.to(tl.float32),
                      mask=mask)
 
