@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from typing import Any
 
 import triton
@@ -46,14 +45,11 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     return operators.graph
 
 
-def compile_shape(shape: str, dtype: str, arch: int, is_dynamic: bool = False,
-                  samples: bool = True) -> CompiledWorker:
-    """With the ready queue for a graph that needs it, or if `is_dynamic`. Without `samples`, the
-    sampler is left out: it is a call, whose frame is the stack that the whole kernel shows."""
+def compile_shape(shape: str, dtype: str, arch: int, is_dynamic: bool = False) -> CompiledWorker:
+    """With the ready queue for a graph that needs it, or if `is_dynamic`."""
     graph = decoder_graph(shape, dtype, WORKERS[arch])
     functions = tuple({call.function: None for call in graph.calls})
     configured = configurations(graph, dtype, target=tile_target_of(arch))
-    configured["select_token"] = replace(configured["select_token"], samples=samples)
     return compile_worker(functions, configured, arch,
                           is_dynamic or bool(data_dependent_events(graph)))
 

@@ -223,7 +223,7 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
 
 @gpu_body(device_functions.norm_linear,
           configure=lambda shape: linear_configuration(shape, shape.target.projection))
-@triton.jit
+@triton.jit(noinline=True)
 def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     """out = rms_norm(x) @ weight.T + bias"""
     length = word(arguments, NORM_LINEAR.in_features, CONFIG.alignment)
@@ -243,7 +243,7 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
 
 @gpu_body(device_functions.linear_residual,
           configure=lambda shape: linear_configuration(shape, shape.target.residual))
-@triton.jit
+@triton.jit(noinline=True)
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     """residual += x @ weight.T + bias"""
     length = word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment)
@@ -263,7 +263,7 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
 
 @gpu_body(device_functions.norm_gate_up_silu,
           configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
-@triton.jit
+@triton.jit(noinline=True)
 def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
     """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
@@ -281,7 +281,7 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
              float_parameter(arguments, GATE_UP.eps), True, True, False, False, CONFIG)
 
 
-@triton.jit(noinline=True)
+@triton.jit
 def record_best(arguments, tile_n, first, last, begin, end):
     """tile_max, tile_argmax [:, tile_n] of rows [first, last): the best of columns [begin, end)."""
     vocab, tiles = dim(arguments, LM_HEAD.logits, 1), dim(arguments, LM_HEAD.tile_max, 1)
@@ -305,7 +305,7 @@ def record_best(arguments, tile_n, first, last, begin, end):
 
 @gpu_body(device_functions.norm_lm_head,
           configure=lambda shape: linear_configuration(shape, shape.target.head))
-@triton.jit
+@triton.jit(noinline=True)
 def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
     length = word(arguments, LM_HEAD.in_features, CONFIG.alignment)

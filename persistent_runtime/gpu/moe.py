@@ -1,8 +1,4 @@
-"""Bodies of a mixture-of-experts block: route, gather, the experts' products, combine.
-
-Bodies that stream no weights are calls (`noinline`): inlined, their addresses per thread would be
-hoisted out of the worker's loop, into registers that the products need.
-"""
+"""Bodies of a mixture-of-experts block: route, gather, the experts' products, combine."""
 
 from __future__ import annotations
 
@@ -193,7 +189,7 @@ def filled_slots(tile_rows, tile, slots):
 
 @gpu_body(moe_functions.expert_gate_up,
           configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
-@triton.jit
+@triton.jit(noinline=True)
 def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
@@ -213,7 +209,7 @@ def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
 
 @gpu_body(moe_functions.expert_down,
           configure=lambda shape: linear_configuration(shape, shape.target.residual))
-@triton.jit
+@triton.jit(noinline=True)
 def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     """expert_out = inner @ weight[e].T for the expert e of the tile"""
     length = word(arguments, DOWN.in_features, CONFIG.alignment)

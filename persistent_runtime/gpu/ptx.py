@@ -22,10 +22,11 @@ PARTIAL = re.compile(r"@!?%p\d+ (?:ld\.shared|atom)\.[\w.]*?[bsu](\d+) (%\w+), *
 def define_first(ptx: str) -> str:
     """Puts a zero into every register that a guarded shared load or atomic may leave as it was.
 
-    >>> define_first("@%p1 ld.shared.b32 %r2, [ %r3 + 0 ];")
-    'mov.b32 %r2, 0; @%p1 ld.shared.b32 %r2, [ %r3 + 0 ];'
+    >>> print(define_first("\\t@%p1 ld.shared.b32 %r2, [ %r3 + 0 ];").expandtabs(1))
+     mov.b32 %r2, 0;
+     @%p1 ld.shared.b32 %r2, [ %r3 + 0 ];
     """
-    return PARTIAL.sub(lambda found: f"mov.b{found[1]} {found[2]}, 0; {found[0]}", ptx)
+    return PARTIAL.sub(lambda found: f"mov.b{found[1]} {found[2]}, 0;\n\t{found[0]}", ptx)
 
 
 def add_pass(*arguments: Any) -> tuple[str, str]:

@@ -4,6 +4,10 @@ A body is a `@triton.jit` function `body(arguments, tile, step, CONFIG)`: a poin
 record (int64), tuples of the tile's coordinates and of the step record's words, and a constexpr
 configuration. What a configuration holds is the body's own affair: the `configure` function given
 beside it makes one from the `Shape` of the calls.
+
+Make a body a call, `@triton.jit(noinline=True)`. Inlined, what it makes of its thread's number
+alone, such as every address in shared memory, would be taken out of the worker's loop, into
+registers that no other body could have; loops keep their loads in flight in a call as well.
 """
 
 from __future__ import annotations

@@ -155,7 +155,8 @@ def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
             DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Waits for the events of row k, or of the queued row `popped`, and runs it.
 
-    Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet.
+    Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet,
+    and the head is to be loaded again.
     """
     rows, events, waits, notifies, table = bases
     launch, worker, s, index, epoch = turn
@@ -163,6 +164,9 @@ def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
     tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
             tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
     n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
+    # arrives while this row waits: a body is a call, before which everything has to be there
+    own = (popped < 0).to(tl.int32)
+    following = load_head(rows, k + own, end)
     if is_new:
         prefetch_row(launch, s, row, table, PREFETCH, INTERPRETED)
     turned = tl.full((), 0, tl.int64)
@@ -175,8 +179,7 @@ def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
         if (head[0] >= layout.ACTS) & (status == READY):
             status = await_actions(launch, worker, s, row.to(tl.int64), index, epoch, serving,
                                    INTERPRETED)
-    k += (((status == READY) | (status == SKIP)) & (popped < 0)).to(tl.int32)
-    following = load_head(rows, k, end)  # arrives while this row's tile runs
+    k += ((status == READY) | (status == SKIP)).to(tl.int32) * own
     if status == READY:
         if is_traced:
             record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)

@@ -1,8 +1,7 @@
 """Sampling on the GPU: what cpu/sampling.py does, with searches in place of bins and a sort.
 
 Scores are compared as integers of the same order (`ordered`), so a threshold is found by halving
-the range of integers. First, what is far below the largest score is left out. `sample` is compiled
-out of line: inlined, it would take registers from bodies that need them.
+the range of integers. First, what is far below the largest score is left out.
 """
 
 from __future__ import annotations

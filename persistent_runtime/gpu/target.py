@@ -55,6 +55,8 @@ GATED = HEAD = RowBlock(8192, 128)
 TILE_TARGETS = {
     "generic": TileTarget(8, PROJECTION, RESIDUAL, GATED, HEAD, 64, 32, 32, 4, 64, 16, 2, True),
     "ampere": TileTarget(8, PROJECTION, RESIDUAL, GATED, HEAD, 32, 32, 32, 4, 64, 16, 2, False),
+    # blocks of 64 rows would be computed in tensor memory, which a call cannot have
+    "blackwell": TileTarget(8, PROJECTION, RESIDUAL, GATED, HEAD, 32, 32, 32, 4, 64, 16, 2, True),
 }
 
 
@@ -66,4 +68,6 @@ def tile_target_of(capability: int) -> str:
     if capability < 80:
         raise UserError(f"GPUs of compute capability {capability / 10} are not supported; use one "
                         f"of 8.0 or later")
-    return "ampere" if capability < 90 else "generic"
+    if capability < 90:
+        return "ampere"
+    return "generic" if capability < 100 else "blackwell"
