@@ -12,10 +12,11 @@ pytest.importorskip("triton")
 from triton.compiler import ASTSource
 
 from benchmarks.gpu_compile import SHAPES, compile_shape, decoder_graph
+from benchmarks.gpu_variants import changed
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import device_functions, moe_functions
-from persistent_runtime.gpu import registry, tokens
+from persistent_runtime.gpu import backend, registry, tokens
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.registry import (
     Shape,
@@ -159,6 +160,14 @@ def test_weights_are_asked_for_ahead_only_where_rows_say_so(arch, prefetches):
     configured = configurations(decoder_graph("qwen3-0.6b", "bfloat16", 132), "bfloat16")
     ptx = compile_worker(functions, configured, arch, prefetches=prefetches).ptx
     assert ("cp.async.bulk.prefetch.L2" in ptx) == (prefetches and arch >= 90)
+
+
+def test_a_variant_of_the_benchmark_changes_one_block_by_name():
+    with changed({"gated.depth": 512, "kv_block": 32, "prefetch_bytes": 64}):
+        tiles = TILE_TARGETS["generic"]
+        assert (tiles.gated.depth, tiles.head.depth, tiles.kv_block) == (512, 128, 32)
+        assert backend.H200.prefetch_bytes == 64
+    assert TILE_TARGETS["generic"].gated.depth == 128
 
 
 def edited(tmp_path, name, old, new):
