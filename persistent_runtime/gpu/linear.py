@@ -32,6 +32,7 @@ GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
 MAX_STAGES = 8
+HELD_BYTES = 32 * 1024  # of weights that registers of eight warps hold beside their sums
 TF32_BITS = tl.constexpr(-(2**13))  # sign, exponent and the ten leading bits of the fraction
 
 
@@ -57,8 +58,10 @@ def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> Li
     lengths, columns = shape.parameter("in_features"), max(shape.parameter("tile_n"))
     target, widest = shape.target, triton.next_power_of_2(columns)
     row_k = shape.largest_divisor(lengths, block.depth)
-    row_n = max(min(block.elements // matrices // row_k, widest), 1)
-    iteration_bytes = matrices * row_n * row_k * shape.weight.primitive_bitwidth // 8
+    weight_bytes = shape.weight.primitive_bitwidth // 8
+    elements = min(block.elements, HELD_BYTES // weight_bytes)
+    row_n = max(min(elements // matrices // row_k, widest), 1)
+    iteration_bytes = matrices * row_n * row_k * weight_bytes
     return LinearConfiguration(
         shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
         row_n, row_k, min(1 + triton.cdiv(block.bytes_in_flight, iteration_bytes), MAX_STAGES),
