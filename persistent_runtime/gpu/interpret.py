@@ -68,6 +68,8 @@ class InterpretedBackend:
 class InterpretedKernel:
     """The interface of `cpu.launch.CpuKernel`, run by the interpreter."""
 
+    streams_weights = False
+
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
                  configured: Mapping[str, Any], is_dynamic: bool = True) -> None:
@@ -90,7 +92,7 @@ class InterpretedKernel:
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, THREADS=32, PREFETCH=True,
+                         self.fingerprint, THREADS=32, PREFETCH=True, RING=0,
                          DYNAMIC=self.is_dynamic, INTERPRETED=True)
 
 

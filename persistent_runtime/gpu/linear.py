@@ -20,10 +20,15 @@ from persistent_runtime.gpu.arguments import (
     float_parameter,
     operand,
     record_offsets,
+    STREAM_COUNT,
+    STREAM_FIRST,
     tile_range,
     word,
 )
 from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.ring import EVERY_THREAD
+from persistent_runtime.gpu.streamed import inverse_norm, row_sums, stream_row
+from persistent_runtime.streams import Period, can_stream, period_of
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
@@ -49,6 +54,8 @@ class LinearConfiguration:
     block_n: int
     block_k: int
     stages: int
+    ring: int  # slots of the ring that brings the weights of one-row tiles; 0 if none does
+    periods: tuple[Period, ...]  # of the lengths that come through it
 
 
 def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
@@ -57,12 +64,14 @@ def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
     target, widest = shape.target, triton.next_power_of_2(columns)
     row_k = shape.largest_divisor(lengths, target.row_depth)
     row_n = max(min(target.row_elements // matrices // row_k, widest), 1)
+    ring = 0 if shape.interpreted or not can_stream(shape.calls) else target.ring_pieces
     iteration_bytes = matrices * row_n * row_k * shape.weight.primitive_bitwidth // 8
     return LinearConfiguration(
         shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
         row_n, row_k, min(1 + triton.cdiv(target.bytes_in_flight, iteration_bytes), MAX_STAGES),
         target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
-        target.tensor_depth, target.tensor_stages)
+        target.tensor_depth, target.tensor_stages, ring,
+        tuple(period_of(length) for length in lengths) if ring else ())
 
 
 @triton.jit
@@ -193,8 +202,31 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
 
 
 @triton.jit
+def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step,
+                      NORMED: tl.constexpr, GATED: tl.constexpr, ACCUMULATE: tl.constexpr,
+                      K: tl.constexpr, CONFIG: tl.constexpr):
+    """multiply_row with weights that come through the ring, if `length` is that of period K."""
+    PERIOD: tl.constexpr = CONFIG.periods[K]
+    if length == PERIOD.in_features:
+        stream_row(x, norm, step, tile[STREAM_FIRST], tile[STREAM_COUNT], NORMED, GATED, PERIOD,
+                   CONFIG.ring, CONFIG.weight)
+        factor = 1.0
+        if NORMED:
+            factor = inverse_norm(eps, PERIOD)
+        for first in tl.range(0, columns, EVERY_THREAD):
+            n = first + tl.arange(0, EVERY_THREAD)
+            mask = n < columns
+            there = tl.minimum(n, columns - 1)
+            sums = row_sums(there, False, PERIOD)
+            ups = sums
+            if GATED:
+                ups = row_sums(there, True, PERIOD)
+            finish(sums, ups, factor, biases, out + n, n, mask, mask, GATED, ACCUMULATE, CONFIG)
+
+
+@triton.jit
 def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride, length, first,
-             last, begin, end, eps, NORMED: tl.constexpr, GATED: tl.constexpr,
+             last, begin, end, eps, tile, step, NORMED: tl.constexpr, GATED: tl.constexpr,
              ACCUMULATE: tl.constexpr, GATHERED: tl.constexpr, CONFIG: tl.constexpr):
     """One tile of act(rms_norm(x) @ weight.T + bias), added to or stored in out.
 
@@ -210,11 +242,19 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
     else:
         x += first * length
     rows, columns = last - first, end - begin
-    if rows == 1:
+    alone = rows == 1
+    if CONFIG.ring:
+        alone = tile[STREAM_COUNT] > 0
+    if alone:
         if GATHERED:
             x += tl.load(x_rows) * length
-        multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
-                     ACCUMULATE, CONFIG)
+        if CONFIG.ring:
+            for k in tl.static_range(len(CONFIG.periods)):
+                multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step, NORMED,
+                                  GATED, ACCUMULATE, k, CONFIG)
+        else:
+            multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
+                         ACCUMULATE, CONFIG)
     else:
         multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, rows, columns,
                       eps, NORMED, GATED, ACCUMULATE, GATHERED, CONFIG)
@@ -236,7 +276,7 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
              bias, bias, operand(arguments, NORM_LINEAR.out, tl.float32),
              dim(arguments, NORM_LINEAR.out, 1), length,
              first, last, begin, end, float_parameter(arguments, NORM_LINEAR.eps),
-             True, False, False, False, CONFIG)
+             tile, step, True, False, False, False, CONFIG)
 
 
 @gpu_body(device_functions.linear_residual, configure=lambda shape: linear_configuration(shape, 1))
@@ -254,7 +294,7 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     multiply(x, x, weight, weight, weight, bias, bias,
              operand(arguments, LINEAR_RESIDUAL.residual, tl.float32),
              dim(arguments, LINEAR_RESIDUAL.residual, 1),
-             length, first, last, begin, end, 0.0,
+             length, first, last, begin, end, 0.0, tile, step,
              False, False, True, False, CONFIG)
 
 
@@ -275,7 +315,7 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
              operand(arguments, GATE_UP.up_bias, CONFIG.weight),
              operand(arguments, GATE_UP.out, tl.float32), dim(arguments, GATE_UP.out, 1),
              length, first, last, begin, end,
-             float_parameter(arguments, GATE_UP.eps), True, True, False, False, CONFIG)
+             float_parameter(arguments, GATE_UP.eps), tile, step, True, True, False, False, CONFIG)
 
 
 @gpu_body(device_functions.norm_lm_head, configure=lambda shape: linear_configuration(shape, 1))
@@ -293,7 +333,8 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
              operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
              weight, logits, vocab, length, first, last, begin, end,
-             float_parameter(arguments, LM_HEAD.eps), True, False, False, True, CONFIG)
+             float_parameter(arguments, LM_HEAD.eps), tile, step, True, False, False, True,
+             CONFIG)
     tl.debug_barrier()  # the logits of this tile are read back, by other threads
     tiles = dim(arguments, LM_HEAD.tile_max, 1)
     tile_max = operand(arguments, LM_HEAD.tile_max, tl.float32) + tile[1]

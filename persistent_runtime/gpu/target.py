@@ -16,7 +16,7 @@ class TileTarget:
     much of the activations; bytes_in_flight: of weights, while an iteration computes. tensor_*: a
     block of the tensor-core path, and its iterations in flight. kv_block: positions of the KV
     cache per iteration, query_rows: query vectors that share them, kv_stages: iterations in
-    flight.
+    flight. ring_pieces: slots of the ring in shared memory (ring.py); 0 for none.
     """
 
     num_warps: int
@@ -31,6 +31,7 @@ class TileTarget:
     query_rows: int
     kv_stages: int
     bulk_prefetch: bool  # whether one instruction can ask for a piece of a weight
+    ring_pieces: int = 0
 
 
 # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s. Larger blocks of

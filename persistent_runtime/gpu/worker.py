@@ -30,6 +30,7 @@ from persistent_runtime.gpu.queue import (
     setting,
     take_ticket,
 )
+from persistent_runtime.gpu.ring import close_ring, open_ring
 from persistent_runtime.gpu.sync import (
     LEAVE,
     READY,
@@ -356,13 +357,13 @@ def begin_launch(launch, worker):
 @triton.jit
 def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr,
                FINGERPRINT: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
-               DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+               RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Everything one worker does in a launch.
 
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
     compiler's cache does not see through a tuple. THREADS: 32 * num_warps. PREFETCH: whether the
-    device can be asked for weights ahead of time. DYNAMIC: whether rows may be queued or have
+    device can be asked for weights ahead of time. RING: slots of the ring, 0 for none. DYNAMIC: whether rows may be queued or have
     actions; what serves them takes registers.
     """
     worker = tl.program_id(0) + first_worker
@@ -373,6 +374,8 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
         begin_launch(launch, worker)
     while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
         segment = segment_at(launch, s)
+        if RING:
+            open_ring(launch, s, RING)
         index = worker * 0
         while (index < setting(segment, layout.STEPS)) & alive:
             epoch += 1
@@ -381,10 +384,12 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
                     + index * setting(segment, layout.ROW_STRIDE),
                     setting(segment, layout.FIRST_LOGIT)
                     + index * setting(segment, layout.LOGIT_STRIDE),
-                    setting(segment, layout.SEGMENT_ADVANCE))
+                    setting(segment, layout.SEGMENT_ADVANCE), segment)
             status = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
                               CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
             stopped = tl.load(counter_at(flag_at(launch, layout.STOP)), volatile=True)
             alive = (status == READY) & (stopped == 0)
             index += 1
+        if RING:
+            close_ring(launch, s, RING)
         s += 1
