@@ -50,6 +50,7 @@ class InterpretedBackend:
     """`persistent_runtime.backends.Backend`: the GPU worker, at a hundred-thousandth the speed."""
 
     name = "interpreter"
+    ring_pieces = 0
 
     def target(self, workers: int | None) -> Target:
         return H200.with_workers(4 if workers is None else workers)
@@ -60,22 +61,22 @@ class InterpretedBackend:
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
                 workers: int, progress: Callable[[int, int], None] | None, is_dynamic: bool
                 ) -> InterpretedKernel:
-        configured = configurations(graph, dtype, interpreted=True)
+        configured = configurations(graph, dtype, interpreted=True, ring_pieces=self.ring_pieces)
         return InterpretedKernel(functions, dtype, workers, progress, configured=configured,
-                                 is_dynamic=is_dynamic)
+                                 is_dynamic=is_dynamic, ring_pieces=self.ring_pieces)
 
 
 class InterpretedKernel:
     """The interface of `cpu.launch.CpuKernel`, run by the interpreter."""
 
-    streams_weights = False
-
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
-                 configured: Mapping[str, Any], is_dynamic: bool = True) -> None:
+                 configured: Mapping[str, Any], is_dynamic: bool = True,
+                 ring_pieces: int = 0) -> None:
         if not triton.knobs.runtime.interpret:
             raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
         self.num_workers, self.is_dynamic = num_workers, is_dynamic
+        self.ring_pieces, self.streams_weights = ring_pieces, ring_pieces > 0
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
         _rewrite_functions(self.bodies)
@@ -92,7 +93,7 @@ class InterpretedKernel:
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, THREADS=32, PREFETCH=True, RING=0,
+                         self.fingerprint, THREADS=32, PREFETCH=True, RING=self.ring_pieces,
                          DYNAMIC=self.is_dynamic, INTERPRETED=True)
 
 

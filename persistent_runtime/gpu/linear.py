@@ -64,7 +64,7 @@ def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
     target, widest = shape.target, triton.next_power_of_2(columns)
     row_k = shape.largest_divisor(lengths, target.row_depth)
     row_n = max(min(target.row_elements // matrices // row_k, widest), 1)
-    ring = 0 if shape.interpreted or not can_stream(shape.calls) else target.ring_pieces
+    ring = target.ring_pieces if can_stream(shape.calls) else 0
     iteration_bytes = matrices * row_n * row_k * shape.weight.primitive_bitwidth // 8
     return LinearConfiguration(
         shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),

@@ -176,9 +176,9 @@ def ring_end():
 
 
 @triton.jit
-def stream_of(segment):
-    """(this worker's pieces in the stream list, how many, the argument table)"""
-    begin = words(tl.load(segment + layout.STREAM_BEGIN)) + tl.program_id(0)
+def stream_of(segment, worker):
+    """(a worker's pieces in the stream list, how many, the argument table)"""
+    begin = words(tl.load(segment + layout.STREAM_BEGIN)) + worker
     first = tl.load(begin)
     pieces = counter_at(tl.load(segment + layout.STREAM)) + first * layout.STREAM_WORDS
     return (pieces, (tl.load(begin + 1) - first).to(tl.int32),
@@ -228,25 +228,36 @@ def release(end, number, PIECES: tl.constexpr):
 
 
 @triton.jit
-def open_ring(launch, s, PIECES: tl.constexpr):
+def make_barriers(end):
+    """The barriers of all slots."""
+    lane = tl.arange(0, EVERY_THREAD)
+    tl.inline_asm_elementwise(OPEN, "=r,r,r", [lane, end], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def await_copies(end, PIECES: tl.constexpr):
+    """Waits for all that has been asked for, and ends the use of the barriers."""
+    lane = tl.arange(0, EVERY_THREAD)
+    tl.inline_asm_elementwise(CLOSE, "=r,r,r,r", [lane, end, PIECES], dtype=tl.int32,
+                              is_pure=False, pack=1)
+
+
+@triton.jit
+def open_ring(launch, worker, s, PIECES: tl.constexpr):
     """Before the first step of segment s: asks for its first pieces."""
-    stream = stream_of(segment_at(launch, s))
+    stream = stream_of(segment_at(launch, s), worker)
     if stream[1] > 0:
         end = ring_end()
-        lane = tl.arange(0, EVERY_THREAD)
-        tl.inline_asm_elementwise(OPEN, "=r,r,r", [lane, end], dtype=tl.int32, is_pure=False,
-                                  pack=1)
+        make_barriers(end)
         tl.debug_barrier()  # the slots' barriers are there before anyone waits at them
-        for number in tl.range(0, PIECES):
+        for number in tl.range(0, PIECES, loop_unroll_factor=1):
             address, size = piece_at(stream, number)
             ask(end, number, address, size, PIECES)
 
 
 @triton.jit
-def close_ring(launch, s, PIECES: tl.constexpr):
+def close_ring(launch, worker, s, PIECES: tl.constexpr):
     """After the last step, also of an aborted launch: nothing is written after this."""
-    if stream_of(segment_at(launch, s))[1] > 0:
-        lane = tl.arange(0, EVERY_THREAD)
-        tl.inline_asm_elementwise(CLOSE, "=r,r,r,r", [lane, ring_end(), PIECES], dtype=tl.int32,
-                                  is_pure=False, pack=1)
+    if stream_of(segment_at(launch, s), worker)[1] > 0:
+        await_copies(ring_end(), PIECES)
         tl.debug_barrier()  # the next segment's barriers come after

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.arguments import SEGMENT, STEP_INDEX
+from persistent_runtime.gpu.arguments import SEGMENT, STEP_INDEX, WORKER
 from persistent_runtime.gpu.ring import (
     BARRIERS,
     EVERY_THREAD,
@@ -109,6 +109,23 @@ def upper(pairs, TYPE: tl.constexpr):
 
 
 @triton.jit
+def load_floats(address):
+    """Eight float32 tensors, consecutive elements from each of the addresses on."""
+    return tl.inline_asm_elementwise(
+        LOAD_FLOATS, "=f,=f,=f,=f,=f,=f,=f,=f,l", [address],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32,
+               tl.float32), is_pure=False, pack=1)
+
+
+@triton.jit
+def load_pairs(address):
+    """Four int32 tensors, each a pair of two-byte elements, from each of the addresses on."""
+    return tl.inline_asm_elementwise(
+        LOAD_PAIRS, "=r,=r,=r,=r,l", [address], dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+        is_pure=False, pack=1)
+
+
+@triton.jit
 def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD: tl.constexpr,
                      TYPE: tl.constexpr):
     """(x * norm, EACH values per line of the period, the sum of squares of x): [threads] each."""
@@ -117,14 +134,9 @@ def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD
     values = ()
     for line in tl.static_range(PERIOD):
         first = (line * LINE + lane * EACH) % LENGTH
-        loaded = tl.inline_asm_elementwise(
-            LOAD_FLOATS, "=f,=f,=f,=f,=f,=f,=f,=f,l", [(x + first).to(tl.int64)],
-            dtype=(tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32,
-                   tl.float32, tl.float32), is_pure=False, pack=1)
+        loaded = load_floats((x + first).to(tl.int64))
         if NORMED:
-            factors = tl.inline_asm_elementwise(
-                LOAD_PAIRS, "=r,=r,=r,=r,l", [(norm + first).to(tl.int64)],
-                dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1)
+            factors = load_pairs((norm + first).to(tl.int64))
             for k in tl.static_range(EACH // 2):
                 squares += loaded[2 * k] * loaded[2 * k] + loaded[2 * k + 1] * loaded[2 * k + 1]
                 values = values + (loaded[2 * k] * lower(factors[k], TYPE),
@@ -147,11 +159,10 @@ def multiply_line(weights, values, LINE_OF_PIECE: tl.constexpr, LINE_OF_PERIOD: 
 
 
 @triton.jit
-def multiply_piece(weights, values, FIRST: tl.constexpr, USED: tl.constexpr,
+def multiply_piece(weights, values, FIRST: tl.constexpr, USED: tl.constexpr, PERIOD: tl.constexpr,
                    TOGETHER: tl.constexpr, TYPE: tl.constexpr):
     """Sums of a piece of USED lines, of each TOGETHER lines one. FIRST: line of the period; where
     several lines make a row, or rows share lines, the values go on from there and start over."""
-    PERIOD: tl.constexpr = len(values) // EACH
     totals = ()
     for group in tl.static_range(USED // TOGETHER):
         total = tl.zeros([EVERY_THREAD], tl.float32)
@@ -183,6 +194,13 @@ def leave(totals, end, first, COUNT: tl.constexpr):
 
 
 @triton.jit
+def leave_squares(squares, end):
+    """Adds the squares over each warp and puts the sums down."""
+    tl.inline_asm_elementwise(LEAVE_SQUARES, "=r,f,r,r", [squares, end, 0], dtype=tl.int32,
+                              is_pure=False, pack=1)
+
+
+@triton.jit
 def add_up(address, COUNT: tl.constexpr):
     """Sum of COUNT floats of shared memory from each address on; [threads]."""
     total = tl.zeros([EVERY_THREAD], tl.float32)
@@ -207,9 +225,8 @@ def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.cons
     tl.debug_barrier()  # every thread has read the sums of the task before
     values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES, TYPE)
     if NORMED:
-        tl.inline_asm_elementwise(LEAVE_SQUARES, "=r,f,r,r", [squares, end, 0], dtype=tl.int32,
-                                  is_pure=False, pack=1)
-    stream = stream_of(step[SEGMENT])
+        leave_squares(squares, end)
+    stream = stream_of(step[SEGMENT], step[WORKER])
     number = step[STEP_INDEX] * stream[1] + first
     place = first + (PIECES - AT_ONCE)
     for use in tl.range(0, count // AT_ONCE):
@@ -221,19 +238,20 @@ def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.cons
         at = use * (LEFT * ALL_WARPS)
         weights = take(end, number, PIECES)
         if IN_TWO:
-            totals = multiply_piece(weights, values, 0, LINES, LINES, TYPE)
+            totals = multiply_piece(weights, values, 0, LINES, ALL_LINES, LINES, TYPE)
             release(end, number, PIECES)
             weights = take(end, number + 1, PIECES)
-            rest = multiply_piece(weights, values, LINES, ALL_LINES - LINES, ALL_LINES - LINES,
-                                  TYPE)
+            rest = multiply_piece(weights, values, LINES, ALL_LINES - LINES, ALL_LINES,
+                                  ALL_LINES - LINES, TYPE)
             leave((totals[0] + rest[0],), end, at, 1)
         else:
-            leave(multiply_piece(weights, values, 0, USED, TOGETHER, TYPE), end, at, LEFT)
+            totals = multiply_piece(weights, values, 0, USED, ALL_LINES, TOGETHER, TYPE)
+            leave(totals, end, at, LEFT)
             if GATED:
                 release(end, number, PIECES)
                 weights = take(end, number + 1, PIECES)
-                leave(multiply_piece(weights, values, 0, USED, TOGETHER, TYPE), end, at + UP_SUMS,
-                      LEFT)
+                totals = multiply_piece(weights, values, 0, USED, ALL_LINES, TOGETHER, TYPE)
+                leave(totals, end, at + UP_SUMS, LEFT)
         release(end, number + (AT_ONCE - 1), PIECES)
         if use > 0:
             ask(end, number + (PIECES - AT_ONCE), address, size, PIECES)

@@ -375,7 +375,7 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
         segment = segment_at(launch, s)
         if RING:
-            open_ring(launch, s, RING)
+            open_ring(launch, worker, s, RING)
         index = worker * 0
         while (index < setting(segment, layout.STEPS)) & alive:
             epoch += 1
@@ -384,12 +384,12 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
                     + index * setting(segment, layout.ROW_STRIDE),
                     setting(segment, layout.FIRST_LOGIT)
                     + index * setting(segment, layout.LOGIT_STRIDE),
-                    setting(segment, layout.SEGMENT_ADVANCE), segment)
+                    setting(segment, layout.SEGMENT_ADVANCE), segment, worker)
             status = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
                               CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
             stopped = tl.load(counter_at(flag_at(launch, layout.STOP)), volatile=True)
             alive = (status == READY) & (stopped == 0)
             index += 1
         if RING:
-            close_ring(launch, s, RING)
+            close_ring(launch, worker, s, RING)
         s += 1
