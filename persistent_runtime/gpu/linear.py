@@ -16,12 +16,12 @@ import triton.language as tl
 
 from persistent_runtime import device_functions
 from persistent_runtime.gpu.arguments import (
+    STREAM_COUNT,
+    STREAM_FIRST,
     dim,
     float_parameter,
     operand,
     record_offsets,
-    STREAM_COUNT,
-    STREAM_FIRST,
     tile_range,
     word,
 )

@@ -114,7 +114,8 @@ TAKE = tl.constexpr(f"""{{
     sub.u32 full, full, {BARRIERS};
     {wait_phase("full", f"${OUTPUTS + 3}")}
 """ + "".join(f"""
-    ld.shared.v4.b32 {{${4 * n}, ${4 * n + 1}, ${4 * n + 2}, ${4 * n + 3}}}, [at + {LINE_BYTES * n}];
+    ld.shared.v4.b32 {{${4 * n}, ${4 * n + 1}, ${4 * n + 2}, ${4 * n + 3}}},
+        [at + {LINE_BYTES * n}];
 """ for n in range(PIECE_LINES)) + "}")
 
 # $0 a lane's number; $1 a lane; $2 end; $3 slot. After the warp's last read of the slot.

@@ -363,8 +363,9 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
     compiler's cache does not see through a tuple. THREADS: 32 * num_warps. PREFETCH: whether the
-    device can be asked for weights ahead of time. RING: slots of the ring, 0 for none. DYNAMIC: whether rows may be queued or have
-    actions; what serves them takes registers.
+    device can be asked for weights ahead of time. RING: slots of the ring that brings
+    weights, 0 for none. DYNAMIC: whether rows may be queued or have actions; what serves them
+    takes registers.
     """
     worker = tl.program_id(0) + first_worker
     epoch = worker * 0
