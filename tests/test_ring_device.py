@@ -25,7 +25,7 @@ HEADS = {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64}
 MODELS = {
     "llama": {"hidden_size": 2048, "intermediate_size": 8192, "attention_bias": True} | HEADS,
     "qwen2": {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
-              "num_key_value_heads": 2},
+              "num_key_value_heads": 2, "head_dim": 128},
     "qwen3": {"hidden_size": 1024, "intermediate_size": 3072} | HEADS,
     "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "sliding_window": 40} | HEADS,
 }

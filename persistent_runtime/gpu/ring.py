@@ -188,13 +188,19 @@ def stream_of(segment, worker):
 
 @triton.jit
 def piece_at(stream, place):
-    """(address, bytes) of a worker's piece number `place`, which starts over at the end."""
+    """(address, bytes) of a worker's piece number `place`."""
     pieces, count, table = stream
-    piece = pieces + place % count * layout.STREAM_WORDS
+    piece = pieces + place * layout.STREAM_WORDS
     word = tl.load(piece + layout.STREAM_PLACE)
     begin = (word // layout.STREAM_LENGTHS).to(tl.int64) * layout.STREAM_UNIT
     return (tl.load(table + tl.load(piece + layout.STREAM_TENSOR)) + begin,
             word % layout.STREAM_LENGTHS * layout.STREAM_UNIT)
+
+
+@triton.jit
+def place_after(place, stream):
+    """The stream starts over at its end."""
+    return tl.where(place + 1 < stream[1], place + 1, 0)
 
 
 @triton.jit
@@ -252,7 +258,7 @@ def open_ring(launch, worker, s, PIECES: tl.constexpr):
         make_barriers(end)
         tl.debug_barrier()  # the slots' barriers are there before anyone waits at them
         for number in tl.range(0, PIECES, loop_unroll_factor=1):
-            address, size = piece_at(stream, number)
+            address, size = piece_at(stream, number % stream[1])
             ask(end, number, address, size, PIECES)
 
 

@@ -18,6 +18,7 @@ from persistent_runtime.gpu.ring import (
     SUMS_AT,
     ask,
     piece_at,
+    place_after,
     release,
     ring_end,
     stream_of,
@@ -228,13 +229,12 @@ def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.cons
         leave_squares(squares, end)
     stream = stream_of(step[SEGMENT], step[WORKER])
     number = step[STEP_INDEX] * stream[1] + first
-    place = first + (PIECES - AT_ONCE)
+    # what the slots of a round are filled with again: asked for a round late, when all warps have
+    # read them
+    place = (first + PIECES) % stream[1]
+    address, size = piece_at(stream, place)
+    other_address, other_size = piece_at(stream, place_after(place, stream))
     for use in tl.range(0, count // AT_ONCE):
-        # asked for a round late, when all warps have read the pieces whose slots these take
-        address, size = piece_at(stream, place)
-        other_address, other_size = address, size
-        if AT_ONCE == 2:
-            other_address, other_size = piece_at(stream, place + 1)
         at = use * (LEFT * ALL_WARPS)
         weights = take(end, number, PIECES)
         if IN_TWO:
@@ -255,14 +255,18 @@ def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.cons
         release(end, number + (AT_ONCE - 1), PIECES)
         if use > 0:
             ask(end, number + (PIECES - AT_ONCE), address, size, PIECES)
+            place = place_after(place, stream)
             if AT_ONCE == 2:
                 ask(end, number + (PIECES - 1), other_address, other_size, PIECES)
+                place = place_after(place, stream)
+            address, size = piece_at(stream, place)
+            if AT_ONCE == 2:
+                other_address, other_size = piece_at(stream, place_after(place, stream))
         number += AT_ONCE
-        place += AT_ONCE
     tl.debug_barrier()  # all partial sums are there, and the last pieces have been read
-    for late in tl.static_range(AT_ONCE):
-        address, size = piece_at(stream, place + late)
-        ask(end, number + (PIECES - AT_ONCE + late), address, size, PIECES)
+    ask(end, number + (PIECES - AT_ONCE), address, size, PIECES)
+    if AT_ONCE == 2:
+        ask(end, number + (PIECES - 1), other_address, other_size, PIECES)
 
 
 @triton.jit
