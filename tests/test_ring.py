@@ -15,12 +15,15 @@ import pytest
 
 pytest.importorskip("triton")
 
+from ptx_lanes import run
+
 from benchmarks.gpu_compile import compile_shape, decoder_graph
 from event_tensor.derive import derive_events
 from persistent_runtime import layout, streams
 from persistent_runtime.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.registry import configurations
+from persistent_runtime.gpu.streamed import leave_sums
 from persistent_runtime.gpu.target import TILE_TARGETS
 from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.streams import MATRICES, PIECE_BYTES, period_of, streamed_calls
@@ -135,3 +138,14 @@ def test_the_whole_worker_fits_with_the_ring(shape, arch):
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
     if worker.stack_bytes:
         pytest.xfail(f"{worker.stack_bytes} bytes of stack, for values that live while a tile runs")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_shuffles_leave_each_warps_sums_where_they_are_looked_for(count):
+    end, first, at = 1 << 20, 40, 4096
+    floats = [np.random.default_rng(v).integers(0, 99, 256).astype(float) for v in range(count)]
+    text = leave_sums(count, at).value
+    _, shared = run(text, [0, *floats, end, first])
+    expected = {end - at + 4 * (first + v * 8 + warp): floats[v][32 * warp:32 * warp + 32].sum()
+                for v in range(count) for warp in range(8)}
+    assert shared == expected
