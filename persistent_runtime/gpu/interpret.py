@@ -28,7 +28,7 @@ from event_tensor.graph import Graph
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, allocate
 from persistent_runtime.encode import address_of
-from persistent_runtime.gpu import actions, arguments, queue, sync
+from persistent_runtime.gpu import actions, arguments, finish, queue, streamed, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import (
@@ -101,7 +101,7 @@ def _rewrite_functions(bodies: Sequence[Any]) -> None:
     """Has the interpreter parse what the workers will call, once for all processes to come."""
     modules = {body.fn.__module__ for body in bodies} | {
         run_worker.fn.__module__, sync.__name__, queue.__name__, actions.__name__,
-        arguments.__name__, standard.__name__}
+        arguments.__name__, finish.__name__, streamed.__name__, standard.__name__}
     for name in modules:
         for value in list(vars(sys.modules[name]).values()):
             if isinstance(value, interpreter.InterpretedFunction):

@@ -17,7 +17,6 @@ import triton.language as tl
 from persistent_runtime import device_functions
 from persistent_runtime.gpu.arguments import (
     STREAM_COUNT,
-    STREAM_FIRST,
     dim,
     float_parameter,
     operand,
@@ -25,9 +24,9 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
+from persistent_runtime.gpu.finish import finish
 from persistent_runtime.gpu.registry import Shape, gpu_body
-from persistent_runtime.gpu.ring import EVERY_THREAD
-from persistent_runtime.gpu.streamed import inverse_norm, row_sums, stream_row
+from persistent_runtime.gpu.streamed import multiply_streamed
 from persistent_runtime.streams import Period, can_stream, period_of
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
@@ -96,30 +95,6 @@ def widened_dot(a, b, total, CONFIG: tl.constexpr):
     else:
         total = tl.dot(a, b, total, input_precision="ieee")
     return total
-
-
-@triton.jit
-def activate(sums, ups, factor, biases, n, mask_n, GATED: tl.constexpr, CONFIG: tl.constexpr):
-    """Norm factor, bias and gate."""
-    sums = sums * factor
-    if CONFIG.biased:
-        sums += tl.load(biases[0] + n, mask=mask_n & biases[1], other=0).to(tl.float32)
-    if GATED:
-        ups = ups * factor
-        if CONFIG.biased:
-            ups += tl.load(biases[2] + n, mask=mask_n & biases[3], other=0).to(tl.float32)
-        sums = sums / (1.0 + tl.exp(-sums)) * ups
-    return sums
-
-
-@triton.jit
-def finish(sums, ups, factor, biases, out, n, mask_n, mask, GATED: tl.constexpr,
-           ACCUMULATE: tl.constexpr, CONFIG: tl.constexpr):
-    """Norm factor, bias, gate or residual, and the store."""
-    sums = activate(sums, ups, factor, biases, n, mask_n, GATED, CONFIG)
-    if ACCUMULATE:
-        sums += tl.load(out, mask=mask, other=0)
-    tl.store(out, sums, mask=mask)
 
 
 @triton.jit
@@ -206,38 +181,6 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
         finish(total, up_total, factor, biases, out + m[:, None] * out_stride + n[None, :],
                n[None, :], mask_n[None, :], mask_m[:, None] & mask_n[None, :], GATED, ACCUMULATE,
                CONFIG)
-
-
-@triton.jit
-def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step,
-                      NORMED: tl.constexpr, GATED: tl.constexpr, ACCUMULATE: tl.constexpr,
-                      K: tl.constexpr, CONFIG: tl.constexpr):
-    """multiply_row with weights that come through the ring, if `length` is that of period K."""
-    PERIOD: tl.constexpr = CONFIG.periods[K]
-    if length == PERIOD.in_features:
-        lane = tl.arange(0, EVERY_THREAD)
-        residual = tl.zeros([EVERY_THREAD], tl.float32)
-        if ACCUMULATE:  # arrives while the product is on its way
-            residual = tl.load(out + lane, mask=lane < columns, other=0)
-        stream_row(x, norm, step, tile[STREAM_FIRST], tile[STREAM_COUNT], NORMED, GATED, PERIOD,
-                   CONFIG.ring, CONFIG.weight)
-        factor = 1.0
-        if NORMED:
-            factor = inverse_norm(eps, PERIOD)
-        for first in tl.range(0, columns, EVERY_THREAD):
-            n = first + lane
-            mask = n < columns
-            there = tl.minimum(n, columns - 1)
-            sums = row_sums(there, False, PERIOD)
-            ups = sums
-            if GATED:
-                ups = row_sums(there, True, PERIOD)
-            sums = activate(sums, ups, factor, biases, n, mask, GATED, CONFIG)
-            if ACCUMULATE:
-                if first > 0:
-                    residual = tl.load(out + n, mask=mask, other=0)
-                sums += residual
-            tl.store(out + n, sums, mask=mask)
 
 
 @triton.jit

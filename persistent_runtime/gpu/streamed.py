@@ -10,7 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.arguments import SEGMENT, STEP_INDEX, WORKER
+from persistent_runtime.gpu.arguments import (
+    SEGMENT,
+    STEP_INDEX,
+    STREAM_COUNT,
+    STREAM_FIRST,
+    WORKER,
+)
+from persistent_runtime.gpu.finish import activate
 from persistent_runtime.gpu.ring import (
     BARRIERS,
     EVERY_THREAD,
@@ -284,3 +291,35 @@ def inverse_norm(eps, PERIOD: tl.constexpr):
     ELEMENTS: tl.constexpr = PERIOD.in_features * PERIOD.rows
     address = ring_end() - ALL_SQUARES + tl.zeros([EVERY_THREAD], tl.int32)
     return 1.0 / tl.sqrt(add_up(address, ALL_WARPS) / ELEMENTS + eps)
+
+
+@triton.jit
+def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step,
+                      NORMED: tl.constexpr, GATED: tl.constexpr, ACCUMULATE: tl.constexpr,
+                      K: tl.constexpr, CONFIG: tl.constexpr):
+    """multiply_row with weights that come through the ring, if `length` is that of period K."""
+    PERIOD: tl.constexpr = CONFIG.periods[K]
+    if length == PERIOD.in_features:
+        lane = tl.arange(0, EVERY_THREAD)
+        residual = tl.zeros([EVERY_THREAD], tl.float32)
+        if ACCUMULATE:  # arrives while the product is on its way
+            residual = tl.load(out + lane, mask=lane < columns, other=0)
+        stream_row(x, norm, step, tile[STREAM_FIRST], tile[STREAM_COUNT], NORMED, GATED, PERIOD,
+                   CONFIG.ring, CONFIG.weight)
+        factor = 1.0
+        if NORMED:
+            factor = inverse_norm(eps, PERIOD)
+        for first in tl.range(0, columns, EVERY_THREAD):
+            n = first + lane
+            mask = n < columns
+            there = tl.minimum(n, columns - 1)
+            sums = row_sums(there, False, PERIOD)
+            ups = sums
+            if GATED:
+                ups = row_sums(there, True, PERIOD)
+            sums = activate(sums, ups, factor, biases, n, mask, GATED, CONFIG)
+            if ACCUMULATE:
+                if first > 0:
+                    residual = tl.load(out + n, mask=mask, other=0)
+                sums += residual
+            tl.store(out + n, sums, mask=mask)
