@@ -6,9 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,14 +15,13 @@ pytest.importorskip("triton")
 
 from ptx_lanes import run
 
-from benchmarks.gpu_compile import compile_shape, decoder_graph
+from benchmarks.gpu_compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
 from persistent_runtime import layout, streams
 from persistent_runtime.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.registry import configurations
 from persistent_runtime.gpu.streamed import leave_sums
-from persistent_runtime.gpu.target import TILE_TARGETS
 from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.streams import MATRICES, PIECE_BYTES, period_of, streamed_calls
 from scheduling.target import H200
@@ -35,9 +32,8 @@ BINDINGS = {"tokens": 1, "logit_rows": 1, "context": 128, "kv_splits": 2}
 
 
 @pytest.fixture
-def ring():
-    entries = {"generic": replace(TILE_TARGETS["generic"], ring_pieces=PIECES)}
-    with patch.dict(TILE_TARGETS, entries):
+def with_ring():
+    with ring(PIECES):
         yield
 
 
@@ -109,7 +105,7 @@ def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hi
     assert found["pieces"] > 0 and not found["left_out"]
 
 
-@pytest.mark.usefixtures("ring")
+@pytest.mark.usefixtures("with_ring")
 @pytest.mark.parametrize("arch", [90, 100])
 @pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
 def test_what_reads_the_ring_needs_no_stack(shape, arch):
@@ -127,7 +123,7 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ring")
+@pytest.mark.usefixtures("with_ring")
 @pytest.mark.parametrize("arch", [90, 100])
 @pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
 def test_the_whole_worker_fits_with_the_ring(shape, arch):

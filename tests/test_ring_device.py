@@ -1,9 +1,6 @@
 """Weights through the ring on a real device: the tokens of the worker without it, and every end."""
 
 import time
-from contextlib import contextmanager
-from dataclasses import replace
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from persistent_runtime.gpu.target import TILE_TARGETS
+from benchmarks.gpu_compile import ring
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available() or
@@ -29,14 +26,6 @@ MODELS = {
     "qwen3": {"hidden_size": 1024, "intermediate_size": 3072} | HEADS,
     "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "sliding_window": 40} | HEADS,
 }
-
-
-@contextmanager
-def ring(pieces):
-    """Kernels compiled here have rings of so many slots."""
-    entries = {name: replace(entry, ring_pieces=pieces) for name, entry in TILE_TARGETS.items()}
-    with patch.dict(TILE_TARGETS, entries):
-        yield
 
 
 def decoder_with(directory, pieces, **options):
