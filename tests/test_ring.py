@@ -88,8 +88,9 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
 
 
 # hidden and intermediate size: rows of a quarter and half a line, of three quarters, of 1, 4 and 6
-@pytest.mark.parametrize("family, hidden, inner", [("llama", 512, 1536), ("qwen3", 256, 8192),
-                                                   ("qwen2", 256, 12288)])
+@pytest.mark.parametrize("family, hidden, inner", [
+    ("llama", 512, 1536), pytest.param("qwen3", 256, 8192, marks=pytest.mark.slow),
+    pytest.param("qwen2", 256, 12288, marks=pytest.mark.slow)])
 def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hidden, inner,
                                                                       tiny_model):
     directory = tiny_model(family, dtype="bfloat16", seed=3, hidden_size=hidden,
