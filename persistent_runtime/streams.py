@@ -112,32 +112,39 @@ def encode_streams(table: TaskTable, orders: Sequence[IntArray], argument_begin:
                    calls: Sequence[int]) -> tuple[IntArray, IntArray, IntArray]:
     """(pieces [pieces, STREAM_WORDS], range of each worker [workers + 1], of each row its first
     piece within its worker's and how many it has [rows, 2]). calls: from `streamed_calls`."""
-    parts = [np.zeros((0, layout.STREAM_WORDS), np.int64)]
-    worker_begin, rows = [0], []
-    matrices = {call: _Matrices.of(table.graph.calls[call], int(argument_begin[call]))
-                for call in calls}
-    for order in orders:
-        begin = 0
-        for task in order.tolist():
-            found = matrices.get(int(table.call[task]))
-            count = 0
-            if found is not None:
-                parts.append(found.pieces(int(table.tile[task, found.axis])))
-                count = len(parts[-1])
-            rows.append((begin if count else 0, count))
-            begin += count
-        worker_begin.append(worker_begin[-1] + begin)
-    return (np.concatenate(parts), np.array(worker_begin, np.int64),
-            np.array(rows, np.int64).reshape(-1, 2))
+    tasks = np.concatenate([np.zeros(0, np.int64), *orders]).astype(np.int64)
+    patterns = [np.zeros((0, layout.STREAM_WORDS), np.int64)]  # pieces of a first tile, from 0 on
+    begin, count, shift = (np.zeros(len(tasks), np.int64) for _ in range(3))
+    known = 0
+    for index in calls:
+        call = table.graph.calls[index]
+        of_call = table.call[tasks] == index
+        tile = table.tile[tasks, call.function.axes.index("j")]
+        matrices = _Matrices.of(call, int(argument_begin[index]))
+        last = (matrices.rows - 1) // matrices.tile_rows
+        for rows, here in ((matrices.tile_rows, of_call & (tile < last)),
+                           (matrices.rows - last * matrices.tile_rows, of_call & (tile == last))):
+            patterns.append(matrices.pieces(rows))
+            begin[here], count[here] = known, len(patterns[-1])
+            shift[here] = (tile[here] * matrices.tile_rows * matrices.row_bytes
+                           // layout.STREAM_UNIT * layout.STREAM_LENGTHS)
+            known += len(patterns[-1])
+    ends = np.cumsum(count)
+    pieces = np.concatenate(patterns)[np.repeat(begin - ends + count, count)
+                                      + np.arange(count.sum())]
+    pieces[:, layout.STREAM_PLACE] += np.repeat(shift, count)
+    row_begin = np.cumsum([0, *map(len, orders)])
+    worker_begin = np.concatenate([[0], ends])[row_begin]
+    first = ends - count - np.repeat(worker_begin[:-1], np.diff(row_begin))
+    return pieces, worker_begin, np.stack([np.where(count > 0, first, 0), count], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Matrices:
-    """What a call's tiles read: where the argument table has the matrices' addresses, the tile's
-    axis, bytes of a row, rows of a tile, rows of the matrix."""
+    """What a call's tiles read. words: where the argument table has the matrices' addresses;
+    rows: of a matrix."""
 
     words: tuple[int, ...]
-    axis: int
     row_bytes: int
     tile_rows: int
     rows: int
@@ -151,24 +158,21 @@ class _Matrices:
         assert weight is not None
         in_features = _parameter(call, "in_features")
         return cls(tuple(argument_begin + place * layout.OPERAND_WORDS for place in places),
-                   call.function.axes.index("j"), in_features * ELEMENT_BYTES,
-                   _parameter(call, "tile_n"), int(weight.shape[0].evaluate({})),
-                   period_of(in_features))
+                   in_features * ELEMENT_BYTES, _parameter(call, "tile_n"),
+                   int(weight.shape[0].evaluate({})), period_of(in_features))
 
-    def pieces(self, tile: int) -> IntArray:
-        """Of one tile, in the order in which it uses them up: [pieces, STREAM_WORDS]."""
-        first = tile * self.tile_rows
-        size = (min(first + self.tile_rows, self.rows) - first) * self.row_bytes
-        lines = self.period.piece_lines
+    def pieces(self, rows: int) -> IntArray:
+        """Of a tile of so many rows, in the order in which it uses them up, their places counted
+        from the tile's: [pieces, STREAM_WORDS]."""
+        size, lines = rows * self.row_bytes, self.period.piece_lines
         used_up = sum(lines) * LINE_BYTES
         starts = np.arange(0, size, used_up)[:, None] + np.cumsum([0, *lines[:-1]]) * LINE_BYTES
         ends = np.minimum(starts + np.array(lines) * LINE_BYTES, size)
-        place = ((first * self.row_bytes + starts) // WARP_BYTES * layout.STREAM_LENGTHS
-                 + (ends - starts) // WARP_BYTES)
-        shape = (len(starts), len(self.words), len(lines))
-        found = np.zeros((*shape, layout.STREAM_WORDS), np.int64)
+        found = np.zeros((len(starts), len(self.words), len(lines), layout.STREAM_WORDS), np.int64)
         found[..., layout.STREAM_TENSOR] = np.array(self.words)[:, None]
-        found[..., layout.STREAM_PLACE] = place[:, None, :]
+        found[..., layout.STREAM_PLACE] = (
+            starts // layout.STREAM_UNIT * layout.STREAM_LENGTHS
+            + (ends - starts) // layout.STREAM_UNIT)[:, None, :]
         return found.reshape(-1, layout.STREAM_WORDS)
 
 
