@@ -29,7 +29,7 @@ from persistent_runtime.streams import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUM
 MAX_PIECES = 15
 ASKED, BARRIERS, SQUARES = 8, 256, 512
 SUMS_AT = SQUARES + 4 * SUMS
-TRIES = 1 << 22  # polls of some microseconds each: a copy that has not come by then never will
+TRIES = 1 << 26  # some seconds of polls: a copy that has not come by then never will
 EVERY_THREAD = tl.constexpr(WARPS * 32)
 
 # $0 the address one past the end of this worker's shared memory
