@@ -173,7 +173,7 @@ def ring_bytes(pieces: int) -> int:
 @triton.jit
 def ring_end():
     """The address one past the end of shared memory, from which all of the ring is addressed."""
-    return tl.inline_asm_elementwise(END, "=r", [], dtype=tl.int32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(END, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
