@@ -1,18 +1,29 @@
 #!/bin/sh
-# The ring on a GPU: device tests first, each with a hard limit, then side-by-side timings and
-# traces. Usage, in the repository's root: sh benchmarks/gpu_ring_try.sh OUTPUT_FOLDER [python]
+# The ring on a GPU, every part with a hard limit. In the repository's root:
+#   sh benchmarks/gpu_ring_try.sh test             device tests, the shortest first
+#   sh benchmarks/gpu_ring_try.sh time SHAPE OUT   side-by-side timings and traces → OUT/ring_SHAPE.json
+# PYTHON names the interpreter.
 set -e
-out=${1:?give a folder for the results}
-python=${2:-python}
-mkdir -p "$out"
+python=${PYTHON:-python}
 export PYTHONPATH=. PYTHONUNBUFFERED=1
-timeout -k 5 240 "$python" -m pytest tests/test_ring_device.py -x -q -p no:cacheprovider
-for shape in llama-3.2-1b qwen3-0.6b qwen3-8b; do
-    timeout -k 5 300 "$python" benchmarks/gpu_variants.py --shape $shape --rounds 5 \
-        --output "$out/ring_$shape.json" \
+case $1 in
+test)
+    run="timeout -k 5 200 $python -m pytest tests/test_ring_device.py -x -q -p no:cacheprovider"
+    $run -k 'qwen3-bfloat16 or missing'
+    $run -k 'not qwen3-bfloat16 and not missing'
+    ;;
+time)
+    mkdir -p "$3"
+    timeout -k 5 400 "$python" benchmarks/gpu_variants.py --shape "$2" --rounds 5 \
+        --output "$3/ring_$2.json" \
         --variant triton ring_pieces=0 \
         --variant ring ring_pieces=9 \
         --variant ring_fine ring_pieces=9 tile_columns=1 \
         --variant ring_large ring_pieces=9 tile_bytes=2097152 \
         --variant ring_l2 ring_pieces=9 prefetch_bytes=393216
-done
+    ;;
+*)
+    sed -n 2,5p "$0"
+    exit 2
+    ;;
+esac
