@@ -65,7 +65,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    results = {}
+    results = {}  # of cases that are not measured now, what was there
+    if options.output.exists() and set(options.cases) != set(CASES):
+        results = json.loads(options.output.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         directory = write_model(model_config(options.shape), Path(folder) / options.shape)
         for name in options.cases:

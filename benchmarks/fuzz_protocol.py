@@ -52,6 +52,7 @@ EVENT_MUTATIONS = (*m.WEAKER_OR_OTHER_EVENTS, *m.WRONG_COUNTS)
 INTERLEAVINGS = 2  # of each table and of each schedule
 DISPATCH_POLICIES = (("critical_path", False), ("hybrid", False), ("dynamic", False),
                      ("dynamic", True))  # and whether tasks are pushed early
+WORKERS = (1, 2, 3, 5, 8)
 STEPS = 12  # of each launch
 
 
@@ -161,7 +162,7 @@ def fuzz_dispatch(seed: int) -> Tally:
     for policy, early_push in DISPATCH_POLICIES:
         with tally.phase("dispatch by threads"):
             try:
-                kernel = Megakernel(made.graph, policy=policy, workers=(1, 2, 3, 5)[seed % 4],
+                kernel = Megakernel(made.graph, policy=policy, workers=WORKERS[seed % len(WORKERS)],
                                     early_push=early_push, samples=made.samples)
                 wrong = run_and_check(made, kernel, STEPS)
             except Exception as error:  # as in fuzz

@@ -54,7 +54,7 @@ def changed(settings: dict[str, int]) -> Iterator[None]:
 def summary(trace: SegmentTrace) -> dict[str, Any]:
     """Of the traced steps after the first: microseconds per step. Work and wait are means over
     workers; span is from a function's first start to its last end, summed over its calls."""
-    table, steps = trace.segment.encoded.schedule.table, slice(1, None)
+    table, steps = trace.table, slice(1, None)
     workers = len(trace.segment.encoded.schedule.orders)
     run = (trace.end_us - trace.run_us)[steps]
     wait = (trace.run_us - trace.wait_us)[steps]

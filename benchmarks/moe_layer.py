@@ -12,7 +12,8 @@ import torch
 
 from event_tensor.conservative import conservative
 from event_tensor.graph import Graph
-from event_tensor.task_table import Runtime, instantiate
+from event_tensor.instantiate import instantiate
+from event_tensor.task_table import Runtime
 from frontend.config import DecoderConfig
 from frontend.operators import TOKENS, Limits, Operators
 from frontend.routings import sample_routings
@@ -24,8 +25,7 @@ from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target
 
 NAME = "model.layers.0.mlp"
-BATCH_MS = 60.0  # a launch takes about so long, or two steps
-TRIES = 5  # of a measurement that other programs have spoilt
+LAUNCH_MS = 100.0  # a launch takes about so long, or one step
 LOUD = 30.0  # what a row holds in the columns of its experts; elsewhere its values lie around 1
 
 
@@ -111,7 +111,7 @@ class LayerRun:
         self._kernel, self._buffers, self._bindings = kernel, buffers, bindings
         self._rows, self._ids = rows, ids
         self._tensors = {spec.name: spec for spec in kernel.graph.tensors()}
-        self._steps = (1, 2)
+        self._steps = 1
 
     def _launch(self, steps: int) -> float:
         segment = self._kernel.segment(self._bindings, self._buffers, steps=steps)
@@ -131,20 +131,12 @@ class LayerRun:
 
     def calibrate(self) -> None:
         seconds = min(self._launch(1) for _ in range(2))
-        steps = max(int(BATCH_MS / 1e3 / max(seconds, 1e-5)), 1)
-        self._steps = (steps, 2 * steps)
+        self._steps = max(int(LAUNCH_MS / 1e3 / max(seconds, 1e-5)), 1)
 
     def step_ms(self) -> float:
-        """Milliseconds per step: the difference of two launches, so that starting is left out.
+        """Milliseconds per step of one launch, whose start is the same for every schedule.
 
-        Raises RuntimeError where other programs hide the difference time and again.
+        The difference of two launches would leave the start out, at thrice the noise.
         """
-        for _ in range(TRIES):
-            self._buffers.array(self._tensors["hidden"])[:] = self._rows
-            short, long = (self._launch(steps) for steps in self._steps)
-            if long > short:
-                return (long - short) / (self._steps[1] - self._steps[0]) * 1e3
-        raise RuntimeError(f"twice the steps took no longer, {TRIES} times: other programs disturb "
-                           f"the measurement; run it on a quieter machine")
-
-
+        self._buffers.array(self._tensors["hidden"])[:] = self._rows
+        return self._launch(self._steps) / self._steps * 1e3

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -17,34 +19,50 @@ def load(name: str) -> dict[str, Any]:
     return loaded
 
 
+SIDES = {"transformers": "transformers eager", "torch-compile": "torch.compile",
+         "llama-cpp": "llama.cpp"}
+
+
 def cpu_decode() -> str:
-    """Decode and prefill beside transformers, with the correctness of the same run."""
+    """Decode and prefill beside others on the same weights; the correctness of the same run."""
     results = load("cpu_decode")
-    rows = ["| Qwen3-0.6B shape, random bf16 weights, batch 1 | Event Tensor | transformers eager "
-            "| ours / theirs |", "|---|---|---|---|"]
-    decode, long = results["decode"], results["prefill"]
-    baseline = decode["compare"]["transformers"]
+    rows = [f"| Qwen3-0.6B shape, random bf16 weights, batch 1 | Event Tensor | "
+            f"{' | '.join(SIDES.values())} |", "|---|---|" + "---|" * len(SIDES)]
 
-    def row(name: str, ours: float, theirs: float) -> str:
-        return f"| {name} | {ours:.1f} ms | {theirs:.1f} ms | {ours / theirs:.2f} |"
+    def row(name: str, record: dict[str, Any], value: Callable[[dict[str, Any]], float],
+            note: str = "") -> None:
+        ours = value(record)
+        theirs = [f"{value(side):.1f} ms ({ours / value(side):.2f})" if side else "" for side in
+                  (record["compare"].get(name) for name in SIDES)]
+        rows.append(f"| {name} | {ours:.1f} ms{note} | {' | '.join(theirs)} |")
 
-    rows.append(row(
-        f"TPOT p50, {decode['prompt_tokens']} prompt + {decode['new_tokens']} new tokens",
-        decode["tpot_ms"]["p50"], baseline["tpot_ms"]["p50"]))
-    rows.append(row(f"TTFT, {decode['prompt_tokens']} prompt tokens", decode["ttft_ms"],
-                    baseline["ttft_ms"]))
-    rows.append(row(f"TTFT, {long['prompt_tokens']} prompt tokens", long["ttft_ms"],
-                    long["compare"]["transformers"]["ttft_ms"]))
-    found, versions = decode["correctness"], decode["versions"]
+    for case in ("context_128", "context_2048"):
+        record = results[case]
+        context = record["prompt_tokens"] + record["depth"]
+        row(f"TPOT p50, context {context}", record, lambda side: side["tpot_ms"]["p50"],
+            f", {record['bandwidth_fraction']:.0%} of read bandwidth")
+        row(f"TPOT p50 sampled, context {context}", record,
+            lambda side: side["sampled"]["tpot_ms"]["p50"])
+    for case in ("decode", "context_128", "prefill"):
+        row(f"TTFT, {results[case]['prompt_tokens']} prompt tokens", results[case],
+            lambda side: side["ttft_ms"])
+    short = results["context_128"]
+    found, versions = short["correctness"], short["versions"]
+    compared = short["compare"]
+    errors = ", ".join(f"{compared[name]['correctness']['max_abs_logit_error']:.3f} {label}"
+                       for name, label in SIDES.items())
     rows += ["", (
-        f"{decode['workers']} workers on {decode['cpu']}; {decode['bandwidth_gb_s']:.0f} GB/s of a "
-        f"measured read bandwidth of {decode['peak_bandwidth_gb_s']:.0f} GB/s "
-        f"({decode['bandwidth_fraction']:.0%}); peak memory {decode['peak_rss_mb']:.0f} MB; "
-        f"{found['tokens_equal']} of {found['tokens_compared']} tokens equal those of "
-        f"{found['reference']}, largest logit error {found['max_abs_logit_error']:g}; medians of "
-        f"{decode['repeats']} interleaved rounds, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}, {decode['date'][:10]}. Shared machines are noisy: TPOT p90 "
-        f"was {decode['tpot_ms']['p90']:.1f} ms and {baseline['tpot_ms']['p90']:.1f} ms.")]
+        f"In brackets ours / theirs. {short['workers']} workers on {short['cpu']}, of a measured "
+        f"read bandwidth of {short['peak_bandwidth_gb_s']:.0f} GB/s; at context "
+        f"{short['prompt_tokens']} {found['tokens_equal']} of {found['tokens_compared']} greedy "
+        f"tokens are the likeliest to {found['reference']}, largest logit error "
+        f"{found['max_abs_logit_error']:.3f} ({errors}), peak memory "
+        f"{short['peak_rss_mb']:.0f} MB; medians of {short['repeats']} interleaved rounds, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, "
+        f"{compared['llama-cpp']['version']}, {short['date'][:10]}, commit "
+        f"{short['commit'][:7]}. Shared machines are noisy: TPOT p90 was "
+        f"{short['tpot_ms']['p90']:.1f} ms, and transformers' "
+        f"{compared['transformers']['tpot_ms']['p90']:.1f} ms.")]
     return "\n".join(rows)
 
 
@@ -61,20 +79,27 @@ def scheduling() -> str:
 
 
 def start_up() -> str:
-    """From the command to the first token of the demo model."""
-    result = load("start_up")
+    """From the command to the first token of the demo model, and the phases of a larger one."""
+    result, tracing = load("start_up"), load("tracing_cost")
     seconds = result["median_seconds"]
+    shape = next(name for name in result["phases"] if name != "demo")
+    warm = result["phases"][shape]["seconds"]["warm"]
     return (
         f"From the command to the first token of `demo`, imports included: {seconds['warm']:.1f} s "
         f"with a warm cache, {seconds['cold']:.1f} s when everything must be compiled first; "
-        f"`--help` takes {seconds['help']:.2f} s.")
+        f"`--help` takes {seconds['help']:.2f} s. A warm start of the {shape} shape: "
+        f"{warm['all but weights']:.1f} s and {warm['weights']:.1f} s for reading weights, of that "
+        f"{warm['code']:.2f} s for the kernel; {warm['attributed']:.1%} of it in named phases. "
+        f"Tracing costs {tracing['tracing']['overhead']:.1%} of TPOT there.")
 
 
 def fuzz() -> str:
     """The protocol over random graphs."""
     result = load("fuzz_protocol")
     return (f"{result['graphs']:,} random graphs, {result['counts']['interleavings']:,} "
-            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules: "
+            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules; "
+            f"{result['dispatch_graphs']:,} graphs with data-dependent edges run "
+            f"{result['counts']['dispatch launches']:,} times by 1 to 8 threads: "
             f"{result['failures']} failures.")
 
 
@@ -114,14 +139,37 @@ def schedules() -> str:
                             for name in ("unfused", "static", "dynamic", "hybrid", "auto"))
         rows.append(f"| {case['case']} | {values} |")
     costs, sampling = result["costs_us"], load("sampling_cost")
+    behind = max(result["cases"], key=behind_best)
+    noise = max((abs(ratio(case, "auto", same) - 1) for case in result["cases"]
+                 for same in case["auto_equals"]), default=0.0)
+    dense, *layers = result["cases"]
+    predicted = [ms / case["ms"][name] for case in layers for name, ms in
+                 case["predicted_ms"][str(result["workers"])].items()]
+    low, high = min(predicted), max(predicted)
     rows += ["", (
         f"{result['workers']} workers on {result['cpu']}, medians of {result['rounds']} "
-        f"interleaved rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. "
-        f"Rounds differ by more than ten percent there, so auto cannot be told from the best. A "
-        f"dependency costs "
+        f"interleaved rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. By "
+        f"the median of each round's ratio, dynamic takes {ratio(dense, 'dynamic', 'static'):.2f} "
+        f"of static's time on dense decode, and auto is at most {behind_best(behind):.1%} behind "
+        f"the best of the other four ({behind['case']}); where auto is row for row one of them, "
+        f"the two still differ by up to {noise:.1%}. The simulator predicted {low:.2f} to "
+        f"{high:.2f} of what an MoE layer took. A dependency costs "
         f"{costs['dependency_us']:.3f} us, a pop {costs['pop_us']:.3f} us, a push "
         f"{costs['push_us']:.3f} us. Sampling costs {sampling['cost']:.1%} of TPOT over greedy.")]
     return "\n".join(rows)
+
+
+def ratio(case: dict[str, Any], one: str, other: str) -> float:
+    """Time of one schedule over another's, the median over rounds."""
+    return median(a / b for a, b in zip(case["rounds_ms"][one], case["rounds_ms"][other],
+                                        strict=True))
+
+
+def behind_best(case: dict[str, Any]) -> float:
+    """How much longer auto takes than the best of the others; none where it is the best."""
+    if case["best"] in case["auto_equals"]:
+        return 0.0
+    return max(ratio(case, "auto", case["best"]) - 1, 0.0)
 
 
 def main() -> None:

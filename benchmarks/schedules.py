@@ -17,6 +17,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,7 @@ from benchmarks.moe_layer import MoeLayer, moe_graph, routed_rows  # noqa: E402
 from benchmarks.queue_costs import measure_costs  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
-from event_tensor.task_table import instantiate  # noqa: E402
+from event_tensor.instantiate import instantiate  # noqa: E402
 from frontend.bandwidth import ReadBandwidth  # noqa: E402
 from frontend.bench import random_prompt  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
@@ -41,8 +42,11 @@ from frontend.machine import provenance  # noqa: E402
 from frontend.routings import layer_routing  # noqa: E402
 from frontend.tiles import EXPERT_ROWS  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
+from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
+from persistent_runtime.device_functions import linear_residual  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
+from scheduling.static_schedule import StaticSchedule  # noqa: E402
 from scheduling.target import H200, Target, generic_cpu  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,7 +101,8 @@ def dense_case(shape: str, rounds: int, new_tokens: int) -> dict[str, Any]:
             run(name)
         times = interleaved({name: partial(run, name) for name in SCHEDULES}, rounds)
         same = all(output == outputs["static"] for output in outputs.values())
-        return {"case": f"decode {shape}", "tokens_equal": same, **table_of(times)}
+        return {"case": f"decode {shape}", "tokens_equal": same, **table_of(times),
+                **choice_of({name: decoders[name].schedule for name in SCHEDULES})}
 
 
 def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Target
@@ -124,7 +129,8 @@ def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Targe
                       "routing": routing, "tiles": layer.tiles_of(ids), "outputs_equal": True,
                       **table_of(interleaved(sides, rounds))}
             schedule = kernels["auto"].schedule({"tokens": count}).schedule
-            record["auto"] = schedule.kind
+            record |= choice_of({name: kernel.schedule({"tokens": count}).schedule
+                                 for name, kernel in kernels.items()})
             record["choices"] = [{"calls": [c.calls[0], c.calls[-1]], "runs": c.runs,
                                   "in_queue": c.in_queue, "rows_us": round(c.rows_us, 1),
                                   "queue_us": round(c.queue_us, 1), "reason": c.reason}
@@ -133,6 +139,19 @@ def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Targe
             cases.append(record)
             print(record["case"], record["ms"], "auto:", record["auto"], flush=True)
     return cases
+
+
+def choice_of(schedules: dict[str, StaticSchedule]) -> dict[str, Any]:
+    """What auto chose, and which of the four it equals row for row."""
+    chosen = schedules["auto"]
+    return {"auto": chosen.kind, "auto_equals": [
+        name for name, other in schedules.items() if name != "auto" and same_rows(chosen, other)]}
+
+
+def same_rows(one: StaticSchedule, other: StaticSchedule) -> bool:
+    """Whether two policies came to the same schedule, so that only noise tells them apart."""
+    return (len(one.orders) == len(other.orders) and np.array_equal(one.queued, other.queued)
+            and all(map(np.array_equal, one.orders, other.orders)))
 
 
 def predictions(layer: MoeLayer, count: int, ids: np.ndarray[Any, Any], here: Target
@@ -156,10 +175,26 @@ def predictions(layer: MoeLayer, count: int, ids: np.ndarray[Any, Any], here: Ta
     return result
 
 
+def measure_gflops() -> float:
+    """What one core computes in a tile of EXPERT_ROWS rows whose weights are in its cache."""
+    inner, columns = 2048, 512
+    values = {"x": np.ones((EXPERT_ROWS, inner), np.float32),
+              "weight": np.zeros((columns, inner), np.uint16),
+              "residual": np.zeros((EXPERT_ROWS, columns), np.float32),
+              "tile_m": EXPERT_ROWS, "tile_n": columns, "in_features": inner}
+    seconds = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        run_tile(linear_residual, "bfloat16", values, (0, 0))
+        seconds.append(time.perf_counter() - begin)
+    return 2 * EXPERT_ROWS * inner * columns / statistics.median(seconds) / 1e9
+
+
 def measured_target(bandwidth_gb_s: float, costs: dict[str, float]) -> Target:
     """This machine as the simulator sees it."""
-    backend = find_backend("cpu")
-    return replace(backend.target(None), bandwidth_gb_s=bandwidth_gb_s,
+    target = find_backend("cpu").target(None)
+    return replace(target, bandwidth_gb_s=bandwidth_gb_s,
+                   gflops=measure_gflops() * target.workers,
                    dependency_us=costs["dependency_us"], task_us=costs["task_us"],
                    pop_us=costs["pop_us"])
 
@@ -208,7 +243,8 @@ def main() -> int:
     config = parse_config(shape | {"num_hidden_layers": 1}, None)
     layer = MoeLayer(config, moe_graph(config, target), max(options.rows))
     result = {"workers": target.workers, "rounds": options.rounds, "costs_us": costs,
-              "bandwidth_gb_s": round(target.bandwidth_gb_s, 1), "zipf": ZIPF,
+              "bandwidth_gb_s": round(target.bandwidth_gb_s, 1),
+              "gflops": round(target.gflops, 1), "zipf": ZIPF,
               "experts": layer.experts, "cases": [dense, *moe_cases(
                   layer, options.rounds, tuple(options.rows), target)], **provenance()}
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.graph import Graph  # noqa: E402
-from event_tensor.task_table import instantiate  # noqa: E402
+from event_tensor.instantiate import instantiate  # noqa: E402
 from event_tensor.verify import verify_table  # noqa: E402
 from frontend.config import parse_config  # noqa: E402
 from frontend.families import build_decode_step  # noqa: E402

@@ -14,9 +14,9 @@ import numpy as np
 from event_tensor.derive import derive_events
 from event_tensor.device_function import WHOLE, DeviceFunction, Tile, reads, writes
 from event_tensor.graph import Graph
+from event_tensor.instantiate import instantiate
 from event_tensor.printer import format_graph
 from event_tensor.symbols import Symbol
-from event_tensor.task_table import instantiate
 from event_tensor.tensors import EventTensor, TensorSpec
 from persistent_runtime.cpu.arguments import FLOAT32, operand, record_offsets
 from persistent_runtime.cpu.registry import cpu_body

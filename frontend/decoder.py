@@ -21,6 +21,7 @@ from frontend.generation import Generation, Token
 from frontend.operators import Operators
 from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
+from frontend.request_checks import check_request, prompt_ids
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from frontend.watcher import RequestWatcher, RunOptions, sampling_record
@@ -136,7 +137,7 @@ class Decoder:
                              self.config.sampling.with_options(sampling).with_seed(), trace_steps)
         first = None if isinstance(prompt, str) or not len(prompt) else prompt[0]
         is_batch = isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
-        results = [Generation(self._prompt_ids(p)) for p in (prompt if is_batch else [prompt])]
+        results = [Generation(prompt_ids(self, p)) for p in (prompt if is_batch else [prompt])]
         for _ in self._run(results, options):
             pass
         return results if is_batch else results[0]
@@ -151,7 +152,7 @@ class Decoder:
         keep_cache: go on from what the KV cache holds of the same tokens.
         """
         into = result if result is not None else Generation([])
-        into.prompt_ids[:] = self._prompt_ids(prompt)
+        into.prompt_ids[:] = prompt_ids(self, prompt)
         options = RunOptions(max_new_tokens, ignore_eos, stop,
                              self.config.sampling.with_options(sampling).with_seed())
         return self._run([into], options, keep_cache=keep_cache)
@@ -167,50 +168,15 @@ class Decoder:
         """Have the running generation end, its reason "aborted"; for signal handlers, threads."""
         self._interrupted.set()
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise UserError("this model has no tokenizer; give the prompt as token ids "
-                                "(--prompt-ids 1,2,3)")
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = [int(token) for token in prompt]
-        if not ids:
-            raise UserError("the prompt is empty; give at least one token")
-        vocab = self.config.vocab_size
-        bad = next((token for token in ids if not 0 <= token < vocab), None)
-        if bad is not None:
-            raise UserError(f"prompt id {bad} is outside the vocabulary of {vocab} tokens; give "
-                            f"ids from 0 to {vocab - 1}")
-        return ids
-
     def _run(self, results: list[Generation], options: RunOptions, *, keep_cache: bool = False
              ) -> Iterator[Token]:
         """One launch; a generator, so that tokens stream. Arguments are checked at once."""
-        if options.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {options.max_new_tokens}; give at least 1")
-        if options.stop and self.tokenizer is None:
-            raise UserError("this model has no tokenizer, and stop strings are text; leave them "
-                            "out")
-        if len(results) > self.max_requests:
-            raise UserError(f"{len(results)} prompts at once exceed max_requests "
-                            f"{self.max_requests}; give fewer or compile with a larger "
-                            f"max_requests")
+        check_request(self, [len(result.prompt_ids) for result in results], options)
         for result in results:
-            self._check_fits(len(result.prompt_ids), options.max_new_tokens)
             result.sampling = options.sampling
         watchers = [RequestWatcher(result, options, self.config.eos_token_ids, self.tokenizer)
                     for result in results]
         return self._tokens(watchers, options, keep_cache)
-
-    def _check_fits(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        needed = prompt_tokens + max_new_tokens
-        if needed > self.max_context:
-            possible = needed <= self.config.max_position_embeddings
-            raise UserError(
-                f"{prompt_tokens} prompt tokens and {max_new_tokens} new tokens exceed "
-                f"max_context {self.max_context}; shorten one"
-                + (f" or compile with --max-context {needed}" if possible else ""))
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -328,7 +294,7 @@ class Decoder:
                ) -> npt.NDArray[np.float32]:
         """Logits after each of the given tokens, or of the last so many: [tokens, vocab_size]
         float32."""
-        ids = self._prompt_ids(list(token_ids))
+        ids = prompt_ids(self, list(token_ids))
         unwanted = 0 if last is None else len(ids) - last
         if len(ids) > self.max_context:
             raise UserError(f"{len(ids)} tokens exceed max_context {self.max_context}; compile "

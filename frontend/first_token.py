@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
                                      "schedules": len(decoder.kernel.schedules)}}
 
 
-def runs_on_gpu(options: dict[str, Any]) -> bool:
+def runs_on_gpu(options: Mapping[str, Any]) -> bool:
+    """Whether compile_decode_loop with these options would choose a GPU."""
     import torch
 
     return options.get("backend") != "cpu" and torch.cuda.is_available()

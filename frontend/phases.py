@@ -56,7 +56,11 @@ class Phases:
         if self.end_s is None:
             self.fill("prefill", time_ns / 1e9)
             self.fill("first token")
-            self.end_s = time.monotonic()
+            self.end()
+
+    def end(self) -> None:
+        """Start-up is over."""
+        self.end_s = time.monotonic()
 
     @property
     def wall_s(self) -> float:

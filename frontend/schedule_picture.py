@@ -52,7 +52,7 @@ def measured_slices(decoder: Decoder) -> tuple[list[Slice], TaskTable]:
                                trace_steps=steps).trace[-1] for _ in range(TRACED_LAUNCHES)]
     trace = min(traces, key=median_step_us)
     slices = [each for each in timeline(trace)[median_step(trace)] if each.task is not None]
-    return slices, trace.segment.encoded.schedule.table
+    return slices, trace.table
 
 
 def median_step_us(trace: SegmentTrace) -> float:

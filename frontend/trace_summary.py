@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ Record = dict[str, Any]
 
 def summarise(trace: SegmentTrace, target: Target) -> Record:
     """Of the step of median duration, the first left out where there are more; microseconds."""
-    schedule = trace.segment.encoded.schedule
-    table = schedule.table
+    table = trace.table
+    schedule = replace(trace.segment.encoded.schedule, table=table)
     begin, end = step_bounds_us(trace)
     step = median_step(trace)
     step_us = float(end[step] - begin[step])
@@ -80,7 +81,7 @@ def function_records(table: TaskTable, ran: npt.NDArray[np.bool_], run_us: Float
 def critical_path(trace: SegmentTrace, step: int) -> list[int]:
     """Tasks from the first to the last of a step, each held up by the one before it: the latest to
     end among those that it waited for and the one that its worker ran before."""
-    table = trace.segment.encoded.schedule.table
+    table = trace.table
     indptr, producer = table.producers()
     worker, run, end = trace.worker[step], trace.run_us[step], trace.end_us[step]
     before: dict[int, int] = {}

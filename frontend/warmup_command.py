@@ -14,23 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from event_tensor.errors import EventTensorError, UserError
+from frontend.baselines import require_available, require_known
 from frontend.console import print_table
+from frontend.first_token import runs_on_gpu
 from frontend.machine import provenance
 
 Record = dict[str, Any]
 STARTS = ("cold", "warm")
+# environment variable → folder: everything that is compiled goes to one of these
+CACHES = {"EVENT_TENSOR_CACHE": "event-tensor", "TORCHINDUCTOR_CACHE_DIR": "inductor",
+          "TRITON_CACHE_DIR": "triton"}
 
 
 @dataclass(frozen=True, slots=True)
 class WarmupOptions:
-    """compile: options of compile_decode_loop. delays_s: phase → seconds, see Phases."""
+    """compile: options of compile_decode_loop. delays_s: phase → seconds, see Phases. compare:
+    baselines that are started likewise."""
 
     model: str
     prompt_tokens: int = 32
     compile: Mapping[str, Any] = field(default_factory=dict)
     delays_s: Mapping[str, float] = field(default_factory=dict)
+    compare: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        require_known(self.compare)
+        if "llama-cpp" in self.compare:
+            raise UserError("--compare llama-cpp has nothing to compile; warmup compares with "
+                            "transformers, torch-compile and cuda-graph")
         if self.prompt_tokens < 1:
             raise UserError(f"--prompt-tokens is {self.prompt_tokens}; give at least 1")
 
@@ -38,31 +49,57 @@ class WarmupOptions:
 def run_warmup(options: WarmupOptions) -> Record:
     """Cold: nothing compiled yet; warm: the same again. Both with a cache folder that nobody else
     uses. Files of the model may be in memory already, both times."""
-    starts = {}
-    with tempfile.TemporaryDirectory() as cache:
-        for name in STARTS:
-            starts[name] = start(options, cache)
-    return {"model": options.model, "prompt_tokens": starts["warm"]["prompt_tokens"], **starts,
+    if options.compare:  # refused before anything is started
+        device = "cuda" if runs_on_gpu(options.compile) else "cpu"
+        for name in options.compare:
+            require_available(name, device)
+    starts = start_twice("frontend.first_token", {
+        "model": options.model, "prompt_tokens": options.prompt_tokens,
+        "compile": dict(options.compile), "delays_s": dict(options.delays_s)}, options.model)
+    warm = starts["warm"]
+    return {"model": options.model, "prompt_tokens": warm["prompt_tokens"], **starts,
+            "compare": {name: start_baseline(name, options.model, warm)
+                        for name in options.compare},
             "compilations_after_ready": sum(
                 s["after_ready"]["compilations"] for s in starts.values()),
             "your_cache": own_cache(), **provenance()}
 
 
-def start(options: WarmupOptions, cache: str) -> Record:
+def start_baseline(name: str, model: str, ours: Record) -> Record:
+    """The same two starts of a baseline, of the same type, threads and prompt length as ours."""
+    from frontend.config import read_config
+    from frontend.resolve import resolve_model
+
+    device = "cuda" if ours["backend"] == "cuda" else "cpu"
+    directory = resolve_model(model)
+    vocab, length = read_config(directory).vocab_size, ours["prompt_tokens"]
+    return start_twice("frontend.baselines.start", {
+        "engine": name, "model": str(directory), "dtype": ours["dtype"], "device": device,
+        "workers": ours["workers"] if device == "cpu" else (os.cpu_count() or 1), "depth_ids": [],
+        "prompt_ids": [k % vocab for k in range(1, length + 1)], "new_tokens": 3,
+        "sampled": False, "seed": 0}, name)
+
+
+def start_twice(module: str, argument: Record, what: str) -> dict[str, Record]:
+    """A cold start and a warm one, with a cache folder of their own for whatever compiles."""
+    with tempfile.TemporaryDirectory() as cache:
+        folders = {name: str(Path(cache) / folder) for name, folder in CACHES.items()}
+        return {name: start(module, argument, folders, what) for name in STARTS}
+
+
+def start(module: str, argument: Record, folders: Mapping[str, str], what: str) -> Record:
     """One start in a process of its own; spawned_s is its wall time as this process sees it."""
-    argument = {"model": options.model, "prompt_tokens": options.prompt_tokens,
-                "compile": dict(options.compile), "delays_s": dict(options.delays_s)}
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     begin_s = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "frontend.first_token", json.dumps(argument)],
-                          env=os.environ | {"EVENT_TENSOR_CACHE": cache, "PYTHONPATH": path},
+    done = subprocess.run([sys.executable, "-m", module, json.dumps(argument)],
+                          env={**os.environ, **folders, "PYTHONPATH": path},
                           capture_output=True, text=True)
     try:
         record = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise EventTensorError(f"the process that was to start {options.model} ended with code "
+        raise EventTensorError(f"the process that was to start {what} ended with code "
                                f"{done.returncode}: {last}") from None
     if "error" in record:
         raise UserError(record["error"])
@@ -111,6 +148,22 @@ def show(record: Record) -> None:
                 f"{record['prompt_tokens']} prompt tokens, {record['cpu']}",
                 ["phase", "cold ms", "", "warm ms", ""], rows)
     print("\n".join(sentences(record)))
+    if record["compare"]:
+        print_table("the same up to the first token that a compiled or captured step made",
+                    ["", *(f"{name} s" for name in STARTS), "of that compiling", "", "recompiled"],
+                    [comparison(name, starts) for name, starts in
+                     {"event-tensor": record, **record["compare"]}.items()])
+
+
+def comparison(name: str, starts: Record) -> list[str]:
+    """Wall time of both starts, what of it was compiling or capturing, and compilations after."""
+    def compiling_s(start: Record) -> float:
+        return sum(float(p["seconds"]) for p in start["phases"]
+                   if p["name"].startswith(("compile", "capture")))
+
+    return [name, *(f"{starts[kind]['wall_s']:.1f}" for kind in STARTS),
+            *(f"{compiling_s(starts[kind]):.1f}" for kind in STARTS),
+            str(sum(starts[kind]["after_ready"]["compilations"] for kind in STARTS))]
 
 
 def sentences(record: Record) -> list[str]:

@@ -9,12 +9,13 @@ from frontend.warmup_command import STARTS, phase_rows, sentences
 
 Record = dict[str, Any]
 
-WIDTH, LABEL, VALUE, ROW = 960, 270, 90, 18  # pixels
+WIDTH, LABEL, VALUE, ROW = 960, 310, 90, 18  # pixels
 SHORT_SHARE = 0.002  # phases that take less are drawn as one row
 # first words of a phase's name → what it belongs to
 GROUPS = {"interpreter": "imports", "import": "imports", "find": "imports", "config": "model",
           "open": "model", "tokenizer": "model", "weights": "model", "build": "graph",
-          "derive": "graph", "schedule": "graph", "compile": "compile", "buffers": "run",
+          "derive": "graph", "schedule": "graph", "compile": "compile", "capture": "compile",
+          "buffers": "run",
           "make": "run", "prepare": "run", "prefill": "run", "first": "run"}
 COLOURS = {"imports": "#4878a8", "model": "#3f8f6b", "graph": "#8a63a8", "compile": "#c4553d",
            "run": "#c9922e", "other": "#8a8a8a"}
@@ -40,6 +41,10 @@ def page(record: Record) -> str:
         start = record[name]
         parts += [f"<h2>{name} start: {start['wall_s']:.2f} s to the first token</h2>",
                   cascade(start)]
+    for name, starts in record["compare"].items():
+        for kind in STARTS:
+            parts += [f"<h2>{escape(name)}, {kind} start: {starts[kind]['wall_s']:.2f} s</h2>",
+                      cascade(starts[kind])]
     parts += ["<h2>All phases</h2>", table(record), "<h2>Caches, counts, shapes</h2>",
               "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in sentences(record)) + "</ul>",
               "<h2>Device functions</h2>", functions(record),

@@ -59,7 +59,7 @@ def _complete(thread: int, name: str, category: str, begin_us: float, end_us: fl
 
 
 def _step(trace: SegmentTrace, slices: Sequence[Slice], origin_us: float, place: Event) -> Event:
-    bindings = dict(trace.segment.encoded.schedule.table.bindings)
+    bindings = dict(trace.table.bindings)
     tokens = bindings.get("tokens", 1)
     name = f"step of {tokens} tokens" if tokens > 1 else "step"
     tasks = [each for each in slices if each.task is not None]
@@ -68,7 +68,7 @@ def _step(trace: SegmentTrace, slices: Sequence[Slice], origin_us: float, place:
 
 
 def _slice(trace: SegmentTrace, each: Slice, origin_us: float, place: Event) -> Event:
-    table = trace.segment.encoded.schedule.table
+    table = trace.table
     begin, end = each.begin_us - origin_us, each.end_us - origin_us
     if each.task is None:
         return _complete(each.worker + 1, "wait", "wait", begin, end, {"for": each.wait, **place})

@@ -13,8 +13,9 @@ from event_tensor.conservative import conditional_calls
 from event_tensor.edges import Edge, IndexRange
 from event_tensor.errors import GraphError
 from event_tensor.graph import Call
+from event_tensor.instantiate import mapped_events
 from event_tensor.symbols import Binary, Constant, Expr
-from event_tensor.task_table import IntArray, mapped_events
+from event_tensor.task_table import IntArray
 from event_tensor.tensors import TensorRead, TensorSpec
 from persistent_runtime import layout
 from persistent_runtime.event_index import EventIndex

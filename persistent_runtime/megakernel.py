@@ -13,8 +13,9 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.edges import IndexRange
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
+from event_tensor.instantiate import instantiate
 from event_tensor.symbols import Expr, Symbol
-from event_tensor.task_table import Runtime, instantiate
+from event_tensor.task_table import Runtime
 from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
@@ -138,7 +139,8 @@ class Megakernel:
     def segment(self, bindings: Mapping[str, int], buffers: Buffers, **rows: int) -> Segment:
         """A segment of a launch: the schedule for `bindings` over the memory in `buffers`."""
         return Segment(self.schedule(bindings),
-                       self.arguments.encode(bindings, buffers.addresses), buffers, **rows)
+                       self.arguments.encode(bindings, buffers.addresses), buffers, dict(bindings),
+                       **rows)
 
     def launch(self, segments: Sequence[Segment], *, finished: Any = None,
                timeout_s: float = 30.0, trace_steps: int = 0) -> Any:

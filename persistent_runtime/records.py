@@ -20,12 +20,14 @@ from persistent_runtime.encode import EncodedSchedule, Int32Array, Int64Array
 class Segment:
     """One schedule, repeated `steps` times; the row fields are explained in layout.py.
 
-    memory: what the addresses in `arguments` point into, kept alive with the segment.
+    memory: what the addresses in `arguments` point into, kept alive with the segment. bindings:
+    its sizes; the schedule may have been made for others that come to the same tiles.
     """
 
     encoded: EncodedSchedule
     arguments: Int64Array
     memory: Any
+    bindings: Mapping[str, int]
     steps: int = 1
     first_row: int = 0
     row_stride: int = 0

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from event_tensor.instantiate import with_costs_at
+from event_tensor.task_table import TaskTable
 from persistent_runtime import layout
 from persistent_runtime.encode import Int64Array
 from persistent_runtime.records import Segment
@@ -18,10 +20,11 @@ FloatArray = npt.NDArray[np.float64]
 class SegmentTrace:
     """Times in microseconds of the clock that all workers share: arrays [steps, tasks].
 
-    A task that did not run has worker -1.
+    A task that did not run has worker -1. table: the schedule's, with the costs of this segment.
     """
 
     segment: Segment
+    table: TaskTable
     worker: npt.NDArray[np.int64]
     wait_us: FloatArray  # when the worker turned to the task
     run_us: FloatArray  # when the task's events had fired
@@ -39,7 +42,8 @@ class SegmentTrace:
             own = worker == w
             ticks = records[own][:, list(places)].T
             times[:, own] = _on_shared_clock(ticks, records[own][:, layout.TRACE_END_NS])
-        return SegmentTrace(segment, worker, *times)
+        table = with_costs_at(segment.encoded.schedule.table, segment.bindings)
+        return SegmentTrace(segment, table, worker, *times)
 
 
 def _on_shared_clock(ticks: Int64Array, end_ns: Int64Array) -> FloatArray:

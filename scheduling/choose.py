@@ -15,7 +15,8 @@ import numpy as np
 
 from event_tensor.conservative import conservative, values_read
 from event_tensor.graph import Call, Graph
-from event_tensor.task_table import IntArray, Runtime, TaskTable, instantiate
+from event_tensor.instantiate import instantiate
+from event_tensor.task_table import IntArray, Runtime, TaskTable
 from scheduling.policies import critical_path, dispatched_calls, looked_up, queue_calls
 from scheduling.simulator import estimate_makespan
 from scheduling.static_schedule import Choice, StaticSchedule, queue_capacity

@@ -19,8 +19,9 @@ from event_tensor.conservative import conditional_calls, data_dependent_events
 from event_tensor.edges import Edge, IndexMap
 from event_tensor.errors import ScheduleError
 from event_tensor.graph import Graph
+from event_tensor.instantiate import instantiate
 from event_tensor.reachability import gather_ranges, waves
-from event_tensor.task_table import IntArray, TaskTable, instantiate
+from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.tensors import EventTensor
 from scheduling.static_schedule import StaticSchedule, queue_capacity
 from scheduling.target import Target, task_costs_us

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,10 @@ settings.load_profile("fixed")
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
 TinyModel = Callable[..., Path]
+
+
+# a background job of a shell starts with Ctrl-C ignored, and so would the programs under test
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

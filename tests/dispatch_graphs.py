@@ -15,8 +15,9 @@ import numpy as np
 from event_tensor.device_function import WHOLE, DeviceFunction, Operand, Tile, reads, writes
 from event_tensor.edges import span, trigger
 from event_tensor.graph import Graph
+from event_tensor.instantiate import instantiate
 from event_tensor.symbols import Symbol
-from event_tensor.task_table import TaskTable, instantiate
+from event_tensor.task_table import TaskTable
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers

@@ -7,7 +7,7 @@ from random_graphs import random_graph
 from test_moe_graph import make_config, make_operators
 
 from event_tensor.derive import derive_events
-from event_tensor.task_table import instantiate
+from event_tensor.instantiate import instantiate
 from frontend.routings import sample_routings
 from persistent_runtime.megakernel import build_schedule
 from scheduling.choose import choose_placement

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config import FAMILIES, RopeConfig, parse_config, read_config
+from frontend.config import FAMILIES, parse_config, read_config
+from frontend.rope_config import RopeConfig
 
 TINY: dict[str, Any] = {
     "hidden_size": 48,

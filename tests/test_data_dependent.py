@@ -17,10 +17,10 @@ from event_tensor.device_function import WHOLE, DeviceFunction, Span, Tile, read
 from event_tensor.edges import span, trace_edge, trigger
 from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Graph
+from event_tensor.instantiate import instantiate
 from event_tensor.printer import format_graph, format_tasks
 from event_tensor.reachability import ancestors
 from event_tensor.symbols import Symbol
-from event_tensor.task_table import instantiate
 from event_tensor.tensors import INFERRED, RUNTIME, EventTensor, TensorSpec
 from event_tensor.verify import verify
 

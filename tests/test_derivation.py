@@ -24,9 +24,9 @@ from event_tensor.device_function import (
 from event_tensor.edges import span, trigger
 from event_tensor.errors import RaceError
 from event_tensor.graph import Graph
+from event_tensor.instantiate import instantiate
 from event_tensor.printer import format_graph, format_tasks
 from event_tensor.symbols import Symbol, minimum
-from event_tensor.task_table import instantiate
 from event_tensor.tensors import EventTensor, TensorSpec
 from event_tensor.verify import verify
 

@@ -15,8 +15,8 @@ from random_graphs import queue_some_calls, random_graph
 
 from event_tensor.derive import derive_events
 from event_tensor.errors import CountError, CycleError, GraphError, RaceError, ScheduleError
+from event_tensor.instantiate import instantiate
 from event_tensor.reachability import waves
-from event_tensor.task_table import instantiate
 from event_tensor.verify import verify, verify_table
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits

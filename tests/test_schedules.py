@@ -22,7 +22,7 @@ from random_graphs import queue_some_calls, random_graph
 
 from event_tensor.derive import derive_events
 from event_tensor.errors import DeadlockError
-from event_tensor.task_table import instantiate
+from event_tensor.instantiate import instantiate
 from event_tensor.verify import verify
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.cpu.launch import Launch
@@ -175,7 +175,8 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3, policy="round_robi
     memory, buffers = start_memory(Program(instantiate(kernel.graph, bindings)), "int32"), Buffers()
     for spec in kernel.graph.tensors():
         buffers.bind(spec, memory[spec.name])
-    segment = Segment(encoded, kernel.arguments.encode(bindings, buffers.addresses), buffers)
+    segment = Segment(encoded, kernel.arguments.encode(bindings, buffers.addresses), buffers,
+                      bindings)
     return StuckLaunch(kernel.launch([segment], timeout_s=timeout_s), buffers,
                        table.task_name(int(table.wait_task[0])), table.event_name(event),
                        int(counts[event]))

@@ -36,7 +36,7 @@ def traced(request):
 
 def must_run(trace):
     """[tasks]: those that every step runs."""
-    table = trace.segment.encoded.schedule.table
+    table = trace.table
     return ~np.isin(table.call, list(conditional_calls(table.graph.original)))
 
 
@@ -60,7 +60,7 @@ def test_every_task_once_per_step_and_after_what_it_waits_for(traced):
 def check_order(trace):
     """No task runs before those that it waits for have begun; an event that stands for a whole
     event tensor says nothing of single tasks."""
-    table = trace.segment.encoded.schedule.table
+    table = trace.table
     indptr, producer = table.producers()
     tells = ~conservative_events(table)[table.wait_event]
     for task, event in zip(table.wait_task[tells].tolist(), table.wait_event[tells].tolist(),
@@ -96,7 +96,7 @@ def test_chrome_trace_is_well_formed(traced):
     tasks = [event for event in record["traceEvents"] if event.get("cat") == "task"]
     assert {event["name"] for event in tasks} == functions
     last = [event for event in tasks if event["args"]["segment"] == len(traces) - 1]
-    table = traces[-1].segment.encoded.schedule.table
+    table = traces[-1].table
     for step in range(STEPS):
         seen = [e["args"]["task"] for e in last if e["args"]["step"] == step]
         assert len(seen) == len(set(seen)) == (traces[-1].worker[step] >= 0).sum()
@@ -154,6 +154,21 @@ def test_summary_adds_up(traced):
     tasks = critical_path(traces[-1], 1)
     run = traces[-1].run_us[1, tasks]
     assert len(tasks) == len(set(tasks)) and (np.diff(run) > 0).all()
+
+
+def test_attention_counts_the_context_that_it_reads():
+    decoder = compile_decode_loop("demo", workers=2, max_context=512)
+    bytes_of = []
+    for prompt in ([7], [7] * 200):  # both decode with the same schedule
+        result = decoder.generate(prompt, max_new_tokens=3, ignore_eos=True, trace_steps=2)
+        record = summarise(result.trace[-1], decoder.kernel.target)
+        (read,) = [f["bytes"] for f in record["functions"] if f["function"] == "attention"]
+        context, config = record["bindings"]["context"], decoder.config
+        assert context >= len(prompt) + 2
+        cache = config.num_layers * config.num_kv_heads * config.head_dim * 2 * context
+        assert read == cache * {"float32": 4, "bfloat16": 2}[decoder.dtype]
+        bytes_of.append(read)
+    assert bytes_of[1] > 20 * bytes_of[0]
 
 
 def test_command_writes_a_file_and_states_its_cost(command, tmp_path):

@@ -1,8 +1,11 @@
 """The warmup report: phases that sum, named misses, a page that stands by itself."""
 
 import json
+import subprocess
+import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -15,7 +18,7 @@ from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.phases import Phases
 from frontend.warmup import compilations
-from frontend.warmup_command import STARTS, check_strict, phase_rows
+from frontend.warmup_command import STARTS, check_strict, comparison, phase_rows
 from frontend.warmup_page import page, ticks
 
 SLOWED, DELAY_S = "derive events", 0.4
@@ -118,22 +121,60 @@ def find_all(text, part):
         position = text.find(part, position + 1)
 
 
-def test_the_page_opens_in_a_browser(record):
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        try:
-            browser = engine.chromium.launch()
-        except playwright.Error as error:
-            pytest.skip(f"no browser: {error}")
-        view = browser.new_page()
-        problems = []
-        view.on("pageerror", problems.append)
-        view.on("request", lambda r: r.url.startswith("file:") or problems.append(r.url))
-        view.goto(record["file"].as_uri())
-        boxes = [view.locator("svg").nth(k).bounding_box() for k in range(len(STARTS))]
-        assert view.locator("rect").count() > 20 and all(box["width"] > 300 for box in boxes)
-        assert problems == []
-        browser.close()
+# what a reader sees: pictures with bars, and no text that its picture cuts off
+LOOK = """(() => {
+    const inside = (text, svg) => text.left >= svg.left - 1 && text.right <= svg.right + 1;
+    return [...document.querySelectorAll("svg")].map(svg => ({
+        width: svg.getBoundingClientRect().width,
+        bars: [...svg.querySelectorAll("rect")].filter(r => r.getBoundingClientRect().width > 0)
+            .length,
+        cut: [...svg.querySelectorAll("text")].filter(t => !inside(
+            t.getBoundingClientRect(), svg.getBoundingClientRect())).map(t => t.textContent)}));
+})()"""
+
+
+def test_the_page_opens_in_a_browser(record, tmp_path):
+    pytest.importorskip("PyQt6.QtWebEngineWidgets", exc_type=ImportError)
+    picture = tmp_path / "page.png"
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "browser.py", record["file"], LOOK, picture],
+        capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["loaded"] and found["messages"] == found["requests"] == []
+    assert len(found["value"]) == len(STARTS)
+    for svg in found["value"]:
+        assert svg["width"] > 300 and svg["bars"] > 10 and svg["cut"] == []
+    assert picture.stat().st_size > 10_000
+
+
+def test_baselines_are_started_in_the_same_way(command, tiny_model, tmp_path):
+    file = tmp_path / "page.html"
+    done = command("warmup", tiny_model("llama"), "--compare", "transformers,torch-compile",
+                   "--prompt-tokens", 16, "--html", file, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert list(record["compare"]) == ["transformers", "torch-compile"]
+    for name, starts in record["compare"].items():
+        for start in (starts[kind] for kind in STARTS):
+            seconds = seconds_of(start)
+            assert sum(seconds.values()) == pytest.approx(start["wall_s"], abs=1e-3)
+            assert 0 <= seconds["unattributed"] <= 0.01 * start["wall_s"]
+            assert start["wall_s"] == pytest.approx(start["spawned_s"], rel=0.02, abs=0.05)
+            assert {"import torch", "import transformers", "weights", "prefill"} <= set(seconds)
+            assert ("compile: decode step" in seconds) == (name == "torch-compile")
+        row = comparison(name, starts)
+        assert row[0] == name and len(row) == len(comparison("event-tensor", record))
+    compiled = record["compare"]["torch-compile"]
+    assert compiled["cold"]["wall_s"] > compiled["warm"]["wall_s"]  # its caches were fresh
+    assert "torch-compile, warm start" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name, named", [
+    ("llama-cpp", "nothing to compile"), ("cuda-graph", "needs a GPU"), ("nobody", "supported"),
+    ("transformers,transformers", "twice")])
+def test_a_baseline_that_cannot_be_started_is_refused_by_name(run_command, name, named):
+    done = run_command("warmup", "demo", "--compare", name, "--backend", "cpu")
+    assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
 
 
 def test_names_are_escaped(record):

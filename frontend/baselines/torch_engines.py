@@ -94,21 +94,43 @@ class CudaGraph(StaticEager):
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self._token = torch.zeros(1, 1, dtype=torch.int64, device="cuda")
+        self._graphs: list[Any] = []
+
+    def start(self, sampling: Sampling) -> None:
+        if not self._graphs:
+            self.capture(1)
+        super().start(sampling)
+
+    def capture(self, batch: int) -> None:
+        """One step of `batch` sequences; that of one sequence is what `feed` replays."""
+        from transformers import StaticCache
+
+        cache = self._cache if batch == 1 else StaticCache(
+            config=self.model.config, max_cache_len=self.capacity)
+        token = torch.zeros(batch, 1, dtype=torch.int64, device="cuda")
+
+        def step() -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.model(input_ids=token, past_key_values=cache, use_cache=True,
+                                logits_to_keep=1).logits[:, -1]  # [batch, vocab]
+            return logits[0], logits.argmax(-1)[0]
+
         with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(WARM_UP_STEPS):
-                self._forward(self._token)
-                self._cache.reset()
+                step()
+                cache.reset()
         torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self._graph):
-            self._captured = self._forward(self._token)
-        self._step = self._replay
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph):
+            captured = step()
+        self._graphs.append((graph, cache, token))
 
-    def _replay(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self._token.copy_(inputs)
-        self._graph.replay()
-        return self._captured
+        def replay(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            token.copy_(inputs)
+            graph.replay()
+            return captured
+
+        if batch == 1:
+            self._step = replay
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, random: torch.Generator) -> int:

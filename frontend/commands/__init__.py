@@ -1,0 +1,1 @@
+"""The commands of `event-tensor`. Nothing heavy is imported before one runs."""
