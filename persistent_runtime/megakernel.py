@@ -21,6 +21,7 @@ from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.records import Segment
+from persistent_runtime.streams import streamed_calls
 from scheduling.choose import auto
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
@@ -118,14 +119,16 @@ class Megakernel:
 
     def schedule(self, bindings: Mapping[str, int]) -> EncodedSchedule:
         """The proved schedule for these sizes; the same one for sizes with the same tiles."""
-        key = self._shape_key(bindings)
+        streamed = (streamed_calls(self.graph, bindings) if self.kernel.streams_weights else ())
+        key = (*self._shape_key(bindings), streamed)
         if key not in self._schedules:
             samples = self.samples(bindings) if self.samples else ()
             schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples,
                                       self._phase)
             with self._phase("schedule: encode"):
                 self._schedules[key] = encode_schedule(schedule, self.kernel.kinds, self.arguments,
-                                                       self.early_push, self.target.prefetch_bytes)
+                                                       self.early_push, self.target.prefetch_bytes,
+                                                       streamed)
         return self._schedules[key]
 
     @property

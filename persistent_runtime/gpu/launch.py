@@ -22,10 +22,11 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
 from persistent_runtime.encode import EncodedSchedule
-from persistent_runtime.gpu.compile_only import compiler_options
+from persistent_runtime.gpu.compile_only import compiler_options, make_room
 from persistent_runtime.gpu.memory import DeviceMemory
 from persistent_runtime.gpu.ptx import own_pass
 from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.ring import ring_bytes
 from persistent_runtime.gpu.target import TileTarget
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import (
@@ -58,8 +59,9 @@ class GpuKernel:
         self.memory = memory
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies, values, fingerprint = kernel_tables(functions, configured)
+        self.streams_weights = tiles.ring_pieces > 0
         self._constants = (bodies, values, fingerprint, prefetches and tiles.bulk_prefetch,
-                           is_dynamic, False)
+                           tiles.ring_pieces, is_dynamic, False)
         self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)
         self._schedules: dict[EncodedSchedule, dict[int, torch.Tensor]] = {}
@@ -68,6 +70,7 @@ class GpuKernel:
             record = torch.zeros(layout.LAUNCH_WORDS, dtype=torch.int64, device=memory.device)
             self._compiled = run_worker.warmup(record, 0, *self._constants, grid=(num_workers,),
                                                **self._options)
+        make_room(self._compiled, ring_bytes(tiles.ring_pieces))
         if progress:
             progress(len(functions), len(functions))
 

@@ -203,7 +203,7 @@ def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     x = operand(arguments, GATE_UP.grouped, tl.float32)
     first = tile[0] * slots
     multiply(x, x, gate, gate, up, gate, up, operand(arguments, GATE_UP.inner, tl.float32),
-             inner_size, length, first, first + rows, begin, end, 0.0,
+             inner_size, length, first, first + rows, begin, end, 0.0, tile, step,
              False, True, False, False, CONFIG)
 
 
@@ -223,7 +223,8 @@ def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     first = tile[0] * slots
     multiply(x, x, weight, weight, weight, weight, weight,
              operand(arguments, DOWN.expert_out, tl.float32), out_stride, length,
-             first, first + rows, begin, end, 0.0, False, False, False, False, CONFIG)
+             first, first + rows, begin, end, 0.0, tile, step, False, False, False, False,
+             CONFIG)
 
 
 @gpu_body(moe_functions.combine_experts, configure=combine_configuration)

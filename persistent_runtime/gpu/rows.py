@@ -152,7 +152,7 @@ def fresh_step(step, INTERPRETED: tl.constexpr):
 @triton.jit
 def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
             FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFETCH: tl.constexpr,
-            DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+            RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Waits for the events of row k, or of the queued row `popped`, and runs it.
 
     Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet,
@@ -183,7 +183,10 @@ def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
     if status == READY:
         if is_traced:
             record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
-        run_task(table, head, tile, (index, step[0], step[1], step[2]), FUNCTIONS, CONFIGURATIONS)
+        record = (index, step[0], step[1], step[2])
+        if RING:
+            record = record + (segment_at(launch, s), worker)
+        run_task(table, head, tile, record, FUNCTIONS, CONFIGURATIONS)
         launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
         row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
         if DYNAMIC:

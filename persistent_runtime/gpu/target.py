@@ -29,7 +29,8 @@ class TileTarget:
     by what a product is for: queries, keys, values and routers; what is added to the residual; a
     gate and what it lets through; logits. tensor_*: a block of the tensor-core path, and its
     iterations in flight. kv_block: positions of the KV cache per iteration, query_rows: query
-    vectors that share them, kv_stages: iterations in flight.
+    vectors that share them, kv_stages: iterations in flight. ring_pieces: slots of the ring in
+    shared memory (ring.py); 0 for none.
     """
 
     num_warps: int
@@ -45,6 +46,7 @@ class TileTarget:
     query_rows: int
     kv_stages: int
     bulk_prefetch: bool  # whether one instruction can ask for a piece of a weight
+    ring_pieces: int = 0
 
 
 # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s. Larger blocks of

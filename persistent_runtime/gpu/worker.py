@@ -23,6 +23,7 @@ from persistent_runtime.gpu.queue import (
     setting,
     take_ticket,
 )
+from persistent_runtime.gpu.ring import close_ring, open_ring
 from persistent_runtime.gpu.rows import fresh_step, fresh_turn, load_head, row_at, try_row
 from persistent_runtime.gpu.sync import (
     LEAVE,
@@ -124,7 +125,7 @@ def wait_end(launch, worker, s, epoch, serving, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFETCH: tl.constexpr,
-             DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+             RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """All that this worker does in one step; LEAVE when the launch is aborted."""
     launch, worker, s, index, epoch = turn
     segment = segment_at(launch, s)
@@ -155,7 +156,7 @@ def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFET
                 status, k, head = try_row(
                     (launch, worker, s, index, epoch), fresh_step(step, INTERPRETED), bases, k,
                     end, popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH,
-                    DYNAMIC, INTERPRETED)
+                    RING, DYNAMIC, INTERPRETED)
                 is_new = (status == READY) | (status == SKIP)
                 leaves = is_new & (was_popped | (k == end))
                 popped = popped * 0 - 1
@@ -172,8 +173,8 @@ def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFET
         while (k < end) & (status == READY):
             status, k, head = try_row(
                 fresh_turn(turn, INTERPRETED), fresh_step(step, INTERPRETED), bases, k, end,
-                popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH, DYNAMIC,
-                INTERPRETED)
+                popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH, RING,
+                DYNAMIC, INTERPRETED)
         if status == READY:
             leave_step(launch, s, index, epoch, DYNAMIC)
             status = wait_end(launch, worker, s, epoch, k * 0 - 1, INTERPRETED)
@@ -203,15 +204,15 @@ def begin_launch(launch, worker):
 
 @triton.jit
 def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr,
-               FINGERPRINT: tl.constexpr, PREFETCH: tl.constexpr, DYNAMIC: tl.constexpr,
-               INTERPRETED: tl.constexpr):
+               FINGERPRINT: tl.constexpr, PREFETCH: tl.constexpr, RING: tl.constexpr,
+               DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Everything one worker does in a launch.
 
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
     compiler's cache does not see through a tuple. PREFETCH: whether rows ask for weights
-    ahead of time. DYNAMIC: whether rows may be queued or have actions; what serves them takes
-    registers.
+    ahead of time. RING: slots of the ring that brings weights, 0 for none. DYNAMIC: whether rows
+    may be queued or have actions; what serves them takes registers.
     """
     worker = tl.program_id(0) + first_worker
     epoch = worker * 0
@@ -220,13 +221,17 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     if DYNAMIC:
         begin_launch(launch, worker)
     while (s < setting(fresh_words(launch, INTERPRETED), layout.NUM_SEGMENTS)) & alive:
+        if RING:
+            open_ring(launch, worker, s, RING)
         index = worker * 0
         while (index < steps_of(launch, s, INTERPRETED)) & alive:
             epoch += 1
             status = run_step(fresh_turn((launch, worker, s, index, epoch), INTERPRETED),
-                              FUNCTIONS, CONFIGURATIONS, PREFETCH, DYNAMIC, INTERPRETED)
+                              FUNCTIONS, CONFIGURATIONS, PREFETCH, RING, DYNAMIC, INTERPRETED)
             stopped = tl.load(counter_at(flag_at(fresh_words(launch, INTERPRETED), layout.STOP)),
                               volatile=True)
             alive = (status == READY) & (stopped == 0)
             index += 1
+        if RING:
+            close_ring(launch, worker, s, RING)
         s += 1
