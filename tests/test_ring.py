@@ -123,18 +123,17 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
                           worker.ptx)) == takes * streams.PIECE_LINES > 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("with_ring")
-@pytest.mark.parametrize("arch", [90, 100])
-@pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
+@pytest.mark.parametrize("shape, arch", [
+    ("llama-3.2-1b", 90), pytest.param("qwen3-0.6b", 90, marks=pytest.mark.slow),
+    pytest.param("qwen3-8b", 90, marks=pytest.mark.slow),
+    pytest.param("qwen3-8b", 100, marks=pytest.mark.slow)])
 def test_the_whole_worker_fits_with_the_ring(shape, arch):
     worker = compile_shape(shape, "bfloat16", arch)
     print(f"{shape} sm_{arch}: {worker.registers} registers, {worker.stack_bytes} bytes of stack, "
           f"{worker.shared_bytes} bytes shared, {worker.seconds:.1f} s")
-    assert worker.spill_bytes == 0
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
-    if worker.stack_bytes:
-        pytest.xfail(f"{worker.stack_bytes} bytes of stack, for values that live while a tile runs")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
