@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import triton
 
@@ -23,7 +26,7 @@ from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.tiles import choose_tiles
 from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
 from persistent_runtime.gpu.registry import configurations
-from persistent_runtime.gpu.target import tile_target_of
+from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from scheduling.target import H200
 
 WORKERS = {80: 108, 90: 132, 100: 148}
@@ -36,6 +39,15 @@ SHAPES: dict[str, dict[str, Any]] = PUBLISHED | {
         "bos_token_id": 151643, "eos_token_id": 151645}}
 
 
+@contextmanager
+def ring(pieces: int) -> Iterator[None]:
+    """What is compiled here has rings of so many slots, where the chip can have one."""
+    entries = {name: replace(tiles, ring_pieces=pieces) for name, tiles in TILE_TARGETS.items()
+               if tiles.bulk_prefetch}
+    with patch.dict(TILE_TARGETS, entries):
+        yield
+
+
 def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     """The decode step of a published shape; two layers have all device functions."""
     config = parse_config(SHAPES[shape] | {"num_hidden_layers": 2}, None)
@@ -46,14 +58,11 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     return operators.graph
 
 
-def compile_shape(shape: str, dtype: str, arch: int, is_dynamic: bool = False,
-                  samples: bool = True) -> CompiledWorker:
-    """With the ready queue for a graph that needs it, or if `is_dynamic`. Without `samples`, the
-    sampler is left out: it is a call, whose frame is the stack that the whole kernel shows."""
+def compile_shape(shape: str, dtype: str, arch: int, is_dynamic: bool = False) -> CompiledWorker:
+    """With the ready queue for a graph that needs it, or if `is_dynamic`."""
     graph = decoder_graph(shape, dtype, WORKERS[arch])
     functions = tuple({call.function: None for call in graph.calls})
     configured = configurations(graph, dtype, target=tile_target_of(arch))
-    configured["select_token"] = replace(configured["select_token"], samples=samples)
     return compile_worker(functions, configured, arch,
                           is_dynamic or bool(data_dependent_events(graph)))
 
@@ -64,13 +73,16 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", type=int, default=list(WORKERS), choices=list(WORKERS))
     parser.add_argument("--dtype", nargs="*", default=["bfloat16"],
                         choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--ring-pieces", type=int, default=TILE_TARGETS["generic"].ring_pieces)
     options = parser.parse_args()
     for shape in options.shape:
         for arch in options.arch:
             for dtype in options.dtype:
-                worker = compile_shape(shape, dtype, arch)
+                with ring(options.ring_pieces):
+                    worker = compile_shape(shape, dtype, arch)
                 print(json.dumps({
                     "shape": shape, "arch": arch, "dtype": dtype, "triton": triton.__version__,
+                    "ring_pieces": options.ring_pieces if arch >= 90 else 0,
                     "registers": worker.registers, "stack_bytes": worker.stack_bytes,
                     "spill_bytes": worker.spill_bytes, "shared_bytes": worker.shared_bytes,
                     "seconds": round(worker.seconds, 1)}), flush=True)

@@ -1,10 +1,11 @@
 """Where a decode step's time goes on this GPU, and what other tile sizes make of it.
 
     python benchmarks/gpu_variants.py --shape llama-3.2-1b --variant a prefetch_bytes=0 \
-        --variant b bytes_in_flight=98304
+        --variant b gated.depth=512 head.depth=512
 
-A variant changes fields of scheduling's Target or of the GPU's TileTarget. Every variant is timed
-in every round, in random order; then one traced run says what each device function took.
+A variant changes fields of scheduling's Target or of the GPU's TileTarget, or of a block in it.
+Every variant is timed in every round, in random order; then one traced run says what each device
+function took.
 """
 
 from __future__ import annotations
@@ -39,13 +40,22 @@ TRACED_STEPS = 16
 RESULT = Path(__file__).parent / "results" / "gpu_variants.json"
 
 
+def changed_tiles(tiles: target.TileTarget, settings: dict[str, int]) -> target.TileTarget:
+    """With these values for fields: of it (`kv_block`), or of one of its blocks (`gated.depth`)."""
+    for name, value in settings.items():
+        block, _, field = name.rpartition(".")
+        new = replace(getattr(tiles, block), **{field: value}) if block else value
+        tiles = replace(tiles, **{block or name: new})
+    return tiles
+
+
 @contextmanager
 def changed(settings: dict[str, int]) -> Iterator[None]:
     """Targets with these fields changed."""
     tile_fields = {f.name for f in fields(target.TileTarget)}
-    tiles = {k: v for k, v in settings.items() if k in tile_fields}
-    machine = {k: v for k, v in settings.items() if k not in tile_fields}
-    entries = {name: replace(entry, **tiles) for name, entry in target.TILE_TARGETS.items()}
+    tiles = {k: v for k, v in settings.items() if k.split(".")[0] in tile_fields}
+    machine = {k: v for k, v in settings.items() if k not in tiles}
+    entries = {name: changed_tiles(entry, tiles) for name, entry in target.TILE_TARGETS.items()}
     with patch.dict(target.TILE_TARGETS, entries), \
             patch.object(backend, "H200", replace(backend.H200, **machine)):
         yield

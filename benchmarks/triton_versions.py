@@ -39,12 +39,13 @@ def environment_python(version: str) -> Path:
     return python
 
 
-def compile_with(version: str, shape: str, arch: int) -> dict[str, Any]:
+def compile_with(version: str, shape: str, arch: int, ring_pieces: str) -> dict[str, Any]:
     """What benchmarks/gpu_compile.py says with this version, or the last line of its error."""
     python = environment_python(version)
     with tempfile.TemporaryDirectory() as cache:  # compiled anew, not found
         done = subprocess.run(
-            [str(python), "benchmarks/gpu_compile.py", "--shape", shape, "--arch", str(arch)],
+            [str(python), "benchmarks/gpu_compile.py", "--shape", shape, "--arch", str(arch),
+             *(["--ring-pieces", ring_pieces] if ring_pieces else [])],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": cache},
             capture_output=True, text=True)
     if done.returncode:
@@ -61,10 +62,11 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", default=list(OLDEST_AND_NEWEST), metavar="version")
     parser.add_argument("--shape", default="qwen3-0.6b", help="a shape of benchmarks/shapes.py")
     parser.add_argument("--arch", type=int, default=90, choices=(80, 90, 100))
+    parser.add_argument("--ring-pieces", default="", help="slots of the ring, if not the default")
     options = parser.parse_args()
     failed = False
     for version in options.versions:
-        result = compile_with(version, options.shape, options.arch)
+        result = compile_with(version, options.shape, options.arch, options.ring_pieces)
         failed |= bool(result.get("error") or result["spill_bytes"] or result["stack_bytes"])
         print(json.dumps(result), flush=True)
     return int(failed)

@@ -138,8 +138,11 @@ def gpu_name() -> str | None:
 def commit() -> str | None:
     """The commit of the checkout this runs from, with -dirty for changes; None outside of one.
 
-    Result files may have changed: one benchmark must not make the next one look dirty.
+    Result files may have changed: one benchmark must not make the next one look dirty. Where the
+    checkout is a copy whose history is another's, EVENT_TENSOR_COMMIT says what it is a copy of.
     """
+    if given := os.environ.get("EVENT_TENSOR_COMMIT"):
+        return given
     head = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
     return None if head is None else head + ("-dirty" if changes else "")

@@ -27,9 +27,9 @@ class Backend(Protocol):
         ...
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Progress | None, is_dynamic: bool) -> Any:
-        """A kernel with the interface of `CpuKernel`. is_dynamic: whether its schedules may queue
-        tasks or have edges that read a tensor."""
+                target: Target, progress: Progress | None, is_dynamic: bool) -> Any:
+        """A kernel with the interface of `CpuKernel`. target: what its schedules are made for;
+        is_dynamic: whether they may queue tasks or have edges that read a tensor."""
         ...
 
 
@@ -48,8 +48,8 @@ class CpuBackend:
         return Buffers()
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
-        return CpuKernel(functions, dtype, workers, progress)
+                target: Target, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
+        return CpuKernel(functions, dtype, target.workers, progress)
 
 
 def find_backend(name: str) -> Backend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from event_tensor.tensors import TensorSpec
 from persistent_runtime import layout
 from persistent_runtime.encode_edges import EncodedEdges, encode_edges
 from persistent_runtime.prefetch import encode_prefetches
+from persistent_runtime.streams import encode_streams
 from scheduling.static_schedule import StaticSchedule
 
 Int32Array = npt.NDArray[np.int32]
@@ -29,6 +30,8 @@ class EncodedSchedule:
     row_begin: Int64Array  # [workers + 1]
     edges: EncodedEdges
     prefetches: Int32Array  # [pieces, PREFETCH_WORDS]
+    stream: Int32Array  # [pieces, STREAM_WORDS], worker after worker
+    stream_begin: Int64Array  # [workers + 1]
 
     @property
     def waits(self) -> Int32Array:
@@ -54,7 +57,8 @@ class EncodedSchedule:
                 layout.ACTIONS: edges.actions, layout.EVENT_RECORDS: edges.event_records,
                 layout.CONSUMERS: edges.consumers, layout.TRIGGERS: edges.triggers,
                 layout.JOINS: edges.joins, layout.ROOTS: edges.roots,
-                layout.LEFT_OVER: edges.left_over, layout.PREFETCHES: self.prefetches}
+                layout.LEFT_OVER: edges.left_over, layout.PREFETCHES: self.prefetches,
+                layout.STREAM: self.stream, layout.STREAM_BEGIN: self.stream_begin}
 
     def sizes(self) -> dict[int, int]:
         """Word of the segment record → its value."""
@@ -67,10 +71,11 @@ class EncodedSchedule:
 
 def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
                     arguments: ArgumentEncoder, early_push: bool = False,
-                    prefetch_bytes: int = 0) -> EncodedSchedule:
+                    prefetch_bytes: int = 0, streamed: Sequence[int] = ()) -> EncodedSchedule:
     """`kinds`: device function name → index in the function table. `early_push`: queued tasks are
     pushed when the last producer is dispatched and wait where they run (paper section 11).
-    `prefetch_bytes`: how far ahead a worker asks for weights."""
+    `prefetch_bytes`: how far ahead a worker asks for weights. `streamed`: calls whose weights go
+    through the workers' rings."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
@@ -93,8 +98,13 @@ def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
                                                     prefetch_bytes)
     rows[:len(prefetch_indptr) - 1, layout.PREFETCH_BEGIN] = prefetch_indptr[:-1]
     rows[:len(prefetch_indptr) - 1, layout.PREFETCH_END] = prefetch_indptr[1:]
+    stream, stream_begin, streamed_rows = encode_streams(table, schedule.orders, arguments.begin,
+                                                         streamed)
+    at = np.flatnonzero(streamed_rows[:, 1])
+    rows[at, layout.STREAM_FIRST:layout.STREAM_COUNT + 1] = streamed_rows[at]
     row_begin = np.cumsum([0, *(len(o) for o in schedule.orders)], dtype=np.int64)
-    return EncodedSchedule(schedule, rows, row_begin, edges, prefetches.astype(np.int32))
+    return EncodedSchedule(schedule, rows, row_begin, edges, prefetches.astype(np.int32),
+                           stream.astype(np.int32), stream_begin)
 
 
 class ArgumentEncoder:

@@ -19,6 +19,8 @@ from event_tensor.device_function import DeviceFunction
 KIND = 0  # index of the device function in the kernel's function table, + ACTS if it has actions
 ARGUMENTS = 1  # offset of the call's argument record in the argument table, in words
 TILE = 2  # first of MAX_TILE_RANK tile coordinates
+STREAM_FIRST = 4  # in place of a third and fourth coordinate, in rows whose weights go through the
+STREAM_COUNT = 5  # ring: their first piece, among their worker's, and how many there are; else 0
 WAIT_BEGIN = 6  # range in the wait list
 WAIT_END = 7
 NOTIFY_BEGIN = 8  # range in the notify list
@@ -44,6 +46,14 @@ PREFETCH_OFFSET = 1  # of the piece's first byte, in units of PREFETCH_UNIT
 PREFETCH_LENGTH = 2
 PREFETCH_WORDS = 4
 PREFETCH_UNIT = 16  # bytes
+
+# Stream list, int32 words per piece of a weight (streams.py).
+STREAM_TENSOR = 0  # where the argument table has the tensor's address, in words
+STREAM_PLACE = 1  # first byte * STREAM_LENGTHS + length, both in units of STREAM_UNIT
+STREAM_WORDS = 2
+STREAM_UNIT = 512  # bytes
+STREAM_LENGTHS = 64
+
 # Action, int32 words. Kinds below AFTER_TASK come before the task, the others after it.
 ACTION = 0  # kind
 ACTION_EVENT = 1  # an event, or the one that value 0 of the tensor stands for
@@ -131,6 +141,8 @@ NUM_LEFT_OVER = 26
 TASK_COUNTS = 27  # address of [workers, NUM_CALLS, TASK_COUNT_WORDS] int32
 NUM_CALLS = 28
 NUM_DUE = 29  # queued tasks that run in every step
+STREAM = 30  # address of the stream list, one worker after the other
+STREAM_BEGIN = 31  # address of [workers + 1] int64: where each worker's pieces begin
 SEGMENT_WORDS = 32
 
 # Join, int32 words per queued task.

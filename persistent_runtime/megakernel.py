@@ -21,6 +21,7 @@ from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.records import Segment
+from persistent_runtime.streams import streamed_calls
 from scheduling.choose import auto
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
@@ -109,8 +110,8 @@ class Megakernel:
         self.compilations += 1
         is_dynamic = (self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
                       or (self.policy == AUTO and self.target.queues_dense_parts))
-        return self.backend.compile(self.graph, self.functions, dtype, self.target.workers,
-                                    progress, is_dynamic)
+        return self.backend.compile(self.graph, self.functions, dtype, self.target, progress,
+                                    is_dynamic)
 
     @property
     def num_workers(self) -> int:
@@ -118,14 +119,16 @@ class Megakernel:
 
     def schedule(self, bindings: Mapping[str, int]) -> EncodedSchedule:
         """The proved schedule for these sizes; the same one for sizes with the same tiles."""
-        key = self._shape_key(bindings)
+        streamed = (streamed_calls(self.graph, bindings) if self.kernel.streams_weights else ())
+        key = (*self._shape_key(bindings), streamed)
         if key not in self._schedules:
             samples = self.samples(bindings) if self.samples else ()
             schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples,
                                       self._phase)
             with self._phase("schedule: encode"):
                 self._schedules[key] = encode_schedule(schedule, self.kernel.kinds, self.arguments,
-                                                       self.early_push, self.target.prefetch_bytes)
+                                                       self.early_push, self.target.prefetch_bytes,
+                                                       streamed)
         return self._schedules[key]
 
     @property

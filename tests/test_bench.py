@@ -216,7 +216,10 @@ def test_command_refuses_an_unknown_baseline(command):
                            "torch-compile, llama-cpp, cuda-graph\n")
 
 
-def test_provenance():
+def test_provenance(monkeypatch):
     assert versions()["numba"]
+    monkeypatch.delenv("EVENT_TENSOR_COMMIT", raising=False)
     found = commit()
     assert found is None or len(found.removesuffix("-dirty")) == 40
+    monkeypatch.setenv("EVENT_TENSOR_COMMIT", "named")  # a copy without its own history
+    assert commit() == "named"

@@ -36,6 +36,8 @@ SPIN_LIMIT_OVERSUBSCRIBED = 50
 class CpuKernel:
     """Compiled device functions and worker. One kernel serves every schedule and shape."""
 
+    streams_weights = False
+
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None) -> None:
         self.num_workers = num_workers

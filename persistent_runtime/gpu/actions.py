@@ -66,7 +66,7 @@ def releasing_event(segment, action, tile):
 
 
 @triton.jit(noinline=True)
-def await_actions(launch, worker, s, row, index, epoch, serving, THREADS: tl.constexpr,
+def await_actions(launch, worker, s, row, index, epoch, serving, 
                   INTERPRETED: tl.constexpr):
     """The waits of a row that read a tensor: READY, SERVE, LEAVE or SKIP. row: its address;
     serving: what wait_event calls worker."""
@@ -93,7 +93,7 @@ def await_actions(launch, worker, s, row, index, epoch, serving, THREADS: tl.con
             if present:
                 counter = counter_of(segment, event)
                 target = target_of(segment, index, event, present)
-                status = wait_event(launch, counter, target, serving, THREADS, INTERPRETED)
+                status = wait_event(launch, counter, target, serving, INTERPRETED)
                 if status == LEAVE:
                     record_stuck(launch, worker, s, tl.load(words_of_row + layout.TASK), event,
                                  counter, target, epoch)

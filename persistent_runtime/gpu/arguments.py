@@ -19,6 +19,11 @@ STEP_INDEX = tl.constexpr(layout.STEP_INDEX)
 ROW_BASE = tl.constexpr(layout.ROW_BASE)
 LOGIT_BASE = tl.constexpr(layout.LOGIT_BASE)
 ROW_ADVANCE = tl.constexpr(layout.ROW_ADVANCE)
+# Behind them, for the ring alone: a pointer to the segment record, and the worker.
+SEGMENT, WORKER = tl.constexpr(4), tl.constexpr(5)
+# Tile coordinates that say what a row has in the ring.
+STREAM_FIRST = tl.constexpr(layout.STREAM_FIRST - layout.TILE)
+STREAM_COUNT = tl.constexpr(layout.STREAM_COUNT - layout.TILE)
 
 
 class Constants(tl.constexpr):

@@ -93,7 +93,7 @@ def rotate(vectors, kept, norm, normed, cos, sin, there, head_dim, eps, OUT: tl.
 
 
 @gpu_body(device_functions.rope_append, configure=head_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
     """q_rotated = rope(q); k_cache, v_cache at the row's position = rope(k), v"""
     PAIRS: tl.constexpr = CONFIG.pairs
@@ -214,7 +214,7 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
 
 
 @gpu_body(device_functions.attention, configure=head_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def attention(arguments, tile, step, CONFIG: tl.constexpr):
     """partial, stats = unnormalised softmax(q_rotated @ k.T * scale) @ v over one split"""
     PAIRS: tl.constexpr = CONFIG.pairs
@@ -237,7 +237,7 @@ def attention(arguments, tile, step, CONFIG: tl.constexpr):
 
 
 @gpu_body(device_functions.attention_combine, configure=head_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def attention_combine(arguments, tile, step, CONFIG: tl.constexpr):
     """out = Σ_s partial[s] * exp(max[s] - max) / Σ_s sum[s] * exp(max[s] - max)"""
     PAIRS: tl.constexpr = CONFIG.pairs

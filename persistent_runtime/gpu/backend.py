@@ -46,8 +46,8 @@ class CudaBackend:
         return DeviceBuffers(self._memory)
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Progress | None, is_dynamic: bool) -> GpuKernel:
-        return GpuKernel(functions, dtype, workers, progress,
+                target: Target, progress: Progress | None, is_dynamic: bool) -> GpuKernel:
+        return GpuKernel(functions, dtype, target.workers, progress,
                          configured=configurations(graph, dtype, target=self._tile_target),
                          tiles=TILE_TARGETS[self._tile_target], memory=self._memory,
-                         is_dynamic=is_dynamic)
+                         is_dynamic=is_dynamic, prefetches=target.prefetch_bytes > 0)

@@ -14,16 +14,19 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
 
 from event_tensor.device_function import DeviceFunction
+from persistent_runtime.gpu.ptx import own_pass
 from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.ring import ring_bytes
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker import run_worker
 
 # Bytes of shared memory that one CTA may have, by compute capability.
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MAX_REGISTERS = 65536 // 256 - 1  # one CTA of 8 warps per SM: the compiler need not save any
+SHARED_ALIGNMENT = 1024
 RESOURCE = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
 
 
@@ -35,7 +38,7 @@ class CompiledWorker:
     registers: int
     stack_bytes: int
     spill_bytes: int
-    shared_bytes: int
+    shared_bytes: int  # the ring's included
     ptx: str
     seconds: float
 
@@ -53,24 +56,37 @@ def compiler_options(num_warps: int) -> dict[str, Any]:
             "enable_fp_fusion": True, "maxnreg": MAX_REGISTERS}
 
 
+def make_room(compiled: Any, size: int) -> None:
+    """Has every launch of a compiled kernel bring `size` bytes of shared memory beyond what the
+    compiler laid out. Before the first launch; kernels may be handed out more than once."""
+    if size and not hasattr(compiled, "room"):
+        shared = -(-compiled.metadata.shared // SHARED_ALIGNMENT) * SHARED_ALIGNMENT + size
+        compiled.metadata = compiled.metadata._replace(shared=shared)
+        backend = make_backend(compiled.metadata.target)
+        compiled.packed_metadata = backend.pack_metadata(compiled.metadata)
+        compiled.room = size
+
+
 def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
-                   is_dynamic: bool = False) -> CompiledWorker:
+                   is_dynamic: bool = False, prefetches: bool = False) -> CompiledWorker:
     """Compiles `run_worker` for `sm_<arch>`; needs no GPU. is_dynamic: with the ready queue and
-    data-dependent edges."""
+    data-dependent edges; prefetches: with rows that ask for weights ahead of time."""
     tiles = TILE_TARGETS[tile_target_of(arch)]
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
-                 "THREADS": 32 * tiles.num_warps, "PREFETCH": tiles.bulk_prefetch,
+                 "PREFETCH": prefetches and tiles.bulk_prefetch, "RING": tiles.ring_pieces,
                  "DYNAMIC": is_dynamic, "INTERPRETED": False}
     signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
         constants, "constexpr")
     source = ASTSource(run_worker, signature, constexprs=constants,
                        attrs={(0,): [["tt.divisibility", 16]]})
     begin = time.perf_counter()
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32),
-                              options=compiler_options(tiles.num_warps))
+    with own_pass():
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32),
+                                  options=compiler_options(tiles.num_warps))
     seconds = time.perf_counter() - begin
+    make_room(compiled, ring_bytes(tiles.ring_pieces))
     registers, stack, spill = resource_usage(compiled.asm["cubin"])
     return CompiledWorker(arch, registers, stack, spill, compiled.metadata.shared,
                           compiled.asm["ptx"], seconds)

@@ -28,7 +28,7 @@ from event_tensor.graph import Graph
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, allocate
 from persistent_runtime.encode import address_of
-from persistent_runtime.gpu import actions, arguments, queue, sync
+from persistent_runtime.gpu import actions, arguments, finish, queue, rows, streamed, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import (
@@ -50,6 +50,7 @@ class InterpretedBackend:
     """`persistent_runtime.backends.Backend`: the GPU worker, at a hundred-thousandth the speed."""
 
     name = "interpreter"
+    ring_pieces = 0
 
     def target(self, workers: int | None) -> Target:
         return H200.with_workers(4 if workers is None else workers)
@@ -58,11 +59,12 @@ class InterpretedBackend:
         return Buffers()
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                workers: int, progress: Callable[[int, int], None] | None, is_dynamic: bool
+                target: Target, progress: Callable[[int, int], None] | None, is_dynamic: bool
                 ) -> InterpretedKernel:
-        configured = configurations(graph, dtype, interpreted=True)
-        return InterpretedKernel(functions, dtype, workers, progress, configured=configured,
-                                 is_dynamic=is_dynamic)
+        configured = configurations(graph, dtype, interpreted=True, ring_pieces=self.ring_pieces)
+        return InterpretedKernel(functions, dtype, target.workers, progress,
+                                 configured=configured, is_dynamic=is_dynamic,
+                                 ring_pieces=self.ring_pieces)
 
 
 class InterpretedKernel:
@@ -70,10 +72,12 @@ class InterpretedKernel:
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
-                 configured: Mapping[str, Any], is_dynamic: bool = True) -> None:
+                 configured: Mapping[str, Any], is_dynamic: bool = True,
+                 ring_pieces: int = 0) -> None:
         if not triton.knobs.runtime.interpret:
             raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
         self.num_workers, self.is_dynamic = num_workers, is_dynamic
+        self.ring_pieces, self.streams_weights = ring_pieces, ring_pieces > 0
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
         _rewrite_functions(self.bodies)
@@ -90,15 +94,15 @@ class InterpretedKernel:
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, THREADS=32, PREFETCH=True,
+                         self.fingerprint, PREFETCH=True, RING=self.ring_pieces,
                          DYNAMIC=self.is_dynamic, INTERPRETED=True)
 
 
 def _rewrite_functions(bodies: Sequence[Any]) -> None:
     """Has the interpreter parse what the workers will call, once for all processes to come."""
     modules = {body.fn.__module__ for body in bodies} | {
-        run_worker.fn.__module__, sync.__name__, queue.__name__, actions.__name__,
-        arguments.__name__, standard.__name__}
+        run_worker.fn.__module__, rows.__name__, sync.__name__, queue.__name__, actions.__name__,
+        arguments.__name__, finish.__name__, streamed.__name__, standard.__name__}
     for name in modules:
         for value in list(vars(sys.modules[name]).values()):
             if isinstance(value, interpreter.InterpretedFunction):

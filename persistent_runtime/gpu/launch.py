@@ -22,9 +22,11 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
 from persistent_runtime.encode import EncodedSchedule
-from persistent_runtime.gpu.compile_only import compiler_options
+from persistent_runtime.gpu.compile_only import compiler_options, make_room
 from persistent_runtime.gpu.memory import DeviceMemory
+from persistent_runtime.gpu.ptx import own_pass
 from persistent_runtime.gpu.registry import kernel_tables
+from persistent_runtime.gpu.ring import ring_bytes
 from persistent_runtime.gpu.target import TileTarget
 from persistent_runtime.gpu.worker import run_worker
 from persistent_runtime.records import (
@@ -45,27 +47,30 @@ class GpuKernel:
 
     configured: device function name → configuration, from `registry.configurations`, and tiles:
     the entry of `TILE_TARGETS` that it was made for. memory: where the tensors live that launches
-    read and write. is_dynamic: whether schedules may queue tasks or read tensors in their edges.
+    read and write. is_dynamic: whether schedules may queue tasks or read tensors in their edges;
+    prefetches: whether their rows ask for weights ahead of time.
     """
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
                  configured: Mapping[str, Any], tiles: TileTarget, memory: DeviceMemory,
-                 is_dynamic: bool = True) -> None:
+                 is_dynamic: bool = True, prefetches: bool = False) -> None:
         self.num_workers = num_workers
         self.memory = memory
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies, values, fingerprint = kernel_tables(functions, configured)
-        self._constants = (bodies, values, fingerprint, 32 * tiles.num_warps, tiles.bulk_prefetch,
-                           is_dynamic, False)
+        self.streams_weights = tiles.ring_pieces > 0
+        self._constants = (bodies, values, fingerprint, prefetches and tiles.bulk_prefetch,
+                           tiles.ring_pieces, is_dynamic, False)
         self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)
         self._schedules: dict[EncodedSchedule, dict[int, torch.Tensor]] = {}
         self._check_resident()
-        with torch.cuda.device(memory.device):
+        with torch.cuda.device(memory.device), own_pass():
             record = torch.zeros(layout.LAUNCH_WORDS, dtype=torch.int64, device=memory.device)
             self._compiled = run_worker.warmup(record, 0, *self._constants, grid=(num_workers,),
                                                **self._options)
+        make_room(self._compiled, ring_bytes(tiles.ring_pieces))
         if progress:
             progress(len(functions), len(functions))
 
@@ -111,7 +116,7 @@ class GpuKernel:
         """Puts the kernel on its own stream, behind the uploads; returns the event of its end."""
         self._stream.wait_stream(after)
         self._stream.wait_stream(torch.cuda.default_stream(self.memory.device))  # zeroed tensors
-        with torch.cuda.device(self.memory.device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self.memory.device), torch.cuda.stream(self._stream), own_pass():
             # cooperative: the driver refuses a grid that is not resident instead of letting it hang
             run_worker[(self.num_workers,)](record, 0, *self._constants, **self._options)
             done = torch.cuda.Event()

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from persistent_runtime import device_functions
 from persistent_runtime.gpu.arguments import (
+    STREAM_COUNT,
     dim,
     float_parameter,
     operand,
@@ -23,7 +24,11 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
+from persistent_runtime.gpu.finish import finish
 from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.streamed import multiply_streamed
+from persistent_runtime.gpu.target import RowBlock
+from persistent_runtime.streams import Period, can_stream, period_of
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
@@ -31,6 +36,7 @@ GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
 MAX_STAGES = 8
+HELD_BYTES = 32 * 1024  # of weights that registers of eight warps hold beside their sums
 TF32_BITS = tl.constexpr(-(2**13))  # sign, exponent and the ten leading bits of the fraction
 
 
@@ -49,20 +55,26 @@ class LinearConfiguration:
     block_n: int
     block_k: int
     stages: int
+    ring: int  # slots of the ring that brings the weights of one-row tiles; 0 if none does
+    periods: tuple[Period, ...]  # of the lengths that come through it
 
 
-def linear_configuration(shape: Shape, matrices: int) -> LinearConfiguration:
-    """Blocks for tiles that read `matrices` weight matrices at once."""
+def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> LinearConfiguration:
+    """Blocks for tiles that read `matrices` weight matrices at once. block: of the one-row path."""
     lengths, columns = shape.parameter("in_features"), max(shape.parameter("tile_n"))
     target, widest = shape.target, triton.next_power_of_2(columns)
-    row_k = shape.largest_divisor(lengths, target.row_depth)
-    row_n = max(min(target.row_elements // matrices // row_k, widest), 1)
-    iteration_bytes = matrices * row_n * row_k * shape.weight.primitive_bitwidth // 8
+    row_k = shape.largest_divisor(lengths, block.depth)
+    weight_bytes = shape.weight.primitive_bitwidth // 8
+    elements = min(block.elements, HELD_BYTES // weight_bytes)
+    row_n = max(min(elements // matrices // row_k, widest), 1)
+    ring = target.ring_pieces if can_stream(shape.calls) else 0
+    iteration_bytes = matrices * row_n * row_k * weight_bytes
     return LinearConfiguration(
         shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
-        row_n, row_k, min(1 + triton.cdiv(target.bytes_in_flight, iteration_bytes), MAX_STAGES),
+        row_n, row_k, min(1 + triton.cdiv(block.bytes_in_flight, iteration_bytes), MAX_STAGES),
         target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
-        target.tensor_depth, target.tensor_stages)
+        target.tensor_depth, target.tensor_stages, ring,
+        tuple(period_of(length) for length in lengths) if ring else ())
 
 
 @triton.jit
@@ -87,23 +99,6 @@ def widened_dot(a, b, total, CONFIG: tl.constexpr):
     else:
         total = tl.dot(a, b, total, input_precision="ieee")
     return total
-
-
-@triton.jit
-def finish(sums, ups, factor, biases, out, n, mask_n, mask, GATED: tl.constexpr,
-           ACCUMULATE: tl.constexpr, CONFIG: tl.constexpr):
-    """Norm factor, bias, gate or residual, and the store."""
-    sums = sums * factor
-    if CONFIG.biased:
-        sums += tl.load(biases[0] + n, mask=mask_n & biases[1], other=0).to(tl.float32)
-    if GATED:
-        ups = ups * factor
-        if CONFIG.biased:
-            ups += tl.load(biases[2] + n, mask=mask_n & biases[3], other=0).to(tl.float32)
-        sums = sums / (1.0 + tl.exp(-sums)) * ups
-    if ACCUMULATE:
-        sums += tl.load(out, mask=mask, other=0)
-    tl.store(out, sums, mask=mask)
 
 
 @triton.jit
@@ -194,7 +189,7 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
 
 @triton.jit
 def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride, length, first,
-             last, begin, end, eps, NORMED: tl.constexpr, GATED: tl.constexpr,
+             last, begin, end, eps, tile, step, NORMED: tl.constexpr, GATED: tl.constexpr,
              ACCUMULATE: tl.constexpr, GATHERED: tl.constexpr, CONFIG: tl.constexpr):
     """One tile of act(rms_norm(x) @ weight.T + bias), added to or stored in out.
 
@@ -210,18 +205,27 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
     else:
         x += first * length
     rows, columns = last - first, end - begin
-    if rows == 1:
+    alone = rows == 1
+    if CONFIG.ring:
+        alone = tile[STREAM_COUNT] > 0
+    if alone:
         if GATHERED:
             x += tl.load(x_rows) * length
-        multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
-                     ACCUMULATE, CONFIG)
+        if CONFIG.ring:
+            for k in tl.static_range(len(CONFIG.periods)):
+                multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step, NORMED,
+                                  GATED, ACCUMULATE, k, CONFIG)
+        else:
+            multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
+                         ACCUMULATE, CONFIG)
     else:
         multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, rows, columns,
                       eps, NORMED, GATED, ACCUMULATE, GATHERED, CONFIG)
 
 
-@gpu_body(device_functions.norm_linear, configure=lambda shape: linear_configuration(shape, 1))
-@triton.jit
+@gpu_body(device_functions.norm_linear,
+          configure=lambda shape: linear_configuration(shape, shape.target.projection))
+@triton.jit(noinline=True)
 def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     """out = rms_norm(x) @ weight.T + bias"""
     length = word(arguments, NORM_LINEAR.in_features, CONFIG.alignment)
@@ -236,11 +240,12 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
              bias, bias, operand(arguments, NORM_LINEAR.out, tl.float32),
              dim(arguments, NORM_LINEAR.out, 1), length,
              first, last, begin, end, float_parameter(arguments, NORM_LINEAR.eps),
-             True, False, False, False, CONFIG)
+             tile, step, True, False, False, False, CONFIG)
 
 
-@gpu_body(device_functions.linear_residual, configure=lambda shape: linear_configuration(shape, 1))
-@triton.jit
+@gpu_body(device_functions.linear_residual,
+          configure=lambda shape: linear_configuration(shape, shape.target.residual))
+@triton.jit(noinline=True)
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     """residual += x @ weight.T + bias"""
     length = word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment)
@@ -254,13 +259,13 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     multiply(x, x, weight, weight, weight, bias, bias,
              operand(arguments, LINEAR_RESIDUAL.residual, tl.float32),
              dim(arguments, LINEAR_RESIDUAL.residual, 1),
-             length, first, last, begin, end, 0.0,
+             length, first, last, begin, end, 0.0, tile, step,
              False, False, True, False, CONFIG)
 
 
 @gpu_body(device_functions.norm_gate_up_silu,
-          configure=lambda shape: linear_configuration(shape, 2))
-@triton.jit
+          configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
+@triton.jit(noinline=True)
 def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
     """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
@@ -275,29 +280,16 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
              operand(arguments, GATE_UP.up_bias, CONFIG.weight),
              operand(arguments, GATE_UP.out, tl.float32), dim(arguments, GATE_UP.out, 1),
              length, first, last, begin, end,
-             float_parameter(arguments, GATE_UP.eps), True, True, False, False, CONFIG)
+             float_parameter(arguments, GATE_UP.eps), tile, step, True, True, False, False, CONFIG)
 
 
-@gpu_body(device_functions.norm_lm_head, configure=lambda shape: linear_configuration(shape, 1))
 @triton.jit
-def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
-    """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
-    length = word(arguments, LM_HEAD.in_features, CONFIG.alignment)
-    vocab = dim(arguments, LM_HEAD.logits, 1)
-    first, last = tile_range(tile[0], word(arguments, LM_HEAD.tile_m),
-                             dim(arguments, LM_HEAD.logits, 0))
-    begin, end = tile_range(tile[1], word(arguments, LM_HEAD.tile_n), vocab)
-    weight = operand(arguments, LM_HEAD.weight, CONFIG.weight)
+def record_best(arguments, tile_n, first, last, begin, end):
+    """tile_max, tile_argmax [:, tile_n] of rows [first, last): the best of columns [begin, end)."""
+    vocab, tiles = dim(arguments, LM_HEAD.logits, 1), dim(arguments, LM_HEAD.tile_max, 1)
     logits = operand(arguments, LM_HEAD.logits, tl.float32)
-    rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[2]
-    multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
-             operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
-             weight, logits, vocab, length, first, last, begin, end,
-             float_parameter(arguments, LM_HEAD.eps), True, False, False, True, CONFIG)
-    tl.debug_barrier()  # the logits of this tile are read back, by other threads
-    tiles = dim(arguments, LM_HEAD.tile_max, 1)
-    tile_max = operand(arguments, LM_HEAD.tile_max, tl.float32) + tile[1]
-    tile_argmax = operand(arguments, LM_HEAD.tile_argmax, tl.int32) + tile[1]
+    tile_max = operand(arguments, LM_HEAD.tile_max, tl.float32) + tile_n
+    tile_argmax = operand(arguments, LM_HEAD.tile_argmax, tl.int32) + tile_n
     for m in tl.range(first, last):
         best = tl.full([ARGMAX_BLOCK], float("-inf"), tl.float32)
         place = tl.zeros([ARGMAX_BLOCK], tl.int32) + begin
@@ -311,3 +303,25 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
         # the lowest column wins a tie
         tl.store(tile_argmax + m * tiles,
                  tl.min(tl.where(best == top, place, end - 1), axis=0))
+
+
+@gpu_body(device_functions.norm_lm_head,
+          configure=lambda shape: linear_configuration(shape, shape.target.head))
+@triton.jit(noinline=True)
+def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
+    """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
+    length = word(arguments, LM_HEAD.in_features, CONFIG.alignment)
+    vocab = dim(arguments, LM_HEAD.logits, 1)
+    first, last = tile_range(tile[0], word(arguments, LM_HEAD.tile_m),
+                             dim(arguments, LM_HEAD.logits, 0))
+    begin, end = tile_range(tile[1], word(arguments, LM_HEAD.tile_n), vocab)
+    weight = operand(arguments, LM_HEAD.weight, CONFIG.weight)
+    logits = operand(arguments, LM_HEAD.logits, tl.float32)
+    rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[2]
+    multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
+             operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
+             weight, logits, vocab, length, first, last, begin, end,
+             float_parameter(arguments, LM_HEAD.eps), tile, step, True, False, False, True,
+             CONFIG)
+    tl.debug_barrier()  # the logits of this tile are read back, by other threads
+    record_best(arguments, tile[1], first, last, begin, end)

@@ -1,8 +1,4 @@
-"""Bodies of a mixture-of-experts block: route, gather, the experts' products, combine.
-
-Bodies that stream no weights are calls (`noinline`): inlined, their addresses per thread would be
-hoisted out of the worker's loop, into registers that the products need.
-"""
+"""Bodies of a mixture-of-experts block: route, gather, the experts' products, combine."""
 
 from __future__ import annotations
 
@@ -191,8 +187,9 @@ def filled_slots(tile_rows, tile, slots):
     return tl.sum(filled, axis=0)
 
 
-@gpu_body(moe_functions.expert_gate_up, configure=lambda shape: linear_configuration(shape, 2))
-@triton.jit
+@gpu_body(moe_functions.expert_gate_up,
+          configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
+@triton.jit(noinline=True)
 def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
@@ -206,12 +203,13 @@ def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     x = operand(arguments, GATE_UP.grouped, tl.float32)
     first = tile[0] * slots
     multiply(x, x, gate, gate, up, gate, up, operand(arguments, GATE_UP.inner, tl.float32),
-             inner_size, length, first, first + rows, begin, end, 0.0,
+             inner_size, length, first, first + rows, begin, end, 0.0, tile, step,
              False, True, False, False, CONFIG)
 
 
-@gpu_body(moe_functions.expert_down, configure=lambda shape: linear_configuration(shape, 1))
-@triton.jit
+@gpu_body(moe_functions.expert_down,
+          configure=lambda shape: linear_configuration(shape, shape.target.residual))
+@triton.jit(noinline=True)
 def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     """expert_out = inner @ weight[e].T for the expert e of the tile"""
     length = word(arguments, DOWN.in_features, CONFIG.alignment)
@@ -225,7 +223,8 @@ def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     first = tile[0] * slots
     multiply(x, x, weight, weight, weight, weight, weight,
              operand(arguments, DOWN.expert_out, tl.float32), out_stride, length,
-             first, first + rows, begin, end, 0.0, False, False, False, False, CONFIG)
+             first, first + rows, begin, end, 0.0, tile, step, False, False, False, False,
+             CONFIG)
 
 
 @gpu_body(moe_functions.combine_experts, configure=combine_configuration)

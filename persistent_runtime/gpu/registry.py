@@ -4,6 +4,10 @@ A body is a `@triton.jit` function `body(arguments, tile, step, CONFIG)`: a poin
 record (int64), tuples of the tile's coordinates and of the step record's words, and a constexpr
 configuration. What a configuration holds is the body's own affair: the `configure` function given
 beside it makes one from the `Shape` of the calls.
+
+Make a body a call, `@triton.jit(noinline=True)`. Inlined, what it makes of its thread's number
+alone, such as every address in shared memory, would be taken out of the worker's loop, into
+registers that no other body could have; loops keep their loads in flight in a call as well.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +111,20 @@ def make_configuration(declaration: DeviceFunction, shape: Shape) -> Any:
     return body_of(declaration).configure(shape)
 
 
-def configurations(graph: Graph, dtype: str, *, target: str = "generic", interpreted: bool = False
-                   ) -> dict[str, Any]:
+def configurations(graph: Graph, dtype: str, *, target: str = "generic", interpreted: bool = False,
+                   ring_pieces: int | None = None) -> dict[str, Any]:
     """Device function name → its configuration for the calls of a graph.
 
-    dtype: how weights and KV cache are stored. target: a key of `TILE_TARGETS`.
+    dtype: how weights and KV cache are stored. target: a key of `TILE_TARGETS`. ring_pieces: in
+    the place of the target's.
     """
     weight = weight_type(dtype)
     calls: dict[DeviceFunction, list[Call]] = {}
     for call in graph.calls:
         calls.setdefault(call.function, []).append(call)
     tiles = TILE_TARGETS[target]
+    if ring_pieces is not None:
+        tiles = replace(tiles, ring_pieces=ring_pieces)
     return {function.name: make_configuration(
         function, Shape(tuple(of_function), weight, interpreted, tiles))
         for function, of_function in calls.items()}

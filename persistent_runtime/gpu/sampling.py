@@ -1,8 +1,7 @@
 """Sampling on the GPU: what cpu/sampling.py does, with searches in place of bins and a sort.
 
 Scores are compared as integers of the same order (`ordered`), so a threshold is found by halving
-the range of integers. First, what is far below the largest score is left out. `sample` is compiled
-out of line: inlined, it would take registers from bodies that need them.
+the range of integers. First, what is far below the largest score is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from persistent_runtime import layout
 
 BLOCK = tl.constexpr(1024)  # tokens whose probabilities are summed before those of other blocks
 BLOCKS = tl.constexpr(512)  # of the vocabulary, at most
-DISTANCES, NEAR_BLOCK = tl.constexpr(16), tl.constexpr(256)  # from the largest score down, by ones
+FARTHEST = tl.constexpr(16.0)  # below the largest score: what is looked at apart from the rest
 LOWEST, HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 UNIFORM_STEP = tl.constexpr(2.0**-24)
 
@@ -68,24 +67,6 @@ def largest(values, count):
 
 
 @triton.jit
-def at_distances(scores, vocab, top):
-    """([DISTANCES] tokens, [DISTANCES] mass of tokens, at most so far below the top; whole mass)"""
-    distance = (tl.arange(0, DISTANCES) + 1).to(tl.float32)
-    counts = tl.zeros([DISTANCES], tl.float32)
-    masses = tl.zeros([DISTANCES], tl.float32)
-    whole = tl.zeros([NEAR_BLOCK], tl.float32)
-    for first in tl.range(0, vocab, NEAR_BLOCK):
-        k = first + tl.arange(0, NEAR_BLOCK)
-        score = tl.load(scores + k, mask=k < vocab, other=float("-inf"))
-        weight = tl.where(score == score, tl.exp(score - top), 0.0)
-        near = (score >= top - distance[:, None]) & (k < vocab)[None, :]
-        counts += tl.sum(near.to(tl.float32), axis=1)
-        masses += tl.sum(tl.where(near, weight[None, :], 0.0), axis=1)
-        whole += weight
-    return counts, masses, tl.sum(whole, axis=0)
-
-
-@triton.jit
 def gather_from(scores, vocab, lowest, found):
     """Copies all scores that are at least `lowest` to `found`; returns how many there are."""
     count = vocab * 0
@@ -115,6 +96,18 @@ def from_key_on(found, count, top, key):
 
 
 @triton.jit
+def distance_of(scores, vocab, top, tokens, wanted):
+    """How far below the top one has to go for `tokens` tokens and the mass `wanted`: one of a few
+    distances, or inf."""
+    distance = tl.full((), 1.0, tl.float32)
+    n, m = -distance, -distance
+    while ((n < tokens) | (m < wanted)) & (distance < FARTHEST):
+        distance *= 4
+        n, m = from_key_on(scores, vocab, top, ordered(top - distance))
+    return tl.where((n >= tokens) & (m >= wanted), distance, float("inf"))
+
+
+@triton.jit
 def search_key(found, count, top, whole, tokens, wanted):
     """(the largest integer from which on there are at least `tokens` tokens and the mass `wanted`,
     the mass from there on). whole: the mass of all."""
@@ -134,14 +127,11 @@ def search_key(found, count, top, whole, tokens, wanted):
 @triton.jit
 def threshold_key(scores, vocab, top, top_k, top_p, found):
     """The integer that kept scores have at least, by top-k and then top-p."""
-    counts, masses, mass = at_distances(scores, vocab, top)
+    _, mass = from_key_on(scores, vocab, top, LOWEST + 1)  # NaN alone is lower
     limited = (top_k > 0) & (top_k < vocab)
     tokens = tl.where(limited, top_k, 0).to(tl.float32)
-    wanted = tl.where(limited, 0.0, mass * top_p)
-    distance = (tl.arange(0, DISTANCES) + 1).to(tl.float32)
-    enough = (counts >= tokens) & (masses >= wanted)
-    nearest = tl.min(tl.where(enough, distance, float("inf")), axis=0)
-    count = gather_from(scores, vocab, top - nearest, found)
+    distance = distance_of(scores, vocab, top, tokens, tl.where(limited, 0.0, mass * top_p))
+    count = gather_from(scores, vocab, top - distance, found)
     key = tl.full((), LOWEST, tl.int32)
     # first top-k, then top-p of what is left: from its key on the mass suffices, above it does not
     for rule in tl.range(tl.where(limited, 0, 1), tl.where(top_p < 1.0, 2, 1)):
@@ -182,7 +172,7 @@ def draw(scores, vocab, top, random, sums):
     return tl.minimum(first, tl.max(tl.where(kept, k, 0), axis=0))
 
 
-@triton.jit(noinline=True)
+@triton.jit
 def sample(logits, vocab, settings, token_ids, position, seed, scores, work):
     """The token for `position`. scores: [vocab] processed logits; work: [vocab]."""
     temperature = tl.load(settings + layout.TEMPERATURE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
     """The GPU's counterpart of `cpu.single_tile.run_tile`: results appear in the numpy arrays of
     `values`. On the device "cpu" the interpreter runs it."""
     interpreted = device == "cpu"
-    target = TILE_TARGETS["generic" if interpreted
-                          else tile_target_of(device_capability(device))]
+    target = replace(TILE_TARGETS["generic" if interpreted
+                                  else tile_target_of(device_capability(device))], ring_pieces=0)
     shape = Shape((call_of(declaration, values),), weight_type(dtype), interpreted, target)
     config = make_configuration(declaration, shape)
     record = pack_arguments(declaration, values)

@@ -20,48 +20,44 @@ import triton.language as tl
 
 from persistent_runtime import layout
 
-# What a wait came to. Lanes other than the polling thread report LOWEST, so that the maximum is
-# what that thread found.
-READY, SERVE, LEAVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-LOWEST = tl.constexpr(-(2**31))
+READY, SERVE, LEAVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what a wait came to
 INT32_BYTES = tl.constexpr(4)
 POLL_AGAIN = tl.constexpr(-1)  # of the interpreter's
 PAUSE_S = 2e-3  # a poll costs an interpreted worker about as much
 
-# $0 what it came to; $1 a lane; $2 counter (address); $3 launch record; $4 target; $5 the worker
-# whose ticket is looked at as well, or -1. All else is loaded when the first poll has failed, and
-# the deadline starts then. A filled slot may be of the next step: then the counter, which is that
-# of the step's end, has reached its target.
+# $0 what it came to; $1 counter (address); $2 launch record; $3 target; $4 the worker whose ticket
+# is looked at as well, or -1. All else is loaded when the first poll has failed, and the deadline
+# starts then. A filled slot may be of the next step: then the counter, which is that of the step's
+# end, has reached its target. What the polling thread found, a barrier that reduces a predicate
+# tells all others, who have nothing to add; one is enough for what is READY.
 POLL = tl.constexpr(f"""{{
     .reg .pred done;
     .reg .s32 seen;
     .reg .u32 thread, aborted;
     .reg .u64 abort, now, deadline, ticket, slot, number;
     .reg .b64 word;
-    mov.b32 $0, $1;
-    mov.b32 $0, {LOWEST.value};
+    mov.b32 $0, {READY.value};
     mov.u32 thread, %tid.x;
     setp.ne.u32 done, thread, 0;
     @done bra DONE;
-    mov.b32 $0, {READY.value};
-    ld.acquire.gpu.global.s32 seen, [$2];
-    setp.ge.s32 done, seen, $4;
+    ld.acquire.gpu.global.s32 seen, [$1];
+    setp.ge.s32 done, seen, $3;
     @done bra DONE;
     mov.u64 deadline, %globaltimer;
-    ld.relaxed.gpu.global.u64 now, [$3 + {8 * layout.TIMEOUT_NS}];
+    ld.relaxed.gpu.global.u64 now, [$2 + {8 * layout.TIMEOUT_NS}];
     add.u64 deadline, deadline, now;
-    ld.relaxed.gpu.global.u64 ticket, [$3 + {8 * layout.CONTROL}];
+    ld.relaxed.gpu.global.u64 ticket, [$2 + {8 * layout.CONTROL}];
     add.u64 abort, ticket, {4 * layout.ABORT};
     mov.u64 slot, 0;
-    setp.lt.s32 done, $5, 0;
+    setp.lt.s32 done, $4, 0;
     @done bra POLL;
-    mad.wide.s32 ticket, $5, {4 * layout.EVENT_STRIDE}, ticket;
+    mad.wide.s32 ticket, $4, {4 * layout.EVENT_STRIDE}, ticket;
     ld.relaxed.gpu.global.u64 slot, [ticket + {4 * layout.CONTROL_WORDS + 8 * layout.SLOT}];
     ld.relaxed.gpu.global.u64 number,
         [ticket + {4 * layout.CONTROL_WORDS + 8 * layout.SLOT_NUMBER}];
 POLL:
-    ld.acquire.gpu.global.s32 seen, [$2];
-    setp.ge.s32 done, seen, $4;
+    ld.acquire.gpu.global.s32 seen, [$1];
+    setp.ge.s32 done, seen, $3;
     @done bra DONE;
     setp.eq.u64 done, slot, 0;
     @done bra EMPTY;
@@ -69,8 +65,8 @@ POLL:
     shr.u64 word, word, 32;
     setp.ne.u64 done, word, number;
     @done bra EMPTY;
-    ld.acquire.gpu.global.s32 seen, [$2];
-    setp.ge.s32 done, seen, $4;
+    ld.acquire.gpu.global.s32 seen, [$1];
+    setp.ge.s32 done, seen, $3;
     @done bra DONE;
     mov.b32 $0, {SERVE.value};
     bra DONE;
@@ -85,18 +81,25 @@ EMPTY:
 GIVE_UP:
     mov.b32 $0, {LEAVE.value};
 DONE:
+    setp.ne.s32 done, $0, {READY.value};
+    barrier.cta.red.or.pred done, 0, done;
+    @!done bra TOLD;
+    setp.eq.s32 done, $0, {LEAVE.value};
+    barrier.cta.red.or.pred done, 0, done;
+    selp.b32 $0, {LEAVE.value}, {SERVE.value}, done;
+TOLD:
 }}""")
 
 
-# $0 a lane's number; $1 a lane; $2 address, $3 bytes: one thread asks, once.
+# $0 nothing; $1 address, $2 bytes: one thread asks, once.
 PREFETCH = tl.constexpr("""{
     .reg .pred other;
     .reg .u32 thread;
-    mov.b32 $0, $1;
+    mov.b32 $0, 0;
     mov.u32 thread, %tid.x;
     setp.ne.u32 other, thread, 0;
     @other bra DONE;
-    cp.async.bulk.prefetch.L2.global [$2], $3;
+    cp.async.bulk.prefetch.L2.global [$1], $2;
 DONE:
 }""")
 
@@ -112,6 +115,29 @@ def interpreter_pause() -> None:
 # Only interpreted branches call these; the mark lets the compiler's search for dependencies pass.
 for _function in (interpreter_clock_ns, interpreter_pause):
     _function.__triton_builtin__ = True
+
+
+@triton.jit
+def fresh(value, INTERPRETED: tl.constexpr):
+    """The same int32, as if it had just been read: what is made of it cannot be made any earlier.
+
+    The compiler takes sums and conversions of what a loop does not change out of that loop, all the
+    way to the kernel's beginning, where each is a register that no tile can have.
+    """
+    if not INTERPRETED:
+        value = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [value], dtype=tl.int32,
+                                          is_pure=False, pack=1)
+    return value
+
+
+@triton.jit
+def fresh_words(pointer, INTERPRETED: tl.constexpr):
+    """`fresh` for a pointer to int64 words."""
+    if not INTERPRETED:
+        address = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [pointer.to(tl.int64)],
+                                            dtype=tl.int64, is_pure=False, pack=1)
+        pointer = words(address)
+    return pointer
 
 
 @triton.jit
@@ -139,13 +165,13 @@ def ticket_of(launch, worker):
 
 
 @triton.jit
-def wait_event(launch, counter, target, worker, THREADS: tl.constexpr,
+def wait_event(launch, counter, target, worker, 
                INTERPRETED: tl.constexpr):
     """Waits until the int32 at address `counter` is at least `target` (READY), the slot of this
     worker's ticket is filled (SERVE), or the launch is aborted (LEAVE). Uniform over the CTA.
 
     worker: -1 where the queue is not to be looked at. Raises the abort flag itself when the
-    launch's timeout is over. THREADS: threads of the CTA.
+    launch's timeout is over.
     """
     if INTERPRETED:
         status = poll_once(launch, counter, target, worker)
@@ -157,11 +183,9 @@ def wait_event(launch, counter, target, worker, THREADS: tl.constexpr,
                               sem="relaxed")
             status = poll_once(launch, counter, target, worker)
     else:
-        lane = tl.arange(0, THREADS)
-        polled = tl.inline_asm_elementwise(
-            POLL, "=&r,r,l,l,r,r", [lane, counter, launch.to(tl.int64), target, worker],
-            dtype=tl.int32, is_pure=False, pack=1)
-        status = tl.max(polled, axis=0)
+        status = tl.inline_asm_elementwise(
+            POLL, "=&r,l,l,r,r", [counter, launch.to(tl.int64), target, worker], dtype=tl.int32,
+            is_pure=False, pack=1)
         # hands what the polling thread acquired to every thread of the CTA
         tl.debug_barrier()
     return status
@@ -218,9 +242,8 @@ def ticks(INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def prefetch(address, size, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+def prefetch(address, size, INTERPRETED: tl.constexpr):
     """Asks for `size` bytes, a multiple of 16, to be brought into the cache that all share."""
     if not INTERPRETED:
-        lane = tl.arange(0, THREADS)
-        tl.inline_asm_elementwise(PREFETCH, "=r,r,l,r", [lane, address, size],
-                                  dtype=tl.int32, is_pure=False, pack=1)
+        tl.inline_asm_elementwise(PREFETCH, "=&r,l,r", [address, size], dtype=tl.int32,
+                                  is_pure=False, pack=1)

@@ -8,21 +8,36 @@ from event_tensor.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
+class RowBlock:
+    """What the one-row path of a matrix product holds. Counts of elements are powers of two.
+
+    elements: weights of one iteration, over all matrices it reads; depth: of a row at most, because
+    every warp holds that much of the activations; bytes_in_flight: of weights, while an iteration
+    computes.
+    """
+
+    elements: int
+    depth: int
+    bytes_in_flight: int = 48 * 1024
+
+
+@dataclass(frozen=True, slots=True)
 class TileTarget:
     """Sizes that the bodies' configurations are made of. Counts of elements are powers of two.
 
-    num_warps: of the whole kernel. row_elements: weights that one iteration of the one-row path
-    holds, over all matrices it reads, at most row_depth of a row, because every warp holds that
-    much of the activations; bytes_in_flight: of weights, while an iteration computes. tensor_*: a
-    block of the tensor-core path, and its iterations in flight. kv_block: positions of the KV
-    cache per iteration, query_rows: query vectors that share them, kv_stages: iterations in
-    flight.
+    num_warps: of the whole kernel. projection, residual, gated, head: blocks of the one-row path,
+    by what a product is for: queries, keys, values and routers; what is added to the residual; a
+    gate and what it lets through; logits. tensor_*: a block of the tensor-core path, and its
+    iterations in flight. kv_block: positions of the KV cache per iteration, query_rows: query
+    vectors that share them, kv_stages: iterations in flight. ring_pieces: slots of the ring in
+    shared memory (ring.py); 0 for none.
     """
 
     num_warps: int
-    row_elements: int
-    row_depth: int
-    bytes_in_flight: int
+    projection: RowBlock
+    residual: RowBlock
+    gated: RowBlock
+    head: RowBlock
     tensor_rows: int
     tensor_columns: int
     tensor_depth: int
@@ -31,13 +46,19 @@ class TileTarget:
     query_rows: int
     kv_stages: int
     bulk_prefetch: bool  # whether one instruction can ask for a piece of a weight
+    ring_pieces: int = 0
 
 
 # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s. Larger blocks of
-# the tensor-core path spill registers.
+# the tensor-core path spill registers. Blocks of the one-row path: the fastest of each on an H200
+# (benchmarks/results/gpu_variants_*.json, Llama-3.2-1B).
+PROJECTION, RESIDUAL = RowBlock(16384, 512), RowBlock(8192, 512)
+GATED = HEAD = RowBlock(8192, 128)
 TILE_TARGETS = {
-    "generic": TileTarget(8, 8192, 512, 48 * 1024, 64, 32, 32, 4, 64, 16, 2, True),
-    "ampere": TileTarget(8, 8192, 512, 48 * 1024, 32, 32, 32, 4, 64, 16, 2, False),
+    "generic": TileTarget(8, PROJECTION, RESIDUAL, GATED, HEAD, 64, 32, 32, 4, 64, 16, 2, True),
+    "ampere": TileTarget(8, PROJECTION, RESIDUAL, GATED, HEAD, 32, 32, 32, 4, 64, 16, 2, False),
+    # blocks of 64 rows would be computed in tensor memory, which a call cannot have
+    "blackwell": TileTarget(8, PROJECTION, RESIDUAL, GATED, HEAD, 32, 32, 32, 4, 64, 16, 2, True),
 }
 
 
@@ -49,4 +70,6 @@ def tile_target_of(capability: int) -> str:
     if capability < 80:
         raise UserError(f"GPUs of compute capability {capability / 10} are not supported; use one "
                         f"of 8.0 or later")
-    return "ampere" if capability < 90 else "generic"
+    if capability < 90:
+        return "ampere"
+    return "generic" if capability < 100 else "blackwell"

@@ -34,7 +34,6 @@ NO_TILE = tl.constexpr(2**30)
 class TokenConfiguration:
     weight: tl.dtype
     interpreted: bool
-    samples: bool = True  # False leaves the sampler out, for a look at what it costs the others
 
 
 def token_configuration(shape: Shape) -> TokenConfiguration:
@@ -42,7 +41,7 @@ def token_configuration(shape: Shape) -> TokenConfiguration:
 
 
 @gpu_body(device_functions.embed_tokens, configure=token_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
     """out[r] = weight[token_ids[request of r, position of r]]"""
     hidden_size = word(arguments, EMBED.hidden_size)
@@ -61,7 +60,7 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
         for column in tl.range(0, hidden_size, EMBED_COLUMNS):
             k = column + tl.arange(0, EMBED_COLUMNS)
             mask = there[:, None] & (k < hidden_size)[None, :]
-            value = tl.load(source[:, None] + k[None, :], mask=mask)
+            value = tl.load(source[:, None] + k[None, :], mask=mask, other=0)
             tl.store(out + row[:, None] * hidden_size + k[None, :], value.to(tl.float32),
                      mask=mask)
 
@@ -97,7 +96,7 @@ def is_stop(arguments, token):
 
 
 @triton.jit
-def choose_token(arguments, logit_row, request, position, CONFIG: tl.constexpr):
+def choose_token(arguments, logit_row, request, position):
     """The token for `position`; records its log-probability where the request wants it."""
     vocab = dim(arguments, SELECT.logits, 1)
     settings = operand(arguments, SELECT.sampling, tl.float32) + request * layout.SAMPLING_WORDS
@@ -106,21 +105,20 @@ def choose_token(arguments, logit_row, request, position, CONFIG: tl.constexpr):
     greedy = ((tl.load(settings + layout.TEMPERATURE) == 0)
               & (tl.load(settings + layout.REPETITION_PENALTY) == 1))
     token = best_token(arguments, logit_row)
-    if CONFIG.samples:
-        if greedy == 0:
-            scores = operand(arguments, SELECT.scores, tl.float32) + logit_row * 2 * vocab
-            token = sample(logits, vocab, settings,
-                           operand(arguments, SELECT.token_ids, tl.int32) + first, position,
-                           operand(arguments, SELECT.seed, tl.int64) + request, scores,
-                           scores + vocab)
-        if tl.load(settings + layout.LOGPROBS) != 0:
-            tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + first + position,
-                     logprob(logits, vocab, token))
+    if greedy == 0:
+        scores = operand(arguments, SELECT.scores, tl.float32) + logit_row * 2 * vocab
+        token = sample(logits, vocab, settings,
+                       operand(arguments, SELECT.token_ids, tl.int32) + first, position,
+                       operand(arguments, SELECT.seed, tl.int64) + request, scores,
+                       scores + vocab)
+    if tl.load(settings + layout.LOGPROBS) != 0:
+        tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + first + position,
+                 logprob(logits, vocab, token))
     return token
 
 
 @gpu_body(device_functions.select_token, configure=token_configuration)
-@triton.jit
+@triton.jit(noinline=True)
 def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     """Appends the choice for one logit row to its request, unless that has finished."""
     logit_row = tile[0]
@@ -131,7 +129,7 @@ def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     position = row_entry(arguments, SELECT.row_position, step, row, True) + 1
     tl.debug_barrier()  # every thread has read what one thread is about to overwrite
     if was_finished == 0:
-        token = choose_token(arguments, logit_row, request, position, CONFIG)
+        token = choose_token(arguments, logit_row, request, position)
         place = request * dim(arguments, SELECT.token_ids, 1) + position
         tl.store(operand(arguments, SELECT.token_ids, tl.int32) + place, token)
         time_place = request * dim(arguments, SELECT.token_time, 1) + position

@@ -15,31 +15,24 @@ import triton
 import triton.language as tl
 
 from persistent_runtime import layout
-from persistent_runtime.gpu.actions import (
-    SKIP,
-    act,
-    await_actions,
-    count_task,
-    record_stuck,
-)
+from persistent_runtime.gpu.actions import SKIP, act, record_stuck
 from persistent_runtime.gpu.queue import (
-    COUNTER_BYTES,
     popped_row,
     push_roots,
     segment_at,
     setting,
     take_ticket,
 )
+from persistent_runtime.gpu.ring import close_ring, open_ring
+from persistent_runtime.gpu.rows import fresh_step, fresh_turn, load_head, row_at, try_row
 from persistent_runtime.gpu.sync import (
     LEAVE,
     READY,
     SERVE,
     counter_at,
     flag_at,
-    globaltimer,
-    notify_event,
-    prefetch,
-    ticks,
+    fresh,
+    fresh_words,
     wait_event,
     words,
 )
@@ -86,7 +79,7 @@ def clear_left_over(segment):
         tl.store(pending + tl.load(left_over + k, mask=present, other=0), 0, mask=present)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def open_step(launch, s, index, epoch, DYNAMIC: tl.constexpr):
     """Ends the step: what comes next, its first tasks, and the barrier. One worker does this."""
     if DYNAMIC:
@@ -121,178 +114,24 @@ def leave_step(launch, s, index, epoch, DYNAMIC: tl.constexpr):
 
 
 @triton.jit
-def wait_end(launch, worker, s, epoch, serving, THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
+def wait_end(launch, worker, s, epoch, serving, INTERPRETED: tl.constexpr):
     """Waits until step number `epoch` of the launch has ended, or for a queued task."""
     opened = flag_at(launch, layout.EPOCH)
-    status = wait_event(launch, opened, epoch, serving, THREADS, INTERPRETED)
+    status = wait_event(launch, opened, epoch, serving, INTERPRETED)
     if status == LEAVE:
         record_stuck(launch, worker, s, -1, 0, opened, epoch, epoch)
     return status
 
 
 @triton.jit
-def wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
-             THREADS: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Waits for all events of a row in the wait list."""
-    w = head[2]
-    status = tl.full((), READY, tl.int32)
-    while (w < head[3]) & (status == READY):
-        wait = counter_at(waits) + w * layout.WAIT_WORDS
-        event = tl.load(wait + layout.WAIT_EVENT).to(tl.int64)
-        target = tl.load(wait + layout.WAIT_COUNT) * (index + 1)
-        counter = events + event * COUNTER_BYTES
-        status = wait_event(launch, counter, target, serving, THREADS, INTERPRETED)
-        if status == LEAVE:
-            record_stuck(launch, worker, s, tl.load(row + layout.TASK), event, counter, target,
-                         epoch)
-        w += 1
-    return status
-
-
-@triton.jit
-def prefetch_row(launch, s, row, table, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
-                 INTERPRETED: tl.constexpr):
-    """Asks for the weights that this row is to ask for (persistent_runtime/prefetch.py)."""
-    if PREFETCH:
-        pieces = counter_at(tl.load(segment_at(launch, s) + layout.PREFETCHES))
-        k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)
-        while k < end:
-            piece = pieces + k * layout.PREFETCH_WORDS
-            tensor = tl.load(words(table) + tl.load(piece + layout.PREFETCH_TENSOR))
-            first = tl.load(piece + layout.PREFETCH_OFFSET).to(tl.int64) * layout.PREFETCH_UNIT
-            size = tl.load(piece + layout.PREFETCH_LENGTH) * layout.PREFETCH_UNIT
-            prefetch(tensor + first, size, THREADS, INTERPRETED)
-            k += 1
-
-
-@triton.jit
-def trace_record(launch, s, index, row):
-    """Where a row's task leaves its trace record in step `index`."""
-    segment = segment_at(launch, s)
-    place = tl.load(segment + layout.NUM_TASKS) * index + tl.load(row + layout.TASK)
-    return words(tl.load(segment + layout.TRACE)) + place * layout.TRACE_WORDS
-
-
-@triton.jit
-def record_begin(record, worker, turned, INTERPRETED: tl.constexpr):
-    tl.store(record + layout.TRACE_WORKER, worker + 1)
-    tl.store(record + layout.TRACE_WAIT, turned)
-    tl.store(record + layout.TRACE_RUN, ticks(INTERPRETED))
-
-
-@triton.jit
-def record_end(record, INTERPRETED: tl.constexpr):
-    tl.store(record + layout.TRACE_END, ticks(INTERPRETED))
-    tl.store(record + layout.TRACE_END_NS, globaltimer(INTERPRETED))
-
-
-@triton.jit
-def load_head(rows, k, end):
-    """The words of row k that decide what comes first; zeros beyond the end."""
-    row = rows + k * layout.ROW_WORDS
-    there = k < end
-    return (tl.load(row + layout.KIND, mask=there, other=0),
-            tl.load(row + layout.ARGUMENTS, mask=there, other=0),
-            tl.load(row + layout.WAIT_BEGIN, mask=there, other=0),
-            tl.load(row + layout.WAIT_END, mask=there, other=0))
-
-
-@triton.jit
-def call_body(arguments, tile, step, KIND: tl.constexpr, FUNCTIONS: tl.constexpr,
-              CONFIGURATIONS: tl.constexpr):
-    # a variable, because Triton 3.6 does not take the tuple's element for a constant
-    CONFIG: tl.constexpr = CONFIGURATIONS[KIND]
-    FUNCTIONS[KIND](arguments, tile, step, CONFIG)
-
-
-@triton.jit
-def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr):
-    """Dispatches on the device function: one branch per kind, never per call or tile."""
-    arguments = words(table) + head[1]
-    function = head[0] & (layout.ACTS - 1)
-    for kind in tl.static_range(len(FUNCTIONS)):
-        if function == kind:
-            call_body(arguments, tile, step, kind, FUNCTIONS, CONFIGURATIONS)
-
-
-@triton.jit
-def row_at(rows, k, popped):
-    """Pointer to the queued row `popped`; to row k where that is -1."""
-    return rows + tl.where(popped < 0, k, popped) * layout.ROW_WORDS
-
-
-@triton.jit
-def worker_that_serves(worker, popped, DYNAMIC: tl.constexpr):
-    """The worker while it may serve the queue, else -1: a popped task is not put off."""
-    serving = worker * 0 - 1
-    if DYNAMIC:
-        serving = tl.where(popped < 0, worker, -1)
-    return serving
-
-
-@triton.jit
-def notify_row(events, notifies, n, end):
-    """The notifies that cannot push anything."""
-    while n < end:
-        event = tl.load(counter_at(notifies) + n).to(tl.int64)
-        notify_event(events + event * COUNTER_BYTES)
-        n += 1
-
-
-@triton.jit
-def try_row(launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new, is_traced,
-            FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr,
-            PREFETCH: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Waits for the events of row k, or of the queued row `popped`, and runs it.
-
-    Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet.
-    """
-    rows, events, waits, notifies, table = bases
-    row = row_at(rows, k, popped)
-    tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
-            tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
-    n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
-    if is_new:
-        prefetch_row(launch, s, row, table, THREADS, PREFETCH, INTERPRETED)
-    turned = tl.full((), 0, tl.int64)
-    if is_traced:
-        turned = ticks(INTERPRETED)
-    serving = worker_that_serves(worker, popped, DYNAMIC)
-    status = wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving, THREADS,
-                      INTERPRETED)
-    if DYNAMIC:
-        if (head[0] >= layout.ACTS) & (status == READY):
-            status = await_actions(launch, worker, s, row.to(tl.int64), index, epoch, serving,
-                                   THREADS, INTERPRETED)
-    k += (((status == READY) | (status == SKIP)) & (popped < 0)).to(tl.int32)
-    following = load_head(rows, k, end)  # arrives while this row's tile runs
-    if status == READY:
-        if is_traced:
-            record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
-        run_task(table, head, tile, step, FUNCTIONS, CONFIGURATIONS)
-        row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
-        if DYNAMIC:
-            if head[0] >= layout.ACTS:
-                act(launch, s, row.to(tl.int64), index, status)
-        notify_row(events, notifies, n, notify_end)
-        if is_traced:
-            record_end(trace_record(launch, s, index, row), INTERPRETED)
-        if DYNAMIC:
-            if popped >= 0:
-                count_task(launch, worker, s, row.to(tl.int64), layout.POPPED)
-                take_ticket(launch, worker)
-    if DYNAMIC:
-        if status == SKIP:  # those who count tiles count this one as well
-            count_task(launch, worker, s, row_at(rows, k - 1, popped).to(tl.int64), layout.SKIPPED)
-            notify_row(events, notifies, n, notify_end)
-    return status, k, following
-
-
-@triton.jit
-def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.constexpr,
-             CONFIGURATIONS: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
-             DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFETCH: tl.constexpr,
+             RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """All that this worker does in one step; LEAVE when the launch is aborted."""
+    launch, worker, s, index, epoch = turn
+    segment = segment_at(launch, s)
+    step = (setting(segment, layout.FIRST_ROW) + index * setting(segment, layout.ROW_STRIDE),
+            setting(segment, layout.FIRST_LOGIT) + index * setting(segment, layout.LOGIT_STRIDE),
+            setting(segment, layout.SEGMENT_ADVANCE))
     rows = counter_at(tl.load(segment + layout.ROWS))
     bases = (rows, tl.load(segment + layout.EVENTS), tl.load(segment + layout.WAITS),
              tl.load(segment + layout.NOTIFIES), tl.load(segment + layout.ARGUMENT_TABLE))
@@ -308,19 +147,21 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
         leaves = k == end  # has to leave the step before this turn
         going = k >= 0
         while going:
+            launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
             if leaves:
                 leave_step(launch, s, index, epoch, DYNAMIC)
             leaves = k < 0
             if (k < end) | (popped >= 0):
                 was_popped = popped >= 0
                 status, k, head = try_row(
-                    launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new,
-                    is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+                    (launch, worker, s, index, epoch), fresh_step(step, INTERPRETED), bases, k,
+                    end, popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH,
+                    RING, DYNAMIC, INTERPRETED)
                 is_new = (status == READY) | (status == SKIP)
                 leaves = is_new & (was_popped | (k == end))
                 popped = popped * 0 - 1
             else:
-                status = wait_end(launch, worker, s, epoch, worker, THREADS, INTERPRETED)
+                status = wait_end(launch, worker, s, epoch, worker, INTERPRETED)
                 going = status == SERVE
             if status == SERVE:
                 popped = popped_row(launch, worker)
@@ -331,12 +172,20 @@ def run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS: tl.const
     else:
         while (k < end) & (status == READY):
             status, k, head = try_row(
-                launch, worker, s, index, epoch, step, bases, k, end, popped, head, is_new,
-                is_traced, FUNCTIONS, CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
+                fresh_turn(turn, INTERPRETED), fresh_step(step, INTERPRETED), bases, k, end,
+                popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH, RING,
+                DYNAMIC, INTERPRETED)
         if status == READY:
             leave_step(launch, s, index, epoch, DYNAMIC)
-            status = wait_end(launch, worker, s, epoch, k * 0 - 1, THREADS, INTERPRETED)
+            status = wait_end(launch, worker, s, epoch, k * 0 - 1, INTERPRETED)
     return status
+
+
+@triton.jit
+def steps_of(launch, s, INTERPRETED: tl.constexpr):
+    """Steps of segment s."""
+    segment = segment_at(fresh_words(launch, INTERPRETED), fresh(s, INTERPRETED))
+    return setting(segment, layout.STEPS)
 
 
 @triton.jit
@@ -355,15 +204,15 @@ def begin_launch(launch, worker):
 
 @triton.jit
 def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr,
-               FINGERPRINT: tl.constexpr, THREADS: tl.constexpr, PREFETCH: tl.constexpr,
+               FINGERPRINT: tl.constexpr, PREFETCH: tl.constexpr, RING: tl.constexpr,
                DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """Everything one worker does in a launch.
 
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
-    compiler's cache does not see through a tuple. THREADS: 32 * num_warps. PREFETCH: whether the
-    device can be asked for weights ahead of time. DYNAMIC: whether rows may be queued or have
-    actions; what serves them takes registers.
+    compiler's cache does not see through a tuple. PREFETCH: whether rows ask for weights
+    ahead of time. RING: slots of the ring that brings weights, 0 for none. DYNAMIC: whether rows
+    may be queued or have actions; what serves them takes registers.
     """
     worker = tl.program_id(0) + first_worker
     epoch = worker * 0
@@ -371,20 +220,18 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
     alive = worker >= 0
     if DYNAMIC:
         begin_launch(launch, worker)
-    while (s < setting(launch, layout.NUM_SEGMENTS)) & alive:
-        segment = segment_at(launch, s)
+    while (s < setting(fresh_words(launch, INTERPRETED), layout.NUM_SEGMENTS)) & alive:
+        if RING:
+            open_ring(launch, worker, s, RING)
         index = worker * 0
-        while (index < setting(segment, layout.STEPS)) & alive:
+        while (index < steps_of(launch, s, INTERPRETED)) & alive:
             epoch += 1
-            step = (index,
-                    setting(segment, layout.FIRST_ROW)
-                    + index * setting(segment, layout.ROW_STRIDE),
-                    setting(segment, layout.FIRST_LOGIT)
-                    + index * setting(segment, layout.LOGIT_STRIDE),
-                    setting(segment, layout.SEGMENT_ADVANCE))
-            status = run_step(launch, worker, s, segment, index, epoch, step, FUNCTIONS,
-                              CONFIGURATIONS, THREADS, PREFETCH, DYNAMIC, INTERPRETED)
-            stopped = tl.load(counter_at(flag_at(launch, layout.STOP)), volatile=True)
+            status = run_step(fresh_turn((launch, worker, s, index, epoch), INTERPRETED),
+                              FUNCTIONS, CONFIGURATIONS, PREFETCH, RING, DYNAMIC, INTERPRETED)
+            stopped = tl.load(counter_at(flag_at(fresh_words(launch, INTERPRETED), layout.STOP)),
+                              volatile=True)
             alive = (status == READY) & (stopped == 0)
             index += 1
+        if RING:
+            close_ring(launch, worker, s, RING)
         s += 1

@@ -1,0 +1,206 @@
+"""One row of a worker's turn on the GPU: wait, run the tile, notify.
+
+What is rarely needed is loaded again each time, and what steers the worker is made fresh, because a
+register that lives while a tile runs is one that the tile has not.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from persistent_runtime import layout
+from persistent_runtime.gpu.actions import SKIP, act, await_actions, count_task, record_stuck
+from persistent_runtime.gpu.queue import COUNTER_BYTES, segment_at, take_ticket
+from persistent_runtime.gpu.sync import (
+    LEAVE,
+    READY,
+    counter_at,
+    fresh,
+    fresh_words,
+    globaltimer,
+    notify_event,
+    prefetch,
+    ticks,
+    wait_event,
+    words,
+)
+
+
+@triton.jit
+def wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
+             INTERPRETED: tl.constexpr):
+    """Waits for all events of a row in the wait list."""
+    w = head[2]
+    status = tl.full((), READY, tl.int32)
+    while (w < head[3]) & (status == READY):
+        wait = counter_at(waits) + w * layout.WAIT_WORDS
+        event = tl.load(wait + layout.WAIT_EVENT).to(tl.int64)
+        target = tl.load(wait + layout.WAIT_COUNT) * (index + 1)
+        counter = events + event * COUNTER_BYTES
+        status = wait_event(launch, counter, target, serving, INTERPRETED)
+        if status == LEAVE:
+            record_stuck(launch, worker, s, tl.load(row + layout.TASK), event, counter, target,
+                         epoch)
+        w += 1
+    return status
+
+
+@triton.jit
+def prefetch_row(launch, s, row, table, PREFETCH: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Asks for the weights that this row is to ask for (persistent_runtime/prefetch.py)."""
+    if PREFETCH:
+        pieces = counter_at(tl.load(segment_at(launch, s) + layout.PREFETCHES))
+        k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)
+        while k < end:
+            piece = pieces + k * layout.PREFETCH_WORDS
+            tensor = tl.load(words(table) + tl.load(piece + layout.PREFETCH_TENSOR))
+            first = tl.load(piece + layout.PREFETCH_OFFSET).to(tl.int64) * layout.PREFETCH_UNIT
+            size = tl.load(piece + layout.PREFETCH_LENGTH) * layout.PREFETCH_UNIT
+            prefetch(tensor + first, size, INTERPRETED)
+            k += 1
+
+
+@triton.jit
+def trace_record(launch, s, index, row):
+    """Where a row's task leaves its trace record in step `index`."""
+    segment = segment_at(launch, s)
+    place = tl.load(segment + layout.NUM_TASKS) * index + tl.load(row + layout.TASK)
+    return words(tl.load(segment + layout.TRACE)) + place * layout.TRACE_WORDS
+
+
+@triton.jit
+def record_begin(record, worker, turned, INTERPRETED: tl.constexpr):
+    tl.store(record + layout.TRACE_WORKER, worker + 1)
+    tl.store(record + layout.TRACE_WAIT, turned)
+    tl.store(record + layout.TRACE_RUN, ticks(INTERPRETED))
+
+
+@triton.jit
+def record_end(record, INTERPRETED: tl.constexpr):
+    tl.store(record + layout.TRACE_END, ticks(INTERPRETED))
+    tl.store(record + layout.TRACE_END_NS, globaltimer(INTERPRETED))
+
+
+@triton.jit
+def load_head(rows, k, end):
+    """The words of row k that decide what comes first; zeros beyond the end."""
+    row = rows + k * layout.ROW_WORDS
+    there = k < end
+    return (tl.load(row + layout.KIND, mask=there, other=0),
+            tl.load(row + layout.ARGUMENTS, mask=there, other=0),
+            tl.load(row + layout.WAIT_BEGIN, mask=there, other=0),
+            tl.load(row + layout.WAIT_END, mask=there, other=0))
+
+
+@triton.jit
+def call_body(arguments, tile, step, KIND: tl.constexpr, FUNCTIONS: tl.constexpr,
+              CONFIGURATIONS: tl.constexpr):
+    # a variable, because Triton 3.6 does not take the tuple's element for a constant
+    CONFIG: tl.constexpr = CONFIGURATIONS[KIND]
+    FUNCTIONS[KIND](arguments, tile, step, CONFIG)
+
+
+@triton.jit
+def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr):
+    """Dispatches on the device function: one branch per kind, never per call or tile."""
+    arguments = words(table) + head[1]
+    function = head[0] & (layout.ACTS - 1)
+    for kind in tl.static_range(len(FUNCTIONS)):
+        if function == kind:
+            call_body(arguments, tile, step, kind, FUNCTIONS, CONFIGURATIONS)
+
+
+@triton.jit
+def row_at(rows, k, popped):
+    """Pointer to the queued row `popped`; to row k where that is -1."""
+    return rows + tl.where(popped < 0, k, popped) * layout.ROW_WORDS
+
+
+@triton.jit
+def worker_that_serves(worker, popped, DYNAMIC: tl.constexpr):
+    """The worker while it may serve the queue, else -1: a popped task is not put off."""
+    serving = worker * 0 - 1
+    if DYNAMIC:
+        serving = tl.where(popped < 0, worker, -1)
+    return serving
+
+
+@triton.jit
+def notify_row(events, notifies, n, end):
+    """The notifies that cannot push anything."""
+    while n < end:
+        event = tl.load(counter_at(notifies) + n).to(tl.int64)
+        notify_event(events + event * COUNTER_BYTES)
+        n += 1
+
+
+@triton.jit
+def fresh_turn(turn, INTERPRETED: tl.constexpr):
+    """`fresh` for what steers a worker: (launch, worker, segment's number, step's index, epoch)."""
+    launch, worker, s, index, epoch = turn
+    return (fresh_words(launch, INTERPRETED), fresh(worker, INTERPRETED), fresh(s, INTERPRETED),
+            fresh(index, INTERPRETED), fresh(epoch, INTERPRETED))
+
+
+@triton.jit
+def fresh_step(step, INTERPRETED: tl.constexpr):
+    """`fresh` for the words of the step record after the first."""
+    return (fresh(step[0], INTERPRETED), fresh(step[1], INTERPRETED), fresh(step[2], INTERPRETED))
+
+
+@triton.jit
+def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
+            FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFETCH: tl.constexpr,
+            RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Waits for the events of row k, or of the queued row `popped`, and runs it.
+
+    Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet,
+    and the head is to be loaded again.
+    """
+    rows, events, waits, notifies, table = bases
+    launch, worker, s, index, epoch = turn
+    row = row_at(rows, k, popped)
+    tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
+            tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
+    n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
+    # arrives while this row waits: a body is a call, before which everything has to be there
+    own = (popped < 0).to(tl.int32)
+    following = load_head(rows, k + own, end)
+    if is_new:
+        prefetch_row(launch, s, row, table, PREFETCH, INTERPRETED)
+    turned = tl.full((), 0, tl.int64)
+    if is_traced:
+        turned = ticks(INTERPRETED)
+    serving = worker_that_serves(worker, popped, DYNAMIC)
+    status = wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
+                      INTERPRETED)
+    if DYNAMIC:
+        if (head[0] >= layout.ACTS) & (status == READY):
+            status = await_actions(launch, worker, s, row.to(tl.int64), index, epoch, serving,
+                                   INTERPRETED)
+    k += ((status == READY) | (status == SKIP)).to(tl.int32) * own
+    if status == READY:
+        if is_traced:
+            record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
+        record = (index, step[0], step[1], step[2])
+        if RING:
+            record = record + (segment_at(launch, s), worker)
+        run_task(table, head, tile, record, FUNCTIONS, CONFIGURATIONS)
+        launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
+        row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
+        if DYNAMIC:
+            if head[0] >= layout.ACTS:
+                act(launch, s, row.to(tl.int64), index, status)
+        notify_row(events, notifies, n, notify_end)
+        if is_traced:
+            record_end(trace_record(launch, s, index, row), INTERPRETED)
+        if DYNAMIC:
+            if popped >= 0:
+                count_task(launch, worker, s, row.to(tl.int64), layout.POPPED)
+                take_ticket(launch, worker)
+    if DYNAMIC:
+        if status == SKIP:  # those who count tiles count this one as well
+            count_task(launch, worker, s, row_at(rows, k - 1, popped).to(tl.int64), layout.SKIPPED)
+            notify_row(events, notifies, n, notify_end)
+    return status, k, following
