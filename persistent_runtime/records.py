@@ -93,6 +93,13 @@ def queue_capacity(segments: Sequence[Segment]) -> int:
     return max((s.encoded.schedule.queue_capacity for s in segments), default=0)
 
 
+def outstanding(segments: Sequence[Segment], workers: int) -> int:
+    """What OUTSTANDING holds before any worker starts: whoever starts first may finish tasks of the
+    first step before another worker is there, and must not take the step for finished."""
+    first = next((s for s in segments if s.steps > 0), None)
+    return workers + (first.encoded.sizes()[layout.NUM_DUE] if first else 0)
+
+
 def named_task_counts(segments: Sequence[Segment], counts: Sequence[Int32Array]
                       ) -> list[dict[str, tuple[int, int]]]:
     """Per segment: call → (queued tasks that ran, rows whose tile no event released).

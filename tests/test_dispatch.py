@@ -1,10 +1,13 @@
 """Random data-dependent graphs run by real threads: every task once, after its producers."""
 
+import time
+
 import pytest
 from dispatch_graphs import dispatch_graph, run_and_check
 
 from event_tensor.errors import DeadlockError
 from persistent_runtime import layout
+from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.megakernel import Megakernel
 
 WORKERS = (1, 2, 5)
@@ -35,6 +38,23 @@ def test_a_count_that_the_device_gets_wrong_is_an_error_and_not_a_hang(policy):
             run_and_check(made, kernel, steps=1, timeout_s=0.1)
         named += name.replace("counts", "E_expert") in str(error.value)
     assert named > 8 or policy != "critical_path"
+
+
+@pytest.mark.parametrize("policy", ("hybrid", "dynamic"))
+@pytest.mark.parametrize("late", range(3))
+def test_a_worker_that_starts_late_holds_up_the_first_step(policy, late, monkeypatch):
+    """The others can finish several tasks of the step before it is there."""
+    call_worker = CpuKernel.call_worker
+
+    def call_late(kernel, record, worker):
+        time.sleep(0.05 * (worker == late))
+        call_worker(kernel, record, worker)
+
+    monkeypatch.setattr(CpuKernel, "call_worker", call_late)
+    for seed in (0, 1, 5647):
+        made = dispatch_graph(seed)
+        kernel = Megakernel(made.graph, policy=policy, workers=3, samples=made.samples)
+        assert not run_and_check(made, kernel, steps=6), f"seed {seed}"
 
 
 def test_the_judgement_can_fail():

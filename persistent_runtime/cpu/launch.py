@@ -25,6 +25,7 @@ from persistent_runtime.records import (
     fill_segment,
     named_task_counts,
     new_counters,
+    outstanding,
     queue_capacity,
 )
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
@@ -124,7 +125,7 @@ class Launch(WatchedLaunch):
         capacity = queue_capacity(self._segments)
         queue = np.zeros(capacity, np.int64)
         self._keep_alive += [records, scratch, steps, queue]
-        self._control[layout.OUTSTANDING] = workers
+        self._control[layout.OUTSTANDING] = outstanding(self._segments, workers)
         record = self._record
         record[layout.NUM_WORKERS] = workers
         record[layout.NUM_SEGMENTS] = len(records)

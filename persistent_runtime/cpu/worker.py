@@ -308,10 +308,7 @@ def begin_launch(launch, worker, step):
     take_ticket(launch, step)
     first = next_segment(launch, np.int64(0), np.int64(-1))
     if worker == 0 and first != 0:
-        segment = pointer_to(first, INT64)
-        atomic_add(launch[layout.CONTROL] + layout.OUTSTANDING * INT32_BYTES,
-                   np.int32(segment[layout.NUM_DUE]))
-        push_roots(launch, segment)
+        push_roots(launch, pointer_to(first, INT64))
 
 
 def run_worker(launch, worker):

@@ -38,6 +38,7 @@ from persistent_runtime.records import (
     fill_segment,
     named_task_counts,
     new_counters,
+    outstanding,
     queue_capacity,
 )
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
@@ -143,7 +144,7 @@ class InterpretedLaunch(WatchedLaunch):
         workers = kernel.num_workers
         self._segments = list(segments)
         self._control = allocate((layout.CONTROL_WORDS + workers * layout.EVENT_STRIDE,), "int32")
-        self._control[layout.OUTSTANDING] = workers
+        self._control[layout.OUTSTANDING] = outstanding(self._segments, workers)
         self._stuck = allocate((workers, layout.STUCK_WORDS), "int64")
         records = allocate((max(len(self._segments), 1), layout.SEGMENT_WORDS), "int64")
         record = allocate((layout.LAUNCH_WORDS,), "int64")

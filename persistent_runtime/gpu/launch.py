@@ -35,6 +35,7 @@ from persistent_runtime.records import (
     fill_segment,
     named_task_counts,
     new_counters,
+    outstanding,
     queue_capacity,
 )
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
@@ -137,7 +138,7 @@ class GpuLaunch:
         memory.push_control()
         control = np.zeros(layout.CONTROL_WORDS + kernel.num_workers * layout.EVENT_STRIDE,
                            np.int32)
-        control[layout.OUTSTANDING] = kernel.num_workers
+        control[layout.OUTSTANDING] = outstanding(self._segments, kernel.num_workers)
         self._control = memory.upload(control)
         self._stuck = memory.zeros(kernel.num_workers * layout.STUCK_WORDS, np.int64)
         self._counters: list[dict[int, torch.Tensor]] = []

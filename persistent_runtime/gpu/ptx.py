@@ -26,7 +26,11 @@ def define_first(ptx: str) -> str:
      mov.b32 %r2, 0;
      @%p1 ld.shared.b32 %r2, [ %r3 + 0 ];
     """
-    return PARTIAL.sub(lambda found: f"mov.b{found[1]} {found[2]}, 0;\n\t{found[0]}", ptx)
+    def defined(found: re.Match[str]) -> str:
+        bits = max(16, int(found[1]))  # there is no narrower move
+        return f"mov.b{bits} {found[2]}, 0;\n\t{found[0]}"
+
+    return PARTIAL.sub(defined, ptx)
 
 
 def add_pass(*arguments: Any) -> tuple[str, str]:

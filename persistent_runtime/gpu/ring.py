@@ -22,11 +22,12 @@ import triton.language as tl
 from persistent_runtime import layout
 from persistent_runtime.gpu.queue import segment_at
 from persistent_runtime.gpu.sync import counter_at, words
+from persistent_runtime.gpu.target import MOST_PIECES
 from persistent_runtime.streams import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUMS, WARPS
 
 # From the end of shared memory downwards: 16 bytes of barriers per slot and the number of pieces
 # asked for; the warps' sums of squares; partial sums; slots.
-MAX_PIECES = 15
+MAX_PIECES = MOST_PIECES
 ASKED, BARRIERS, SQUARES = 8, 256, 512
 SUMS_AT = SQUARES + 4 * SUMS
 TRIES = 1 << 26  # some seconds of polls: a copy that has not come by then never will
@@ -209,7 +210,7 @@ def ask(end, number, address, size, PIECES: tl.constexpr):
     lane = tl.arange(0, EVERY_THREAD)
     # a phase before the first counts as over
     parity = (number // PIECES + 1) & 1
-    tl.inline_asm_elementwise(ASK, "=r,r,r,r,r,r,l,r",
+    tl.inline_asm_elementwise(ASK, "=&r,r,r,r,r,r,l,r",
                               [lane, end, number % PIECES, parity, number, address, size],
                               dtype=tl.int32, is_pure=False, pack=1)
 
@@ -230,7 +231,7 @@ def take(end, number, PIECES: tl.constexpr):
 def release(end, number, PIECES: tl.constexpr):
     """This warp has read piece `number`."""
     lane = tl.arange(0, EVERY_THREAD)
-    tl.inline_asm_elementwise(RELEASE, "=r,r,r,r", [lane, end, number % PIECES], dtype=tl.int32,
+    tl.inline_asm_elementwise(RELEASE, "=&r,r,r,r", [lane, end, number % PIECES], dtype=tl.int32,
                               is_pure=False, pack=1)
 
 
@@ -238,14 +239,14 @@ def release(end, number, PIECES: tl.constexpr):
 def make_barriers(end):
     """The barriers of all slots."""
     lane = tl.arange(0, EVERY_THREAD)
-    tl.inline_asm_elementwise(OPEN, "=r,r,r", [lane, end], dtype=tl.int32, is_pure=False, pack=1)
+    tl.inline_asm_elementwise(OPEN, "=&r,r,r", [lane, end], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
 def await_copies(end, PIECES: tl.constexpr):
     """Waits for all that has been asked for, and ends the use of the barriers."""
     lane = tl.arange(0, EVERY_THREAD)
-    tl.inline_asm_elementwise(CLOSE, "=r,r,r,r", [lane, end, PIECES], dtype=tl.int32,
+    tl.inline_asm_elementwise(CLOSE, "=&r,r,r,r", [lane, end, PIECES], dtype=tl.int32,
                               is_pure=False, pack=1)
 
 

@@ -104,6 +104,8 @@ def call_body(arguments, tile, step, KIND: tl.constexpr, FUNCTIONS: tl.constexpr
 @triton.jit
 def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr):
     """Dispatches on the device function: one branch per kind, never per call or tile."""
+    # a task may read what this worker's last one wrote, without an event between the two
+    tl.debug_barrier()
     arguments = words(table) + head[1]
     function = head[0] & (layout.ACTS - 1)
     for kind in tl.static_range(len(FUNCTIONS)):

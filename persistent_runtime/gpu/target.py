@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from event_tensor.errors import UserError
 
+# slots of the ring: two rounds of two pieces, and as many as have barriers (ring.py)
+FEWEST_PIECES, MOST_PIECES = 4, 15
+
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
@@ -47,6 +50,12 @@ class TileTarget:
     kv_stages: int
     bulk_prefetch: bool  # whether one instruction can ask for a piece of a weight
     ring_pieces: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ring_pieces and not (FEWEST_PIECES <= self.ring_pieces <= MOST_PIECES
+                                     and self.num_warps == 8 and self.bulk_prefetch):
+            raise UserError(f"ring_pieces is {self.ring_pieces}; give 0, or {FEWEST_PIECES} to "
+                            f"{MOST_PIECES} with 8 warps on a GPU of capability 9.0 or later")
 
 
 # 132 SMs need about 40 KB each in flight to cover 1 us of latency at 4.8 TB/s. Larger blocks of

@@ -82,6 +82,8 @@ def clear_left_over(segment):
 @triton.jit(noinline=True)
 def open_step(launch, s, index, epoch, DYNAMIC: tl.constexpr):
     """Ends the step: what comes next, its first tasks, and the barrier. One worker does this."""
+    # this is a call: all warps have read the caller's shared memory before it is written here
+    tl.debug_barrier()
     if DYNAMIC:
         clear_left_over(segment_at(launch, s))
     s = next_segment(launch, s, index)
@@ -195,10 +197,7 @@ def begin_launch(launch, worker):
         take_ticket(launch, worker)
         s = next_segment(launch, worker * 0, worker * 0 - 1)
         if (worker == 0) & (s < setting(launch, layout.NUM_SEGMENTS)):
-            segment = segment_at(launch, s)
-            tl.atomic_add(counter_at(flag_at(launch, layout.OUTSTANDING)),
-                          setting(segment, layout.NUM_DUE), sem="relaxed", scope="gpu")
-            push_roots(launch, segment)
+            push_roots(launch, segment_at(launch, s))
     tl.debug_barrier()  # the ticket comes before the first wait
 
 
