@@ -96,11 +96,13 @@ def start_up() -> str:
 def fuzz() -> str:
     """The protocol over random graphs."""
     result = load("fuzz_protocol")
+    dispatched = (
+        f"; {result['dispatch_graphs']:,} graphs with data-dependent edges run "
+        f"{result['counts']['dispatch launches']:,} times by 1 to 8 threads"
+        if "dispatch_graphs" in result else "")
     return (f"{result['graphs']:,} random graphs, {result['counts']['interleavings']:,} "
-            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules; "
-            f"{result['dispatch_graphs']:,} graphs with data-dependent edges run "
-            f"{result['counts']['dispatch launches']:,} times by 1 to 8 threads: "
-            f"{result['failures']} failures.")
+            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules"
+            f"{dispatched}: {result['failures']} failures.")
 
 
 def gpu_decode() -> str:

@@ -22,6 +22,7 @@ from persistent_runtime.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.registry import configurations
 from persistent_runtime.gpu.streamed import leave_sums
+from persistent_runtime.gpu.target import tile_target_of
 from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.streams import MATRICES, PIECE_BYTES, period_of, streamed_calls
 from scheduling.target import H200
@@ -113,7 +114,8 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
     graph = decoder_graph(shape, "bfloat16", 132)
     functions = tuple({call.function: None for call in graph.calls
                        if call.function.name in MATRICES})
-    worker = compile_worker(functions, configurations(graph, "bfloat16"), arch)
+    worker = compile_worker(functions, configurations(
+        graph, "bfloat16", target=tile_target_of(arch)), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
     assert "cp.async.bulk.shared::cluster.global.mbarrier" in worker.ptx
