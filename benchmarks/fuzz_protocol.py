@@ -9,8 +9,10 @@ where it does harm. What program order demands is worked out by tests/program_or
 no code with the proofs. Prints a summary, writes benchmarks/results/fuzz_protocol.json, and fails
 when anything was not as it must be.
 
-With `--dispatch N`, N random graphs with data-dependent edges are also run by real threads, in rows
-and through the ready queue, and judged by the times that their tasks note.
+N random graphs with data-dependent edges (`--dispatch N`) are also run by real threads, in rows and
+through the ready queue, and judged by the times that their tasks note; by themselves with
+
+    python benchmarks/fuzz_protocol.py --graphs 0 --output benchmarks/results/fuzz_dispatch.json
 """
 
 from __future__ import annotations

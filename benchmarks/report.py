@@ -96,13 +96,16 @@ def start_up() -> str:
 def fuzz() -> str:
     """The protocol over random graphs."""
     result = load("fuzz_protocol")
-    dispatched = (
-        f"; {result['dispatch_graphs']:,} graphs with data-dependent edges run "
-        f"{result['counts']['dispatch launches']:,} times by 1 to 8 threads"
-        if "dispatch_graphs" in result else "")
+    dispatched = ""
+    if (RESULTS / "fuzz_dispatch.json").exists():
+        dispatch = load("fuzz_dispatch")
+        dispatched = (
+            f" {dispatch['dispatch_graphs']:,} with data-dependent edges, each run "
+            f"{dispatch['counts']['dispatch launches'] // dispatch['dispatch_graphs']} times by 1 "
+            f"to 8 threads: {dispatch['failures']} failures.")
     return (f"{result['graphs']:,} random graphs, {result['counts']['interleavings']:,} "
-            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules"
-            f"{dispatched}: {result['failures']} failures.")
+            f"interleavings and {result['counts']['mutations']:,} mutated tables and schedules: "
+            f"{result['failures']} failures.{dispatched}")
 
 
 def gpu_decode() -> str:
