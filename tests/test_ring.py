@@ -100,7 +100,7 @@ def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hi
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     ended = subprocess.run([sys.executable, "tests/ring_emulation.py", str(directory)], cwd=ROOT,
-                           env=environment, capture_output=True, text=True, timeout=300)
+                           env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["with"] == found["without"]
