@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,21 @@ class Phases:
         """To the first token, or to now if it has not come."""
         return (time.monotonic() if self.end_s is None else self.end_s) - self.begin_s
 
-    def seconds(self) -> dict[str, float]:
-        """Phase → seconds, in the order in which they began; `unattributed` is the rest."""
-        total: dict[str, float] = {}
-        for span in self.spans:
-            total[span.name] = total.get(span.name, 0.0) + span.end_s - span.begin_s
-        return total | {"unattributed": self.wall_s - sum(total.values())}
+    def record(self, spans: Sequence[Span]) -> dict[str, Any]:
+        """`wall_s`, and per phase, in the order in which they began, its seconds, its share and
+        its spans, counted from the start of the process; `unattributed` is the rest. spans:
+        `self.spans`, or the same time cut finer."""
+        wall_s = self.wall_s
+        of_name: dict[str, list[Span]] = {}
+        for span in spans:
+            of_name.setdefault(span.name, []).append(span)
+        seconds = {name: sum(s.end_s - s.begin_s for s in own) for name, own in of_name.items()}
+        seconds["unattributed"] = wall_s - sum(seconds.values())
+        return {"wall_s": round(wall_s, 6), "phases": [
+            {"name": name, "seconds": round(s, 6), "share": round(s / wall_s, 5),
+             "spans": [[round(t - self.begin_s, 6) for t in (span.begin_s, span.end_s)]
+                       for span in of_name.get(name, ())]}
+            for name, s in seconds.items()]}
 
     def _switch(self) -> None:
         now = time.monotonic()

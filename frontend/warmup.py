@@ -22,18 +22,10 @@ def start_record(decoder: Decoder) -> Record:
     """Phases sum to wall_s: from the start of the process to the first token or, if none has come
     yet, to now. Spans are seconds since the start of the process."""
     phases = decoder.phases
-    wall_s = phases.wall_s
-    spans = split_compile(phases.spans, COMPILATIONS)
-    names = list(dict.fromkeys(span.name for span in spans))
-    seconds = {name: sum(s.end_s - s.begin_s for s in spans if s.name == name) for name in names}
-    seconds["unattributed"] = wall_s - sum(seconds.values())
-    compiled = [c for c in COMPILATIONS if phases.begin_s <= c.begin_s <= phases.begin_s + wall_s]
+    until_s = phases.begin_s + phases.wall_s
+    compiled = [c for c in COMPILATIONS if phases.begin_s <= c.begin_s <= until_s]
     return {
-        "wall_s": round(wall_s, 6),
-        "phases": [{"name": name, "seconds": round(s, 6), "share": round(s / wall_s, 5),
-                    "spans": [[round(t - phases.begin_s, 6) for t in (span.begin_s, span.end_s)]
-                              for span in spans if span.name == name]}
-                   for name, s in seconds.items()],
+        **phases.record(split_compile(phases.spans, COMPILATIONS)),
         "cache": {"directory": str(cache_directory()),
                   "hits": sum(c.cache_hit for c in compiled),
                   "misses": sum(not c.cache_hit for c in compiled)},

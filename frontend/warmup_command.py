@@ -49,6 +49,7 @@ class WarmupOptions:
 def run_warmup(options: WarmupOptions) -> Record:
     """Cold: nothing compiled yet; warm: the same again. Both with a cache folder that nobody else
     uses. Files of the model may be in memory already, both times."""
+    device = "cpu"
     if options.compare:  # refused before anything is started
         device = "cuda" if runs_on_gpu(options.compile) else "cpu"
         for name in options.compare:
@@ -58,19 +59,18 @@ def run_warmup(options: WarmupOptions) -> Record:
         "compile": dict(options.compile), "delays_s": dict(options.delays_s)}, options.model)
     warm = starts["warm"]
     return {"model": options.model, "prompt_tokens": warm["prompt_tokens"], **starts,
-            "compare": {name: start_baseline(name, options.model, warm)
+            "compare": {name: start_baseline(name, options.model, device, warm)
                         for name in options.compare},
             "compilations_after_ready": sum(
                 s["after_ready"]["compilations"] for s in starts.values()),
             "your_cache": own_cache(), **provenance()}
 
 
-def start_baseline(name: str, model: str, ours: Record) -> Record:
+def start_baseline(name: str, model: str, device: str, ours: Record) -> Record:
     """The same two starts of a baseline, of the same type, threads and prompt length as ours."""
     from frontend.config import read_config
     from frontend.resolve import resolve_model
 
-    device = "cuda" if ours["backend"] == "cuda" else "cpu"
     directory = resolve_model(model)
     vocab, length = read_config(directory).vocab_size, ours["prompt_tokens"]
     return start_twice("frontend.baselines.start", {

@@ -10,6 +10,7 @@ from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.cpu.launch import CpuKernel, available_cores
+from persistent_runtime.launch import Kernel
 from scheduling.target import Target, generic_cpu
 
 Progress = Callable[[int, int], None]  # functions compiled so far, and of how many
@@ -27,9 +28,9 @@ class Backend(Protocol):
         ...
 
     def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> Any:
-        """A kernel with the interface of `CpuKernel`. target: what its schedules are made for;
-        is_dynamic: whether they may queue tasks or have edges that read a tensor."""
+                target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
+        """target: what the kernel's schedules are made for; is_dynamic: whether they may queue
+        tasks or have edges that read a tensor."""
         ...
 
 

@@ -29,6 +29,36 @@ def allocate(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     return np.frombuffer(block, element, count).reshape(shape)
 
 
+class HostMemory:
+    """`persistent_runtime.launch.Memory` that workers share with the host, forked ones too."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+        return allocate(shape, np.dtype(dtype).name)
+
+    def upload(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A copy, where forked workers write to what the host reads."""
+        copy = self.zeros(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def download(self, memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return memory
+
+    def address(self, memory: npt.NDArray[Any]) -> int:
+        return int(memory.ctypes.data)
+
+    def write(self, memory: npt.NDArray[Any], index: int, value: int) -> None:
+        memory[index] = value
+
+    def device_side(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array
+
+    def push_control(self) -> None:
+        """Nothing: host and workers see the same memory."""
+
+    pull_control = push_control
+
+
 class Buffers:
     """Tensor → address. Accepts numpy arrays and torch tensors and keeps them alive."""
 

@@ -151,7 +151,3 @@ class ArgumentEncoder:
         for expr, positions in self._symbolic.items():
             words[positions] = expr.evaluate(bindings)
         return words
-
-
-def address_of(array: npt.NDArray[Any]) -> int:
-    return int(array.ctypes.data)

@@ -20,6 +20,7 @@ from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
+from persistent_runtime.launch import Kernel, Launch
 from persistent_runtime.records import Segment
 from persistent_runtime.streams import streamed_calls
 from scheduling.choose import auto
@@ -105,7 +106,7 @@ class Megakernel:
         self._schedule_inputs = _schedule_inputs(self.graph)
         self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
 
-    def _compile(self, dtype: str, progress: Progress | None) -> Any:
+    def _compile(self, dtype: str, progress: Progress | None) -> Kernel:
         """The only place that compiles: whatever shape comes later must do with what this made."""
         self.compilations += 1
         is_dynamic = (self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
@@ -143,9 +144,8 @@ class Megakernel:
                        **rows)
 
     def launch(self, segments: Sequence[Segment], *, finished: Any = None,
-               timeout_s: float = 30.0, trace_steps: int = 0) -> Any:
-        """Start one launch over these segments; returns a handle with wait(), abort() and, for the
-        first `trace_steps` steps of each segment, trace()."""
+               timeout_s: float = 30.0, trace_steps: int = 0) -> Launch:
+        """Start one launch over these segments; see `Kernel.launch`."""
         self.launches += 1
         scratch = max((self._scratch_bytes(s) for s in segments), default=0)
         return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s,

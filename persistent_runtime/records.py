@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,37 +32,6 @@ class Segment:
     first_logit: int = 0
     logit_stride: int = 0
     row_advance: int = 0
-
-
-class WatchedLaunch(ABC):
-    """A running launch whose workers the host can see: threads or processes."""
-
-    @property
-    @abstractmethod
-    def is_running(self) -> bool:
-        """Whether any worker is still at it."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Ask every worker to leave; returns when they have."""
-
-    @abstractmethod
-    def finish(self, request: int) -> None:
-        """Have a request of the launch's `finished` tensor end with the step that is running."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise what went wrong."""
-
-    def wait(self, poll_s: float = 0.002) -> None:
-        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
-        try:
-            while self.is_running:
-                time.sleep(poll_s)
-        except BaseException:
-            self.abort()
-            raise
-        self.check()
 
 
 def fill_segment(record: Int64Array, segment: Segment, addresses: Mapping[int, int]) -> None:

@@ -25,8 +25,8 @@ from event_tensor.errors import DeadlockError
 from event_tensor.instantiate import instantiate
 from event_tensor.verify import verify
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.cpu.launch import Launch
 from persistent_runtime.encode import encode_schedule
+from persistent_runtime.launch import Launch
 from persistent_runtime.megakernel import Megakernel, build_schedule
 from persistent_runtime.records import Segment
 from scheduling.policies import POLICIES, remaining_path_us

@@ -200,8 +200,8 @@ def test_warmup_of_a_decoder_in_a_longer_process():
 
 def test_delays_apply_in_this_process_too():
     phases = Phases(delays_s={"buffers": 0.05})
-    compile_decode_loop("demo", max_context=64, phases=phases)
-    assert phases.seconds()["buffers"] >= 0.05
+    decoder = compile_decode_loop("demo", max_context=64, phases=phases)
+    assert seconds_of(decoder.warmup())["buffers"] >= 0.05
 
 
 def test_a_compilation_after_ready_is_noticed():

@@ -60,7 +60,6 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
             engine.feed([token])
             engine.choose()
     phases.end()
-    seconds = phases.seconds()
     compiled = compiled_graphs()
     for length in range(1, len(work.prompt_ids), 7):
         engine.start(Sampling())
@@ -68,12 +67,8 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         for _ in range(work.new_tokens - 1):
             engine.feed([engine.choose()])
     return {
-        "engine": work.engine, "version": engine.version, "wall_s": round(phases.wall_s, 6),
-        "begin_s": phases.begin_s, "end_s": phases.end_s,
-        "phases": [{"name": name, "seconds": round(s, 6), "share": round(s / phases.wall_s, 5),
-                    "spans": [[round(t - phases.begin_s, 6) for t in (span.begin_s, span.end_s)]
-                              for span in phases.spans if span.name == name]}
-                   for name, s in seconds.items()],
+        "engine": work.engine, "version": engine.version,
+        "begin_s": phases.begin_s, "end_s": phases.end_s, **phases.record(phases.spans),
         "after_ready": {"compilations": compiled_graphs() - compiled}}
 
 

@@ -26,22 +26,12 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
 from persistent_runtime import layout
-from persistent_runtime.buffers import Buffers, allocate
-from persistent_runtime.encode import address_of
+from persistent_runtime.buffers import Buffers, HostMemory
 from persistent_runtime.gpu import actions, arguments, finish, queue, rows, streamed, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
-from persistent_runtime.gpu.worker import run_worker
-from persistent_runtime.records import (
-    Segment,
-    WatchedLaunch,
-    describe_launch,
-    fill_segment,
-    named_task_counts,
-    new_counters,
-    outstanding,
-    queue_capacity,
-)
-from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
+from persistent_runtime.gpu.worker import run_worker, worker_source
+from persistent_runtime.launch import Kernel, Launch
+from persistent_runtime.records import Segment
 from scheduling.target import H200, Target
 
 LEAVE_S = 5.0  # what an aborted worker may take for the task it is in
@@ -68,8 +58,47 @@ class InterpretedBackend:
                                  ring_pieces=self.ring_pieces)
 
 
-class InterpretedKernel:
-    """The interface of `cpu.launch.CpuKernel`, run by the interpreter."""
+class InterpretedLaunch(Launch):
+    """Forked processes, one per worker."""
+
+    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment], scratch_bytes: int,
+                 finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
+                 ) -> None:
+        super().__init__(kernel, segments, finished, timeout_s, trace_steps)
+        context = multiprocessing.get_context("fork")
+        self._processes = [
+            context.Process(target=kernel.call_worker, args=(self._record, worker), daemon=True)
+            for worker in range(kernel.num_workers)]
+        for process in self._processes:
+            process.start()
+
+    @property
+    def has_ended(self) -> bool:
+        if any(process.exitcode for process in self._processes):  # the others would wait for it
+            self._memory.write(self._control, layout.ABORT, layout.ABORT_REQUESTED)
+        return not any(process.is_alive() for process in self._processes)
+
+    def _join(self) -> None:
+        deadline = time.monotonic() + LEAVE_S
+        for process in self._processes:
+            process.join(max(deadline - time.monotonic(), 0))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def check(self) -> None:
+        """Raise DeadlockError, or EventTensorError if a worker died."""
+        failed = [k for k, process in enumerate(self._processes) if process.exitcode]
+        if failed:
+            raise EventTensorError(f"interpreted workers {failed} failed; their tracebacks are on "
+                                   f"standard error")
+        super().check()
+
+
+class InterpretedKernel(Kernel):
+    """The Triton worker, run by the interpreter."""
+
+    launch_type = InterpretedLaunch
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
@@ -78,6 +107,7 @@ class InterpretedKernel:
         if not triton.knobs.runtime.interpret:
             raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
         self.num_workers, self.is_dynamic = num_workers, is_dynamic
+        self.memory = HostMemory()
         self.ring_pieces, self.streams_weights = ring_pieces, ring_pieces > 0
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
@@ -85,11 +115,8 @@ class InterpretedKernel:
         if progress:
             progress(len(functions), len(functions))
 
-    def launch(self, segments: Sequence[Segment], scratch_bytes: int = 0, *,
-               finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0,
-               trace_steps: int = 0) -> InterpretedLaunch:
-        """Start the workers and return at once; see `GpuKernel.launch`."""
-        return InterpretedLaunch(self, segments, finished, timeout_s, trace_steps)
+    def sources(self) -> dict[str, str]:
+        return {"worker.py": worker_source()}
 
     def call_worker(self, record: npt.NDArray[np.int64], worker: int) -> None:
         """Runs one worker to its end in this process."""
@@ -133,94 +160,3 @@ def patch_language_once() -> None:
         return _LastingPatch()
 
     interpreter._patch_lang = patch
-
-
-class InterpretedLaunch(WatchedLaunch):
-    """A running launch. `wait` returns when it is done and raises what went wrong."""
-
-    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment],
-                 finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
-                 ) -> None:
-        workers = kernel.num_workers
-        self._segments = list(segments)
-        self._control = allocate((layout.CONTROL_WORDS + workers * layout.EVENT_STRIDE,), "int32")
-        self._control[layout.OUTSTANDING] = outstanding(self._segments, workers)
-        self._stuck = allocate((workers, layout.STUCK_WORDS), "int64")
-        records = allocate((max(len(self._segments), 1), layout.SEGMENT_WORDS), "int64")
-        record = allocate((layout.LAUNCH_WORDS,), "int64")
-        self._finished = finished
-        capacity = queue_capacity(self._segments)
-        slots = allocate((capacity,), "int64")
-        self._keep_alive: list[Any] = [records, record, slots]
-        self._task_counts: list[npt.NDArray[np.int32]] = []
-        self._events: list[npt.NDArray[np.int32]] = []
-        self._traces: list[npt.NDArray[np.int64]] = []
-        for k, segment in enumerate(self._segments):
-            counters = {word: allocate(shape, "int32") for word, shape
-                        in new_counters(segment.encoded, workers).items()}
-            self._task_counts.append(counters[layout.TASK_COUNTS])
-            self._events.append(counters[layout.EVENTS])
-            arrays = segment.encoded.arrays() | counters | {
-                layout.ARGUMENT_TABLE: segment.arguments}
-            self._keep_alive.append(arrays)
-            fill_segment(records[k], segment, {w: address_of(a) for w, a in arrays.items()})
-            if trace_steps:
-                self._traces.append(allocate((trace_words(segment, trace_steps),), "int64"))
-                trace_segment(records[k], segment, trace_steps, address_of(self._traces[-1]))
-        record[layout.NUM_WORKERS] = workers
-        record[layout.NUM_SEGMENTS] = len(self._segments)
-        record[layout.SEGMENTS] = address_of(records)
-        record[layout.CONTROL] = address_of(self._control)
-        record[layout.STUCK] = address_of(self._stuck)
-        record[layout.QUEUE] = address_of(slots)
-        record[layout.QUEUE_CAPACITY] = capacity
-        record[layout.TIMEOUT_NS] = int(timeout_s * 1e9)
-        if finished is not None:
-            record[layout.FINISHED] = address_of(finished)
-            record[layout.NUM_REQUESTS] = len(finished)
-        context = multiprocessing.get_context("fork")
-        self._processes = [
-            context.Process(target=kernel.call_worker, args=(record, worker), daemon=True)
-            for worker in range(workers)]
-        for process in self._processes:
-            process.start()
-
-    @property
-    def is_running(self) -> bool:
-        if any(process.exitcode for process in self._processes):
-            self.abort()  # one worker died: the others would wait for it until the timeout
-        return any(process.is_alive() for process in self._processes)
-
-    def abort(self) -> None:
-        """Ask every worker to leave; returns when they have."""
-        if self._control[layout.ABORT] == 0:
-            self._control[layout.ABORT] = layout.ABORT_REQUESTED
-        deadline = time.monotonic() + LEAVE_S
-        for process in self._processes:
-            process.join(max(deadline - time.monotonic(), 0))
-            if process.is_alive():
-                process.kill()
-                process.join()
-
-    def finish(self, request: int) -> None:
-        """Have a request end with the step that is running."""
-        if self._finished is not None:
-            self._finished[request] = 1
-
-    def trace(self) -> list[SegmentTrace]:
-        """What each segment's traced steps recorded, once the launch is done."""
-        return [SegmentTrace.of(segment, words)
-                for segment, words in zip(self._segments, self._traces, strict=True)]
-
-    def task_counts(self) -> list[dict[str, tuple[int, int]]]:
-        """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
-        return named_task_counts(self._segments, self._task_counts)
-
-    def check(self) -> None:
-        """Raise DeadlockError if the workers gave up waiting."""
-        failed = [k for k, process in enumerate(self._processes) if process.exitcode]
-        if failed:
-            raise EventTensorError(f"interpreted workers {failed} failed; their tracebacks are on "
-                                   f"standard error")
-        if self._control[layout.ABORT] == layout.ABORT_TIMEOUT:
-            raise describe_launch(self._stuck, self._segments, self._task_counts, self._events)

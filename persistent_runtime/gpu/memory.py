@@ -37,7 +37,7 @@ class DeviceMemory:
         self._word = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         self.clock_offset_ns = self._measure_clock_offset()
 
-    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> torch.Tensor:
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
         with torch.cuda.stream(self.stream):
             return torch.zeros(shape, dtype=_torch_dtype(dtype), device=self.device)
 
@@ -53,6 +53,9 @@ class DeviceMemory:
         self._copy(host, tensor)
         return host.numpy()
 
+    def address(self, tensor: torch.Tensor) -> int:
+        return int(tensor.data_ptr())
+
     def write(self, tensor: torch.Tensor, index: int, value: int) -> None:
         """Sets an element of an int32 tensor while a kernel may be running."""
         self._word[0] = value
@@ -63,7 +66,7 @@ class DeviceMemory:
         """A control tensor: its host side, and its device side that kernels address."""
         kind = _torch_dtype(STORAGE_DTYPE[tensor.dtype])
         host = torch.zeros(shape, dtype=kind, pin_memory=True)
-        device = self.zeros(int(np.prod(shape)), host.numpy().dtype).reshape(shape)
+        device = self.zeros(shape, host.numpy().dtype)
         self._pairs.append((tensor, host, device))
         return host.numpy(), device
 

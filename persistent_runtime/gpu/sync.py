@@ -165,8 +165,7 @@ def ticket_of(launch, worker):
 
 
 @triton.jit
-def wait_event(launch, counter, target, worker, 
-               INTERPRETED: tl.constexpr):
+def wait_event(launch, counter, target, worker, INTERPRETED: tl.constexpr):
     """Waits until the int32 at address `counter` is at least `target` (READY), the slot of this
     worker's ticket is filled (SERVE), or the launch is aborted (LEAVE). Uniform over the CTA.
 

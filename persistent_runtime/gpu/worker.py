@@ -11,6 +11,8 @@ each time, because a register that lives while a tile runs is one that the tile 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import triton
 import triton.language as tl
 
@@ -39,6 +41,11 @@ from persistent_runtime.gpu.sync import (
 
 REQUEST_BLOCK = tl.constexpr(128)
 CLEAR_BLOCK = tl.constexpr(256)
+
+
+def worker_source() -> str:
+    """This file, for people who want to read what runs."""
+    return Path(__file__).read_text(encoding="utf-8")
 
 
 @triton.jit
