@@ -18,6 +18,7 @@ from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
 from persistent_runtime import device_functions as df
 from persistent_runtime.cpu import disk_cache, intrinsics, numerics, registry
+from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
@@ -165,6 +166,14 @@ def test_cache_hits_in_a_second_process_and_damage_is_repaired(tmp_path):
         assert all(not hit and "replaced a damaged entry" in note and reason == "damaged"
                    for hit, note, reason in records), name
         assert compile_in_new_process(tmp_path) == HITS
+
+
+def test_kernels_of_one_process_share_the_machine_code():
+    """A second one would be loaded again, 0.1 MB each time, and never be given back."""
+    CpuKernel([df.embed_tokens], "float32", 1)
+    compiled = len(registry.COMPILATIONS)
+    CpuKernel([df.embed_tokens], "float32", 2)
+    assert len(registry.COMPILATIONS) == compiled
 
 
 def test_two_processes_may_start_cold_at_once(tmp_path):

@@ -15,7 +15,7 @@ from event_tensor.device_function import DeviceFunction
 from persistent_runtime import layout
 from persistent_runtime.buffers import HostMemory
 from persistent_runtime.cpu import worker as worker_module
-from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_entry
+from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_worker
 from persistent_runtime.launch import Kernel, Launch
 from persistent_runtime.records import Segment
 
@@ -81,7 +81,7 @@ class CpuKernel(Kernel):
                 progress(len(bodies), len(functions))
         self._bodies = bodies
         self.function_table = np.array([body.address for body in bodies], np.int64)
-        self._worker = compile_entry(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
+        self._worker = compile_worker(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
 
     def sources(self) -> dict[str, str]:

@@ -76,7 +76,7 @@ class CompiledBody:
 COMPILATIONS: list[Compilation] = []  # of this process, in order
 
 _bodies: dict[str, Body] = {}
-_compiled: dict[tuple[Body, str], CompiledBody] = {}
+_compiled: dict[tuple[Callable[..., Any], str], CompiledBody] = {}
 _reasons: dict[Path, str] = {}  # folder of the cache → why this process had to make it
 _lock = threading.RLock()
 
@@ -142,6 +142,14 @@ def _entry_of(declaration: DeviceFunction, body: Body, dtype: str) -> FunctionTy
                                 "like": STORAGE[dtype]}, name)
     entry.__qualname__ = name
     return entry
+
+
+def compile_worker(worker: FunctionType, signature: Any) -> CompiledBody:
+    """The C function of a worker, once for all kernels of this process."""
+    with _lock:
+        if (worker, "") not in _compiled:
+            _compiled[worker, ""] = compile_entry(worker, signature)
+        return _compiled[worker, ""]
 
 
 def _compile(declaration: DeviceFunction, body: Body, dtype: str) -> CompiledBody:
