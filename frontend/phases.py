@@ -48,9 +48,11 @@ class Phases:
             self._open.pop()
 
     def fill(self, name: str, until_s: float | None = None) -> None:
-        """Books what passed since the last span under `name`; not inside a phase."""
+        """Books what passed since the last span under `name`, nothing if that is later than
+        `until_s`: workers may be done before the host knows that they have started. Not inside a
+        phase."""
         begin_s = self.spans[-1].end_s if self.spans else self.begin_s
-        self._book(name, begin_s, time.monotonic() if until_s is None else until_s)
+        self._book(name, begin_s, max(begin_s, time.monotonic() if until_s is None else until_s))
 
     def first_token(self, time_ns: int) -> None:
         """The first token was chosen at `time_ns`, and the host has it now: start-up is over."""
@@ -91,7 +93,7 @@ class Phases:
         self._since_s = now
 
     def _book(self, name: str, begin_s: float, end_s: float) -> None:
-        if self.end_s is None and end_s > begin_s:
+        if self.end_s is None:
             self.spans.append(Span(name, begin_s, end_s))
 
 

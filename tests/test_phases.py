@@ -51,6 +51,16 @@ def test_nothing_is_recorded_after_the_first_token():
     assert seconds(phases, "unattributed") == pytest.approx(0, abs=1e-4)
 
 
+def test_a_token_may_be_chosen_before_its_launch_returns():
+    phases = Phases()
+    now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    with phases("prepare launch"):
+        time.sleep(0.005)
+    phases.first_token(now_ns)
+    assert [span.name for span in phases.spans] == ["prepare launch", "prefill", "first token"]
+    assert seconds(phases, "prefill") == 0 and phases.wall_s >= 0.005
+
+
 def test_a_phase_ends_with_its_exception():
     phases = Phases()
     with pytest.raises(ValueError), phases("broken"):
