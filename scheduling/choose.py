@@ -13,7 +13,7 @@ from itertools import groupby
 
 import numpy as np
 
-from event_tensor.conservative import conservative, values_read
+from event_tensor.conservative import conditional_calls, conservative, values_read
 from event_tensor.graph import Call, Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.task_table import IntArray, Runtime, TaskTable
@@ -24,6 +24,7 @@ from scheduling.target import Target
 
 SEEDS = 3  # draws of task times per sample
 MAX_TASKS = 600  # of a run that are estimated: its first calls stand for the rest
+
 
 def auto(graph: Graph, table: TaskTable, samples: Sequence[Runtime], target: Target
          ) -> StaticSchedule:
@@ -43,16 +44,34 @@ def choose_placement(graph: Graph, bindings: Mapping[str, int], samples: Sequenc
     for _, run in groupby(graph.calls, lambda call: call.index in deciding):
         calls = list(run)
         kinds.setdefault(tuple(map(_signature, calls)), []).append(calls)
+    indices = [frozenset(call.index for run in runs for call in run) for runs in kinds.values()]
+    choices = _settled(graph, indices, [
+        _choose(graph, runs, not dispatched.isdisjoint(of_kind), bindings, samples, target)
+        for runs, of_kind in zip(kinds.values(), indices, strict=True)])
     queued: set[int] = set()
-    choices = []
-    for runs in kinds.values():
-        is_dispatched = any(call.index in dispatched for call in runs[0])
-        choice = _choose(graph, runs, is_dispatched, bindings, samples, target)
-        choices.append(choice)
+    for choice, of_kind in zip(choices, indices, strict=True):
         if choice.in_queue:
-            chosen = {call.index for run in runs for call in run}
-            queued |= (chosen & dispatched if is_dispatched else chosen) - looked_up(graph)
+            queued |= (of_kind & dispatched or of_kind) - looked_up(graph)
     return frozenset(queued), tuple(choices)
+
+
+def _settled(graph: Graph, indices: Sequence[frozenset[int]], choices: Sequence[Choice]
+             ) -> list[Choice]:
+    """No row whose tile may not run stands beside a queue: either all kinds of runs that have such
+    calls are queued, or nothing is, whichever is estimated to take less. `indices`: per kind."""
+    conditional = conditional_calls(graph)
+    holds = [not conditional.isdisjoint(of_kind) for of_kind in indices]
+    if not any(c.in_queue for c in choices) or all(
+            c.in_queue for c, held in zip(choices, holds, strict=True) if held):
+        return list(choices)
+    saved_us = sum(c.runs * (c.rows_us - c.queue_us)
+                   for c, held in zip(choices, holds, strict=True) if held or c.in_queue)
+    in_queue = saved_us > 0 and conditional.isdisjoint(looked_up(graph))
+    reason = (f"tiles that may not run are all queued or nothing is, and the queue "
+              f"{'saves' if in_queue else 'does not save'} time in all")
+    return [replace(c, in_queue=in_queue, reason=reason)
+            if c.in_queue != in_queue and (held or not in_queue) else c
+            for c, held in zip(choices, holds, strict=True)]
 
 
 def _deciding_calls(graph: Graph) -> frozenset[int]:

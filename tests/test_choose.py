@@ -10,8 +10,10 @@ from event_tensor.derive import derive_events
 from event_tensor.instantiate import instantiate
 from frontend.routings import sample_routings
 from persistent_runtime.megakernel import build_schedule
+from scheduling import choose
 from scheduling.choose import choose_placement
 from scheduling.policies import dispatched_calls
+from scheduling.static_schedule import Choice
 from scheduling.target import H200, generic_cpu
 
 CHEAP_QUEUE = replace(generic_cpu(4), pop_us=0.0, dependency_us=0.0, spread=0.5)
@@ -54,3 +56,27 @@ def test_dispatch_and_dense_parts_are_chosen_apart(tokens):
         schedule = build_schedule(graph, bindings, "auto", target, samples)
         assert schedule.kind == ("static" if not queued else schedule.kind)
         assert set(schedule.table.call[schedule.queued].tolist()) <= queued
+
+
+@pytest.mark.parametrize("dense_saves, experts_cost, in_queue",
+                         [(10.0, 25.0, True), (10.0, 35.0, False), (-1.0, 5.0, False)])
+def test_tiles_that_may_not_run_are_all_queued_or_nothing_is(
+        dense_saves, experts_cost, in_queue, monkeypatch):
+    """Three kinds of dense runs would rather be queued than in rows, and the experts would not."""
+    def estimate(graph, runs, is_dispatched, *_):
+        rows_us = 100.0 + (-experts_cost if is_dispatched else dense_saves) / len(runs)
+        return Choice(tuple(call.name for call in runs[0]), len(runs), rows_us > 100, rows_us,
+                      100.0, "as the test has it")
+
+    monkeypatch.setattr(choose, "_choose", estimate)
+    config = make_config(num_hidden_layers=3, mlp_only_layers=[])
+    graph = derive_events(make_operators(config).graph)
+    bindings = {"tokens": 16, "logit_rows": 1, "context": 16, "kv_splits": 1}
+    schedule = build_schedule(graph, bindings, "auto", generic_cpu(2),
+                              sample_routings(config, bindings))
+    assert len(schedule.choices) == 4
+    assert [c.in_queue for c in schedule.choices] == [in_queue] * 4
+    assert (schedule.kind == "static") != in_queue
+    changed = [c for c in schedule.choices if c.reason != "as the test has it"]
+    assert all("all queued or nothing is" in c.reason for c in changed)
+    assert len(changed) == (1 if in_queue else 3 if dense_saves > 0 else 0)

@@ -11,7 +11,8 @@ from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.megakernel import Megakernel
 
 WORKERS = (1, 2, 5)
-SCHEDULES = [("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True)]
+SCHEDULES = [("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True),
+             ("auto", False)]
 
 
 @pytest.mark.parametrize("policy, early_push", SCHEDULES)
