@@ -53,7 +53,7 @@ RESULT = ROOT / "benchmarks" / "results" / "fuzz_protocol.json"
 EVENT_MUTATIONS = (*m.WEAKER_OR_OTHER_EVENTS, *m.WRONG_COUNTS)
 INTERLEAVINGS = 2  # of each table and of each schedule
 DISPATCH_POLICIES = (("critical_path", False), ("hybrid", False), ("dynamic", False),
-                     ("dynamic", True))  # and whether tasks are pushed early
+                     ("dynamic", True), ("auto", False))  # and whether tasks are pushed early
 WORKERS = (1, 2, 3, 5, 8)
 STEPS = 12  # of each launch
 
