@@ -23,7 +23,7 @@ from persistent_runtime.cpu.arguments import (
     operand,
     record_offsets,
 )
-from persistent_runtime.cpu.intrinsics import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.registry import cpu_body
 
 OPERANDS = ("in0", "in1", "out0", "out1")

@@ -16,7 +16,8 @@ from persistent_runtime.cpu.arguments import (
     row_entry,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import advance, device_jit, narrow, widen
+from persistent_runtime.cpu.intrinsics import advance, narrow, widen
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import (
     MINUS_INFINITY,
     ONE,

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
-from typing import Any
 
-import numba as nb
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -19,18 +16,6 @@ from numba.extending import intrinsic
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
-
-# reassoc vectorises sums, contract gives fused multiply-adds. nnan and ninf stay out: softmax
-# starts from -inf, and a NaN must reach the logits, where it can be seen.
-FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
-
-Jit = Callable[[Callable[..., Any]], Any]
-# error_model numpy: a division never raises, so loops keep no exit and vectorise
-device_jit: Jit = nb.njit(fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True,
-                          no_cfunc_wrapper=True)
-# no reassociation: for source whose order of operations carries its precision
-exact_jit: Jit = nb.njit(fastmath={"contract"}, error_model="numpy", no_cpython_wrapper=True,
-                         no_cfunc_wrapper=True)
 
 
 @intrinsic

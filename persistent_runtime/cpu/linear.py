@@ -14,7 +14,8 @@ from persistent_runtime.cpu.arguments import (
     record_offsets,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import advance, device_jit, widen
+from persistent_runtime.cpu.intrinsics import advance, widen
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import ONE, exp, largest, matmul_rows, rms_norm
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.vectors import begin_stream

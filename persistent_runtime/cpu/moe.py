@@ -14,7 +14,8 @@ from persistent_runtime.cpu.arguments import (
     record_offsets,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import advance, device_jit
+from persistent_runtime.cpu.intrinsics import advance
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.linear import silu_times
 from persistent_runtime.cpu.numerics import MINUS_INFINITY, ZERO, exp, matmul_rows, rms_norm
 from persistent_runtime.cpu.registry import cpu_body

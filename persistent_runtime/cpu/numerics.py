@@ -14,13 +14,12 @@ from numba.extending import intrinsic
 from persistent_runtime.cpu.intrinsics import (
     I32,
     advance,
-    device_jit,
-    exact_jit,
     float32_from_bits,
     item_bytes,
     keep_out_of_line,
     widen,
 )
+from persistent_runtime.cpu.jit import device_jit, exact_jit
 from persistent_runtime.cpu.vectors import (
     FETCH_AHEAD_BYTES,
     LANES,

@@ -20,12 +20,12 @@ import numpy as np
 from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import (
     atomic_add,
-    device_jit,
     load_acquire_int64,
     pointer_to,
     store_release,
     store_release_int64,
 )
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.waiting import (
     INT32,
     INT32_BYTES,

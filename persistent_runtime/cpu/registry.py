@@ -35,7 +35,7 @@ from persistent_runtime.cpu.disk_cache import (
     file_digest,
     open_folder,
 )
-from persistent_runtime.cpu.intrinsics import FASTMATH, device_jit
+from persistent_runtime.cpu.jit import FASTMATH, device_jit
 from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
 Body = Callable[..., None]

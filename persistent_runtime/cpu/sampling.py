@@ -13,7 +13,8 @@ import math
 import numpy as np
 
 from persistent_runtime import layout
-from persistent_runtime.cpu.intrinsics import advance, device_jit
+from persistent_runtime.cpu.intrinsics import advance
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import MINUS_INFINITY, ONE, ZERO, exp, largest
 from persistent_runtime.cpu.vectors import maximum
 from persistent_runtime.device_functions import SAMPLING_BINS

@@ -19,11 +19,11 @@ from persistent_runtime.cpu.arguments import (
 from persistent_runtime.cpu.intrinsics import (
     address_of,
     advance,
-    device_jit,
     monotonic_ns,
     store_release,
     widen,
 )
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import ONE, ZERO
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.sampling import logprob, sample

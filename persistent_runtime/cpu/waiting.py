@@ -8,7 +8,6 @@ import numpy as np
 
 from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import (
-    device_jit,
     load_acquire,
     monotonic_ns,
     pause,
@@ -16,6 +15,7 @@ from persistent_runtime.cpu.intrinsics import (
     store_release,
     yield_thread,
 )
+from persistent_runtime.cpu.jit import device_jit
 
 INT32_BYTES, INT64_BYTES = 4, 8
 COUNTER_BYTES = layout.EVENT_STRIDE * INT32_BYTES

@@ -31,11 +31,11 @@ from persistent_runtime.cpu.intrinsics import (
     address_of,
     atomic_add,
     call_device_function,
-    device_jit,
     load_acquire,
     pointer_to,
     store_release,
 )
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.queue import (
     event_record,
     push_roots,
