@@ -1,21 +1,26 @@
 """The weights of a model by name: from safetensors files, memory-mapped, or from a loaded model.
 
-Headers are read here, without torch, so that opening costs milliseconds and a damaged file is named
-before anything is computed; tensors come through safetensors as views of the mapped file.
+Files are read without torch, whose import takes longer than the rest of a start, and without which
+safetensors has no bfloat16. A damaged file is named before anything is computed.
 """
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from event_tensor.errors import UserError
 from frontend.config import DTYPES
 from frontend.expert_weights import canonical_expert_name
 from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
+from persistent_runtime.storage import STORAGE_DTYPE, as_array
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +49,7 @@ class Entry:
     element_type: str  # as the file or torch spells it: BF16, bfloat16, F8_E4M3, int8
     nbytes: int
     file: Path | None = None
+    begin: int = 0  # of its data, in bytes from the start of the file
     tensor: "torch.Tensor | None" = None
 
 
@@ -60,7 +66,7 @@ class Checkpoint:
         for entry in entries.values():
             if not entry.stored_name.endswith("rotary_emb.inv_freq"):  # computed, not learned
                 self._entries[canonical_name(entry.stored_name)] = entry
-        self._open_files: dict[Path, Any] = {}
+        self._mapped: dict[Path, NDArray[np.uint8]] = {}
         self._closed = False
 
     def names(self) -> set[str]:
@@ -89,32 +95,27 @@ class Checkpoint:
         }
         return sum(sizes.values())
 
-    def read(self, name: str) -> "torch.Tensor":
-        """The tensor without a copy: a view of the mapped file, or the model's own.
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor, in the storage type of its `dtype`, without a copy: a view of the mapped
+        file, or the model's own.
 
         It stays valid after `close`. A file aligns its tensors to their element size, no further.
         """
         entry = self._entry(name)
-        self.dtype(name)
+        storage = STORAGE_DTYPE[self.dtype(name)]
         if self._closed:
             raise UserError(f"{describe(entry)}: its checkpoint is closed; open it again")
         if entry.tensor is not None:
-            return entry.tensor
+            return as_array(entry.tensor)
         assert entry.file is not None
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            if entry.file not in self._open_files:
-                self._open_files[entry.file] = safe_open(entry.file, framework="pt")
-            tensor: torch.Tensor = self._open_files[entry.file].get_tensor(entry.stored_name)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{describe(entry)} cannot be read ({error}); download the file again"
-            ) from None
-        return tensor
+        if entry.file not in self._mapped:
+            self._mapped[entry.file] = map_file(entry.file)
+        data = self._mapped[entry.file][entry.begin : entry.begin + entry.nbytes]
+        array = data.view(storage).reshape(entry.shape)
+        return array if array.flags.aligned else array.copy()
 
     def close(self) -> None:
-        self._open_files.clear()
+        self._mapped.clear()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -138,6 +139,15 @@ def canonical_name(name: str) -> str:
     name = canonical_expert_name(name)
     bare = name.partition(".")[0] in ("layers", "embed_tokens", "norm")
     return f"model.{name}" if bare else name
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """Its bytes, read as they are touched; what is written to them stays in this process."""
+    try:
+        with open(path, "rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); check the file") from None
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -214,22 +224,30 @@ def read_header(path: Path) -> dict[str, Entry]:
     if not isinstance(header, dict):
         raise UserError(f"{damaged}: its header is not a JSON object; download it again")
 
-    entries, end_of_data = {}, 0
-    for name, info in header.items():
-        if name == "__metadata__":
-            continue
-        entry, end = read_entry(path, name, info)
-        entries[name], end_of_data = entry, max(end_of_data, end)
-    if end_of_data != data_bytes:
+    start_of_data = 8 + header_bytes
+    entries = {
+        name: read_entry(path, name, info, start_of_data)
+        for name, info in header.items()
+        if name != "__metadata__"
+    }
+    end = start_of_data
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.nbytes)):
+        if entry.begin != end:
+            raise UserError(
+                f"{path} is not a valid safetensors file: the tensor {entry.stored_name} overlaps "
+                "the one before it, or leaves a gap; download it again"
+            )
+        end += entry.nbytes
+    if end != file_bytes:
         raise UserError(
-            f"{damaged}: the header promises {end_of_data} bytes of data, there are {data_bytes}; "
-            "download it again"
+            f"{damaged}: the header promises {end - start_of_data} bytes of data, there are "
+            f"{data_bytes}; download it again"
         )
     return entries
 
 
-def read_entry(path: Path, name: str, info: object) -> tuple[Entry, int]:
-    """One tensor of a header and where its data ends, in bytes from the start of the data."""
+def read_entry(path: Path, name: str, info: object, start_of_data: int) -> Entry:
+    """One tensor of a header, whose data starts at that byte of the file."""
     try:
         shape = tuple(info["shape"])  # type: ignore[index]
         element_type = str(info["dtype"])  # type: ignore[index]
@@ -244,7 +262,7 @@ def read_entry(path: Path, name: str, info: object) -> tuple[Entry, int]:
             f"{path} is not a valid safetensors file: its header describes the tensor {name} "
             "inconsistently; download it again"
         )
-    return Entry(name, shape, element_type, end - begin, file=path), end
+    return Entry(name, shape, element_type, end - begin, path, start_of_data + begin)
 
 
 def from_model(model: Any) -> Checkpoint:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.phases import Phases
 from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
-from frontend.rope import rope_tables
+from frontend.rope_cache import KeptRopeTables
 from frontend.routings import sample_routings
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
-from persistent_runtime.backends import find_backend
+from persistent_runtime.backends import find_backend, has_cuda_driver
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel
 
@@ -56,6 +58,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         phases = Phases()
         phases.fill("before compile_decode_loop")
     with phases("find backend"):
+        if backend != "cpu" and has_cuda_driver():
+            import_torch(phases)
         runs_on = find_backend(backend)
     if schedule not in POLICY_OF_SCHEDULE:
         raise UserError(f"schedule {schedule!r} is not available; use one of "
@@ -78,9 +82,9 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     buffers = runs_on.buffers()
     with phases("weights"):
-        _load_weights(operators, checkpoint, buffers, progress)
+        _load_weights(operators, checkpoint, buffers, progress, phases)
     with phases("buffers"):
-        _allocate(operators, buffers, context)
+        _allocate(operators, buffers, context, phases)
         checkpoint.close()
     decoder = Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS, phases)
     decoder.prepare()
@@ -130,26 +134,35 @@ def _check_requests(max_requests: int) -> int:
     return max_requests
 
 
+def import_torch(phases: Phases) -> None:
+    """A start that needs nothing of torch does without: it takes longer than all the rest."""
+    if "torch" not in sys.modules:
+        with phases("import torch"):
+            import_module("torch")
+
+
 def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers,
-                  progress: Progress | None) -> None:
+                  progress: Progress | None, phases: Phases) -> None:
     """Weights stay where the file mapping or the loaded model has them; only another dtype, a
     strided layout or experts stored one by one make a copy, one tensor at a time."""
-    import torch
-
-    dtype = getattr(torch, operators.dtype)
+    if any(checkpoint.dtype(name) != operators.dtype for name in checkpoint.names()):
+        import_torch(phases)
     total = len(operators.weights)
     for done, (name, spec) in enumerate(operators.weights.items()):
         if progress:
             progress("weights", done + 1, total)
         shape = tuple(int(d.evaluate({})) for d in spec.shape)
-        weight = read_weight(checkpoint, name, shape)
-        buffers.bind(spec, weight.detach().to(dtype).contiguous())
+        weight = read_weight(checkpoint, name, shape, operators.dtype)
+        buffers.bind(spec, np.ascontiguousarray(weight))
 
 
-def _allocate(operators: Operators, buffers: Buffers, max_context: int) -> None:
+def _allocate(operators: Operators, buffers: Buffers, max_context: int, phases: Phases) -> None:
     """Activations for the largest step, KV cache for max_context, control tensors, rope tables."""
     config = operators.config
-    cos, sin = rope_tables(config.rope, config.head_dim, max_context)
+    tables = KeptRopeTables(config.rope, config.head_dim, max_context)
+    if not tables.is_kept:
+        import_torch(phases)
+    cos, sin = tables.read()
     buffers.bind(operators.tensors["rope_cos"], np.ascontiguousarray(cos))
     buffers.bind(operators.tensors["rope_sin"], np.ascontiguousarray(sin))
     # steps of up to ATTENTION_ROWS rows may ask for every row's logits and may split the context

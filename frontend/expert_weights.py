@@ -8,11 +8,14 @@ copied into one allocation per tensor.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from persistent_runtime.buffers import allocate
+from persistent_runtime.storage import converted
 
 if TYPE_CHECKING:
-    import torch
-
     from frontend.checkpoint import Checkpoint
 
 EXPERTS = ".mlp.experts."
@@ -68,20 +71,14 @@ def stored_tensors(checkpoint: Checkpoint, required: dict[str, Shape]) -> dict[s
     return stored
 
 
-def read_weight(checkpoint: Checkpoint, name: str, shape: Shape) -> torch.Tensor:
-    """The tensor of `required_tensors`: a view where the checkpoint has it as it is, else packed.
-
-    Its type is the checkpoint's; the wider one where linears of one tensor differ.
-    """
+def read_weight(checkpoint: Checkpoint, name: str, shape: Shape, dtype: str) -> NDArray[Any]:
+    """The tensor of `required_tensors` in the storage type of `dtype`: a view where the checkpoint
+    has it as it is, else converted or packed."""
     parts = stored_tensors(checkpoint, {name: shape})
     if name in parts:
-        return checkpoint.read(name)
-    import torch
-
-    dtypes = {getattr(torch, checkpoint.dtype(part)) for part in parts}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    packed = torch.empty(shape, dtype=dtype)
-    places = packed.view(len(parts), -1, shape[-1])  # the linears lie one behind another
+        return converted(checkpoint.read(name), checkpoint.dtype(name), dtype)
+    packed = allocate(shape, dtype)
+    places = packed.reshape(len(parts), -1, shape[-1])  # the linears lie one behind another
     for place, part in zip(places, parts, strict=True):
-        place.copy_(checkpoint.read(part))
+        place[...] = converted(checkpoint.read(part), checkpoint.dtype(part), dtype)
     return packed

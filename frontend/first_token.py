@@ -20,7 +20,7 @@ from frontend.phases import Phases
 if TYPE_CHECKING:
     from frontend.decoder import Decoder
 
-LIBRARIES = ("numpy", "numba", "torch")
+LIBRARIES = ("numpy", "numba")
 OTHER_PROMPTS = (1, 2, 7, 19, 64, 150)  # tokens; one or several chunks of prefill
 NEW_TOKENS = 3
 
@@ -44,8 +44,11 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
             import_module(library)
     with phases("import event-tensor"):
         from frontend.bench import random_prompt
-        from frontend.compile import compile_decode_loop
+        from frontend.compile import compile_decode_loop, import_torch
         from frontend.warmup import compilations, start_record
+        from persistent_runtime.backends import has_cuda_driver
+    if options["compile"].get("backend") != "cpu" and has_cuda_driver():
+        import_torch(phases)
     if runs_on_gpu(options["compile"]):
         with phases("import triton"):
             from frontend.triton_stages import listen_to_triton
@@ -68,9 +71,9 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
 
 def runs_on_gpu(options: Mapping[str, Any]) -> bool:
     """Whether compile_decode_loop with these options would choose a GPU."""
-    import torch
+    from persistent_runtime.backends import sees_cuda
 
-    return options.get("backend") != "cpu" and torch.cuda.is_available()
+    return options.get("backend") != "cpu" and sees_cuda()
 
 
 def serve_other_shapes(decoder: Decoder) -> int:

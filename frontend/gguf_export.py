@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,9 @@ from frontend.checkpoint import open_checkpoint
 from frontend.config import DecoderConfig, read_config
 from frontend.required_tensors import check_tensors, required_tensors
 from frontend.rope import inverse_frequencies
+from persistent_runtime.storage import converted
 
-if TYPE_CHECKING:
-    import torch
-
+DTYPE_OF = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -52,7 +51,9 @@ def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
             tensor = in_gguf_order(config, name, checkpoint.read(name))
             # llama.cpp multiplies and adds vectors in float32 only
             wanted = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else kind
-            writer.add_tensor(gguf_name(name), raw_bytes(tensor, wanted.name), raw_dtype=wanted)
+            elements = converted(tensor, checkpoint.dtype(name), DTYPE_OF[wanted.name])
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(elements).view(np.uint8),
+                              raw_dtype=wanted)
         if config.rope.rope_type == "llama3":
             writer.add_tensor("rope_freqs.weight", frequency_divisors(config))
         writer.write_header_to_file()
@@ -111,22 +112,14 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{GGUF_NAMES[part]}.{last}"
 
 
-def in_gguf_order(config: DecoderConfig, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def in_gguf_order(config: DecoderConfig, name: str, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """llama.cpp's llama rotates neighbouring elements of a head, transformers' the two halves:
     rows of q and k, [heads * head_dim, ...], are reordered. Its qwen2 and qwen3 rotate halves."""
     module = name.split(".")[-2]
     if ARCHITECTURES[config.family] != "llama" or module not in ("q_proj", "k_proj"):
         return tensor
     halves = tensor.reshape(-1, 2, config.head_dim // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def raw_bytes(tensor: torch.Tensor, kind: str) -> npt.NDArray[np.uint8]:
-    """The elements as F32, F16 or BF16: [..., bytes of a row]"""
-    import torch
-
-    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
-    return tensor.detach().to(dtype).contiguous().view(torch.uint8).numpy()
+    return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
 def frequency_divisors(config: DecoderConfig) -> npt.NDArray[np.float32]:

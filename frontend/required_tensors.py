@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint
 from frontend.config import DecoderConfig
 from frontend.expert_weights import packed_shapes, stored_tensors
+from persistent_runtime.storage import as_tensor
 
 CHECK = "check that config.json and the weights belong together"
 
@@ -86,7 +89,8 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     # A bias that the family's layers do not have would be dropped in silence; zeros change nothing.
     for name in sorted(names - set(required)):
         linear, _, last = name.rpartition(".")
-        if last == "bias" and f"{linear}.weight" in required and checkpoint.read(name).any():
+        is_bias = last == "bias" and f"{linear}.weight" in required
+        if is_bias and as_tensor(checkpoint.read(name), checkpoint.dtype(name)).any():
             raise UserError(
                 f"{where}: tensor {name} is a bias that a {config.family} model has no "
                 f"use for under this config.json; {CHECK}"
@@ -98,7 +102,7 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
 def check_tied(checkpoint: Checkpoint, where: str) -> None:
     head = checkpoint.read("lm_head.weight")
     embedding = checkpoint.read("model.embed_tokens.weight")
-    if head.data_ptr() != embedding.data_ptr() and not head.equal(embedding):
+    if head.ctypes.data != embedding.ctypes.data and not np.array_equal(head, embedding):
         raise UserError(
             f"{where}: lm_head.weight differs from model.embed_tokens.weight, but config.json "
             "ties the two; set tie_word_embeddings to false there"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -53,15 +55,31 @@ class CpuBackend:
         return CpuKernel(functions, dtype, target.workers, progress)
 
 
+def has_cuda_driver() -> bool:
+    """Whether there is a driver to load; without one torch need not be asked for a device."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def sees_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    if not has_cuda_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def find_backend(name: str) -> Backend:
     """`cpu`, `cuda`, or `auto`: CUDA where torch sees a device. Raises UserError."""
     if name == "cpu":
         return CpuBackend()
     if name not in ("auto", "cuda"):
         raise UserError(f"backend {name!r} is not available; use auto, cpu or cuda")
-    import torch
-
-    if not torch.cuda.is_available():
+    if not sees_cuda():
         if name == "auto":
             return CpuBackend()
         raise UserError("backend cuda needs a GPU that torch can see, and there is none; use "

@@ -11,11 +11,8 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.storage import STORAGE_DTYPE
 
-# dtype name → numpy type with the same storage
-STORAGE_DTYPE: dict[str, Any] = {
-    "float32": np.float32, "bfloat16": np.uint16, "float16": np.float16,
-    "int32": np.int32, "int64": np.int64}
 PAGE = 4096
 
 

@@ -83,10 +83,11 @@ def command_environment(**changes: str) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_command("generate", "demo", …)` in a process of its own; keywords are environment
-    variables."""
+    variables. code: what runs in the place of the command line's `main`."""
 
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True,
-                              timeout=300, env=command_environment(**environment))
+    def run(*arguments: object, code: str = COMMAND[-1], **environment: str
+            ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND[:-1], code, *map(str, arguments)], capture_output=True,
+                              text=True, timeout=300, env=command_environment(**environment))
 
     return run

@@ -156,10 +156,13 @@ def test_interrupt_ends_a_generation(tiny_model):
     assert 0 < len((text + rest).split()) < 60000
 
 
-def test_interrupt_ends_the_start():
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_interrupt_ends_the_start(seconds, tmp_path):
+    """Amid the imports, and amid compiling, with a cache that has nothing."""
     process = subprocess.Popen([*COMMAND, "generate", "demo", *PROMPT], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=command_environment())
-    time.sleep(1.0)  # amid the imports
+                               stderr=subprocess.PIPE,
+                               env=command_environment(EVENT_TENSOR_CACHE=str(tmp_path)))
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, errors = process.communicate(timeout=20)

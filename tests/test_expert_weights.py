@@ -15,6 +15,7 @@ from frontend.checkpoint import Checkpoint, canonical_name, from_model, open_che
 from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.expert_weights import read_weight
 from frontend.required_tensors import check_tensors, required_tensors
+from persistent_runtime.storage import as_tensor
 
 TINY: dict[str, Any] = {
     "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -84,9 +85,9 @@ def test_a_loaded_model_is_used_in_place(model: Any) -> None:
     check_tensors(checkpoint, config)
     parameters = dict(model.named_parameters())
     for name, shape in required_tensors(config).items():
-        weight = read_weight(checkpoint, name, shape)
-        assert weight.data_ptr() == parameters[name].data_ptr()
-        assert weight.is_contiguous()
+        weight = read_weight(checkpoint, name, shape, "float32")
+        assert weight.ctypes.data == parameters[name].data_ptr()
+        assert weight.flags.c_contiguous
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -99,16 +100,17 @@ def test_every_layout_gives_the_model(model: Any, saved: dict[str, Path], layout
         assert bool(singles) == (layout != "packed")
         assert (len(checkpoint.files) > 1) == (layout == "sharded")
         for name, parameter in model.named_parameters():
-            weight = read_weight(checkpoint, name, tuple(parameter.shape))
-            assert torch.equal(weight, parameter)
-            assert weight.is_contiguous()
+            weight = read_weight(checkpoint, name, tuple(parameter.shape), "float32")
+            assert torch.equal(as_tensor(weight, "float32"), parameter)
+            assert weight.flags.c_contiguous
 
 
 def test_packed_files_are_not_copied(saved: dict[str, Path]) -> None:
     with open_checkpoint(saved["packed"]) as checkpoint:
         name = "model.layers.0.mlp.experts.gate_up_proj"
-        views = [read_weight(checkpoint, name, checkpoint.shape(name)) for _ in range(2)]
-        assert views[0].data_ptr() == views[1].data_ptr() == checkpoint.read(name).data_ptr()
+        arrays = [read_weight(checkpoint, name, checkpoint.shape(name), "float32") for _ in "ab"]
+        places = {array.ctypes.data for array in (*arrays, checkpoint.read(name))}
+        assert len(places) == 1
 
 
 def test_old_files_of_a_bare_decoder(copy: Any, family: str, model: Any) -> None:
@@ -181,11 +183,15 @@ def test_types_of_experts_may_mix(copy: Any, family: str) -> None:
         config = read_config(directory)
         check_tensors(checkpoint, config)
         name = "model.layers.2.mlp.experts.gate_up_proj"
-        weight = read_weight(checkpoint, name, required_tensors(config)[name])
-        assert weight.dtype == torch.float32
-        rows = weight.shape[1] // 2
-        single = checkpoint.read("model.layers.2.mlp.experts.3.up_proj.weight")
-        assert torch.equal(weight[3, rows:], single.float())
+        for dtype in ("float32", "bfloat16"):
+            weight = as_tensor(read_weight(checkpoint, name, required_tensors(config)[name], dtype),
+                               dtype)
+            rows = weight.shape[1] // 2
+            for expert in range(len(weight)):
+                for linear, half in zip(("gate", "up"), weight[expert].split(rows), strict=True):
+                    part = f"model.layers.2.mlp.experts.{expert}.{linear}_proj.weight"
+                    single = as_tensor(checkpoint.read(part), checkpoint.dtype(part))
+                    assert torch.equal(half, single.to(half.dtype))
 
 
 def test_an_expert_in_an_unsupported_type_is_named(copy: Any, family: str) -> None:
@@ -206,4 +212,4 @@ def test_a_bias_of_an_expert_is_not_dropped_in_silence(copy: Any, family: str) -
 
 def test_packing_needs_a_checkpoint_with_something_in_it() -> None:
     with pytest.raises(UserError, match="no tensor model.layers.0.mlp.experts.0.down_proj"):
-        read_weight(Checkpoint({}), "model.layers.0.mlp.experts.down_proj", (1, 2, 3))
+        read_weight(Checkpoint({}), "model.layers.0.mlp.experts.down_proj", (1, 2, 3), "float32")

@@ -40,7 +40,7 @@ class Program:
             check_tensors(checkpoint, self.config)
             for name in self.operators.weights:
                 shape = self.memory[name].shape
-                self.memory[name][:] = read_weight(checkpoint, name, shape).numpy()
+                self.memory[name][:] = read_weight(checkpoint, name, shape, "float32")
         cos, sin = rope_tables(self.config.rope, self.config.head_dim, CONTEXT)
         self.memory["rope_cos"][:], self.memory["rope_sin"][:] = cos, sin
         for name, tensor in self.memory.items():  # what no tile writes must not matter

@@ -52,12 +52,12 @@ def test_phases_sum_to_the_wall_time_of_the_process(record, name):
 
 def test_the_phases_that_users_ask_for_are_there(record):
     names = set(seconds_of(record["warm"]))
-    assert {"interpreter", "import torch", "import numba", "config", "open checkpoint",
+    assert {"interpreter", "import numba", "config", "open checkpoint",
             "tokenizer", "build graph", "derive events", "weights", "schedule: instantiate",
             "schedule: prove graph", "schedule: place", "schedule: prune waits",
             "schedule: verify", "buffers", "prepare launch", "prefill", "first token",
             "compile: run_worker (cache hit)", "unattributed"} <= names
-    assert "compile: attention" in seconds_of(record["cold"])
+    assert {"compile: attention", "import torch"} <= set(seconds_of(record["cold"]))
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -1,9 +1,9 @@
 """Compiled functions on disk, found by content: sources, library versions, processor.
 
 `cpu-<fingerprint>/key.json` says what the fingerprint stands for; beside it is one file per
-compiled function: a line of JSON with a checksum and the function's own key, then numba's pickled
-result. Files appear under their names complete or not at all, so processes may share a folder; no
-path of this machine decides what is found.
+compiled function, numba's pickled result, and one per rotary table. Files appear under their names
+complete or not at all, so processes may share a folder; no path of this machine decides what is
+found.
 """
 
 from __future__ import annotations
@@ -133,8 +133,9 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-class DiskEntry:
-    """One compiled function, with the interface of numba's caches.
+class KeptFile:
+    """A file of the cache: a line of JSON with a checksum and what the content depends on, then the
+    content.
 
     reason: why it was not found; note: what was wrong with the file or the folder.
     """
@@ -144,7 +145,7 @@ class DiskEntry:
         self.key = dict(key)
         self.reason = self.note = ""
 
-    def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
+    def load(self) -> bytes | None:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -166,6 +167,23 @@ class DiskEntry:
             self.reason = "damaged"
             self.note = f"replaced a damaged entry in {self.path.parent}"
             return None
+        return payload
+
+    def save(self, payload: bytes) -> None:
+        record = {"sha256": hashlib.sha256(payload).hexdigest(), "key": self.key}
+        try:
+            write_file(self.path, json.dumps(record).encode() + b"\n" + payload)
+        except OSError as error:  # a full disk, say; the process itself runs without it
+            self.note = f"not cached in {self.path.parent}: {error.strerror}"
+
+
+class DiskEntry(KeptFile):
+    """One compiled function, with the interface of numba's caches."""
+
+    def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
+        payload = self.load()
+        if payload is None:
+            return None
         # numba's own caches fill the context with all of its library here, for half a second; a
         # compilation does that by itself, and machine code needs the runtime's symbols only
         rtsys.initialize(target_context)
@@ -175,9 +193,4 @@ class DiskEntry:
         if result.library.has_dynamic_globals:
             self.note = "not cached: it holds addresses, as global arrays and ctypes pointers do"
             return
-        payload = serialize.dumps(result._reduce())
-        record = {"sha256": hashlib.sha256(payload).hexdigest(), "key": self.key}
-        try:
-            write_file(self.path, json.dumps(record).encode() + b"\n" + payload)
-        except OSError as error:  # a full disk, say; the code itself runs without it
-            self.note = f"not cached in {self.path.parent}: {error.strerror}"
+        self.save(serialize.dumps(result._reduce()))

@@ -14,8 +14,8 @@ import triton.language as tl
 
 from event_tensor.errors import UserError
 from event_tensor.tensors import TensorSpec
-from persistent_runtime.buffers import STORAGE_DTYPE
 from persistent_runtime.gpu.sync import globaltimer
+from persistent_runtime.storage import STORAGE_DTYPE, as_tensor
 
 # Control tensors that the host writes before a launch and the device writes during it.
 HOST_VISIBLE = "control"
@@ -149,14 +149,17 @@ class DeviceBuffers:
         return array
 
     def bind(self, tensor: TensorSpec, memory: Any) -> None:
-        """Copies host memory (numpy array or torch tensor) of a tensor to the device.
+        """Copies host memory (numpy array in storage elements, or torch tensor) of a tensor to the
+        device.
 
         Raises UserError when its dtype is another.
         """
-        source = torch.from_numpy(memory) if isinstance(memory, np.ndarray) else memory
-        if source.dtype != getattr(torch, tensor.dtype):
+        is_array = isinstance(memory, np.ndarray)
+        wanted = np.dtype(STORAGE_DTYPE[tensor.dtype]) if is_array else getattr(torch, tensor.dtype)
+        if memory.dtype != wanted:
             raise UserError(f"tensor {tensor.name!r} is {tensor.dtype}, the memory given for it is "
-                            f"{source.dtype}; convert it first")
+                            f"{memory.dtype}; convert it first")
+        source = as_tensor(memory, tensor.dtype) if is_array else memory
         owner = source.contiguous().to(self.memory.device)
         self._keep(tensor, owner, owner)
 

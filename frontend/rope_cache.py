@@ -1,0 +1,40 @@
+"""Rotary tables kept beside the compiled functions, so that only a first start imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frontend import rope
+from frontend.rope_config import RopeConfig
+from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, file_digest
+
+
+class KeptRopeTables:
+    """`rope.rope_tables` of these arguments, from the cache where they are in it."""
+
+    def __init__(self, config: RopeConfig, head_dim: int, max_context: int) -> None:
+        self._arguments = config, head_dim, max_context
+        self._shape = 2, max_context, head_dim // 2
+        name = hashlib.sha256(repr(self._arguments).encode()).hexdigest()[:16]
+        self._file = KeptFile(cache_directory() / f"rope-{name}.tables", {
+            "arguments": repr(self._arguments), "torch": version("torch"),
+            "source of rope": file_digest(Path(rope.__file__))})
+        self._content = self._file.load()
+
+    @property
+    def is_kept(self) -> bool:
+        return self._content is not None
+
+    def read(self) -> NDArray[np.float32]:
+        """cos and sin: [2, max_context, head_dim / 2] float32. Computes and keeps them if need
+        be; a folder that cannot be written costs the next start, not this one."""
+        if self._content is None:
+            tables = np.stack(rope.rope_tables(*self._arguments))
+            self._file.save(tables.tobytes())
+            return tables
+        return np.frombuffer(bytearray(self._content), np.float32).reshape(self._shape)
