@@ -97,7 +97,7 @@ class Checkpoint:
 
     def read(self, name: str) -> NDArray[Any]:
         """The tensor, in the storage type of its `dtype`, without a copy: a view of the mapped
-        file, or the model's own.
+        file, or the model's own unless that lies on a GPU.
 
         It stays valid after `close`. A file aligns its tensors to their element size, no further.
         """
@@ -111,8 +111,21 @@ class Checkpoint:
         if entry.file not in self._mapped:
             self._mapped[entry.file] = map_file(entry.file)
         data = self._mapped[entry.file][entry.begin : entry.begin + entry.nbytes]
+        if len(data) < entry.nbytes:
+            raise UserError(f"{describe(entry)} cannot be read: the file has become shorter; "
+                            "download it again")
         array = data.view(storage).reshape(entry.shape)
         return array if array.flags.aligned else array.copy()
+
+    def on_device(self, name: str) -> "torch.Tensor | None":
+        """The tensor of a loaded model, where that lies on a GPU; `read` would copy it."""
+        tensor = self._entries[name].tensor if name in self._entries else None
+        return None if tensor is None or tensor.device.type == "cpu" else tensor.detach()
+
+    def share_memory(self, first: str, second: str) -> bool:
+        """Whether two names stand for one tensor of a loaded model."""
+        tensors = self._entry(first).tensor, self._entry(second).tensor
+        return None not in tensors and tensors[0].data_ptr() == tensors[1].data_ptr()
 
     def close(self) -> None:
         self._mapped.clear()

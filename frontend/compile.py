@@ -15,7 +15,7 @@ from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
-from frontend.expert_weights import read_weight
+from frontend.expert_weights import read_weight, stored_tensors
 from frontend.families import build_decode_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.phases import Phases
@@ -28,6 +28,7 @@ from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, has_cuda_driver
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel
+from persistent_runtime.storage import torch_dtype
 
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
@@ -58,7 +59,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         phases = Phases()
         phases.fill("before compile_decode_loop")
     with phases("find backend"):
-        if backend != "cpu" and has_cuda_driver():
+        if backend == "cuda" or backend == "auto" and has_cuda_driver():
             import_torch(phases)
         runs_on = find_backend(backend)
     if schedule not in POLICY_OF_SCHEDULE:
@@ -145,15 +146,21 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
                   progress: Progress | None, phases: Phases) -> None:
     """Weights stay where the file mapping or the loaded model has them; only another dtype, a
     strided layout or experts stored one by one make a copy, one tensor at a time."""
-    if any(checkpoint.dtype(name) != operators.dtype for name in checkpoint.names()):
+    shapes = {name: tuple(int(d.evaluate({})) for d in spec.shape)
+              for name, spec in operators.weights.items()}
+    if any(checkpoint.dtype(name) != operators.dtype
+           for name in stored_tensors(checkpoint, shapes)):
         import_torch(phases)
     total = len(operators.weights)
     for done, (name, spec) in enumerate(operators.weights.items()):
         if progress:
             progress("weights", done + 1, total)
-        shape = tuple(int(d.evaluate({})) for d in spec.shape)
-        weight = read_weight(checkpoint, name, shape, operators.dtype)
-        buffers.bind(spec, np.ascontiguousarray(weight))
+        on_device = checkpoint.on_device(name)
+        if on_device is not None:
+            buffers.bind(spec, on_device.to(torch_dtype(operators.dtype)).contiguous())
+        else:
+            weight = read_weight(checkpoint, name, shapes[name], operators.dtype)
+            buffers.bind(spec, np.ascontiguousarray(weight))
 
 
 def _allocate(operators: Operators, buffers: Buffers, max_context: int, phases: Phases) -> None:

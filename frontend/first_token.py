@@ -46,8 +46,7 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         from frontend.bench import random_prompt
         from frontend.compile import compile_decode_loop, import_torch
         from frontend.warmup import compilations, start_record
-        from persistent_runtime.backends import has_cuda_driver
-    if options["compile"].get("backend") != "cpu" and has_cuda_driver():
+    if may_run_on_gpu(options["compile"]):
         import_torch(phases)
     if runs_on_gpu(options["compile"]):
         with phases("import triton"):
@@ -73,7 +72,15 @@ def runs_on_gpu(options: Mapping[str, Any]) -> bool:
     """Whether compile_decode_loop with these options would choose a GPU."""
     from persistent_runtime.backends import sees_cuda
 
-    return options.get("backend") != "cpu" and sees_cuda()
+    return may_run_on_gpu(options) and sees_cuda()
+
+
+def may_run_on_gpu(options: Mapping[str, Any]) -> bool:
+    """Whether torch has to be asked."""
+    from persistent_runtime.backends import has_cuda_driver
+
+    backend = options.get("backend", "auto")
+    return backend == "cuda" or backend == "auto" and has_cuda_driver()
 
 
 def serve_other_shapes(decoder: Decoder) -> int:

@@ -8,7 +8,7 @@ from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint
 from frontend.config import DecoderConfig
 from frontend.expert_weights import packed_shapes, stored_tensors
-from persistent_runtime.storage import as_tensor
+from persistent_runtime.storage import as_tensor, converted
 
 CHECK = "check that config.json and the weights belong together"
 
@@ -100,9 +100,13 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
 
 
 def check_tied(checkpoint: Checkpoint, where: str) -> None:
-    head = checkpoint.read("lm_head.weight")
-    embedding = checkpoint.read("model.embed_tokens.weight")
-    if head.ctypes.data != embedding.ctypes.data and not np.array_equal(head, embedding):
+    names = "lm_head.weight", "model.embed_tokens.weight"
+    if checkpoint.share_memory(*names):
+        return
+    dtypes = [checkpoint.dtype(name) for name in names]
+    arrays = [checkpoint.read(name) for name in names]
+    if (dtypes[0] != dtypes[1] or not np.array_equal(*arrays)) and not np.array_equal(
+            *(converted(*given, "float32") for given in zip(arrays, dtypes, strict=True))):
         raise UserError(
             f"{where}: lm_head.weight differs from model.embed_tokens.weight, but config.json "
             "ties the two; set tie_word_embeddings to false there"

@@ -13,18 +13,25 @@ from frontend import rope
 from frontend.rope_config import RopeConfig
 from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, file_digest
 
+LEAST_CONTEXT = 4096  # a file serves all contexts up to its own, a power of two from here on
+MOST_BYTES = 64 << 20  # longer tables are computed at every start
+
 
 class KeptRopeTables:
     """`rope.rope_tables` of these arguments, from the cache where they are in it."""
 
     def __init__(self, config: RopeConfig, head_dim: int, max_context: int) -> None:
-        self._arguments = config, head_dim, max_context
-        self._shape = 2, max_context, head_dim // 2
-        name = hashlib.sha256(repr(self._arguments).encode()).hexdigest()[:16]
-        self._file = KeptFile(cache_directory() / f"rope-{name}.tables", {
-            "arguments": repr(self._arguments), "torch": version("torch"),
-            "source of rope": file_digest(Path(rope.__file__))})
-        self._content = self._file.load()
+        self._max_context = max_context
+        context = max(LEAST_CONTEXT, 1 << (max_context - 1).bit_length())
+        self._shape = 2, context, head_dim // 2
+        self._arguments = config, head_dim, context
+        self._file = self._content = None
+        if 4 * int(np.prod(self._shape)) <= MOST_BYTES:
+            name = hashlib.sha256(repr(self._arguments).encode()).hexdigest()[:16]
+            self._file = KeptFile(cache_directory() / f"rope-{name}.tables", {
+                "arguments": repr(self._arguments), "torch": version("torch"),
+                "source of rope": file_digest(Path(rope.__file__))})
+            self._content = self._file.load()
 
     @property
     def is_kept(self) -> bool:
@@ -33,8 +40,11 @@ class KeptRopeTables:
     def read(self) -> NDArray[np.float32]:
         """cos and sin: [2, max_context, head_dim / 2] float32. Computes and keeps them if need
         be; a folder that cannot be written costs the next start, not this one."""
-        if self._content is None:
+        if self._content is not None:
+            tables = np.frombuffer(bytearray(self._content), np.float32).reshape(self._shape)
+        elif self._file is not None:
             tables = np.stack(rope.rope_tables(*self._arguments))
             self._file.save(tables.tobytes())
-            return tables
-        return np.frombuffer(bytearray(self._content), np.float32).reshape(self._shape)
+        else:
+            tables = np.stack(rope.rope_tables(*self._arguments[:2], self._max_context))
+        return tables[:, : self._max_context]

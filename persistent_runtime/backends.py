@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from persistent_runtime.cpu.launch import CpuKernel, available_cores
 from persistent_runtime.launch import Kernel
 from scheduling.target import Target, generic_cpu
 
+DRIVER_DEVICES = "/dev/nvidiactl", "/dev/dxg"  # where the driver may lie where only torch finds it
 Progress = Callable[[int, int], None]  # functions compiled so far, and of how many
 
 
@@ -56,7 +58,9 @@ class CpuBackend:
 
 
 def has_cuda_driver() -> bool:
-    """Whether there is a driver to load; without one torch need not be asked for a device."""
+    """Whether anything speaks for a driver; if nothing does torch need not be asked."""
+    if "torch" in sys.modules or any(os.path.exists(path) for path in DRIVER_DEVICES):
+        return True
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
@@ -66,8 +70,6 @@ def has_cuda_driver() -> bool:
 
 def sees_cuda() -> bool:
     """Whether torch sees a CUDA device."""
-    if not has_cuda_driver():
-        return False
     import torch
 
     return torch.cuda.is_available()
@@ -79,7 +81,7 @@ def find_backend(name: str) -> Backend:
         return CpuBackend()
     if name not in ("auto", "cuda"):
         raise UserError(f"backend {name!r} is not available; use auto, cpu or cuda")
-    if not sees_cuda():
+    if (name == "auto" and not has_cuda_driver()) or not sees_cuda():
         if name == "auto":
             return CpuBackend()
         raise UserError("backend cuda needs a GPU that torch can see, and there is none; use "

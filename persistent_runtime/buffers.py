@@ -70,7 +70,8 @@ class Buffers:
         return array
 
     def bind(self, tensor: TensorSpec, memory: Any) -> None:
-        """Use `memory` (contiguous numpy array or torch tensor) for a tensor.
+        """Use `memory` (contiguous numpy array or torch tensor) for a tensor; a copy of it where it
+        lies on a GPU.
 
         Raises UserError when its dtype is another or it is not contiguous.
         """
@@ -79,6 +80,7 @@ class Buffers:
             fits = np.dtype(STORAGE_DTYPE[tensor.dtype]) == memory.dtype
             contiguous, address = memory.flags.c_contiguous, int(memory.ctypes.data)
         else:
+            memory = memory.cpu()
             dtype = str(memory.dtype).removeprefix("torch.")
             fits, contiguous, address = (
                 dtype == tensor.dtype, memory.is_contiguous(), int(memory.data_ptr()))

@@ -16,12 +16,19 @@ STORAGE_DTYPE: dict[str, Any] = {
     "int32": np.int32, "int64": np.int64}
 
 
+def torch_dtype(dtype: str) -> torch.dtype:
+    import torch
+
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
 def as_tensor(array: npt.NDArray[Any], dtype: str) -> torch.Tensor:
     """The same memory as a torch tensor of that dtype."""
     import torch
 
     signed = array.view(np.int16) if dtype == "bfloat16" else array
-    return torch.from_numpy(signed).view(getattr(torch, dtype))
+    return torch.from_numpy(signed).view(torch_dtype(dtype))
 
 
 def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -38,6 +45,4 @@ def converted(array: npt.NDArray[Any], dtype: str, wanted: str) -> npt.NDArray[A
     same."""
     if dtype == wanted:
         return array
-    import torch
-
-    return as_array(as_tensor(np.ascontiguousarray(array), dtype).to(getattr(torch, wanted)))
+    return as_array(as_tensor(np.ascontiguousarray(array), dtype).to(torch_dtype(wanted)))

@@ -61,12 +61,13 @@ def _settled(graph: Graph, indices: Sequence[frozenset[int]], choices: Sequence[
     calls are queued, or nothing is, whichever is estimated to take less. `indices`: per kind."""
     conditional = conditional_calls(graph)
     holds = [not conditional.isdisjoint(of_kind) for of_kind in indices]
-    if not any(c.in_queue for c in choices) or all(
+    may_queue = conditional.isdisjoint(looked_up(graph))
+    if not any(c.in_queue for c in choices) or may_queue and all(
             c.in_queue for c, held in zip(choices, holds, strict=True) if held):
         return list(choices)
     saved_us = sum(c.runs * (c.rows_us - c.queue_us)
                    for c, held in zip(choices, holds, strict=True) if held or c.in_queue)
-    in_queue = saved_us > 0 and conditional.isdisjoint(looked_up(graph))
+    in_queue = saved_us > 0 and may_queue
     reason = (f"tiles that may not run are all queued or nothing is, and the queue "
               f"{'saves' if in_queue else 'does not save'} time in all")
     return [replace(c, in_queue=in_queue, reason=reason)

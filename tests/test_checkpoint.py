@@ -277,20 +277,6 @@ def test_overlapping_tensors_are_refused(copy: Any) -> None:
             open_checkpoint(directory)
 
 
-def test_unaligned_tensors_are_copied(copy: Any) -> None:
-    path = copy("single") / "model.safetensors"
-    values = {"a": torch.randn(5).bfloat16(), "b": torch.randn(3), "c": torch.randn(2).half()}
-    save_file(values, path)
-    whole = path.read_bytes()
-    header = int.from_bytes(whole[:8], "little")
-    path.write_bytes((header + 3).to_bytes(8, "little") + whole[8:8 + header] + b"   "
-                     + whole[8 + header:])
-    checkpoint = open_checkpoint(path.parent)
-    for name, tensor in values.items():
-        assert checkpoint.read(name).flags.aligned
-        assert torch.equal(tensor_of(checkpoint, name), tensor)
-
-
 def test_sharded_mistakes(copy: Any) -> None:
     directory = copy("sharded")
     index_path = directory / "model.safetensors.index.json"

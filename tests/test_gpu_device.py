@@ -92,6 +92,17 @@ def test_tokens_are_those_of_the_cpu_backend(family, tiny_model):
         assert (result.inter_token_ms > 0).all()
 
 
+def test_weights_of_a_model_on_the_device_stay_where_they_are(tiny_model):
+    import transformers
+
+    from frontend.compile import compile_decode_loop
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model("qwen3")).cuda()
+    decoder = compile_decode_loop(model, backend="cuda", max_context=64)
+    for name, spec in decoder._operators.weights.items():
+        assert decoder._buffers.addresses[spec] == model.state_dict()[name].data_ptr()
+
+
 @pytest.mark.parametrize("family, schedule", [
     ("llama", "dynamic"), ("qwen3_moe", "static"), ("qwen3_moe", "dynamic"),
     ("qwen3_moe", "hybrid"), ("mixtral", "hybrid")])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from event_tensor.device_function import DeviceFunction
 from persistent_runtime import layout
-from persistent_runtime.buffers import HostMemory
+from persistent_runtime.buffers import PAGE, HostMemory
 from persistent_runtime.cpu import worker as worker_module
 from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_worker
 from persistent_runtime.launch import Kernel, Launch
@@ -21,7 +21,6 @@ from persistent_runtime.records import Segment
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50
-PAGE = 4096
 
 
 class CpuLaunch(Launch):

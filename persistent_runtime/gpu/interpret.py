@@ -74,9 +74,12 @@ class InterpretedLaunch(Launch):
 
     @property
     def has_ended(self) -> bool:
-        if any(process.exitcode for process in self._processes):  # the others would wait for it
+        is_over = not any(process.is_alive() for process in self._processes)
+        if not is_over and any(process.exitcode for process in self._processes):
             self._memory.write(self._control, layout.ABORT, layout.ABORT_REQUESTED)
-        return not any(process.is_alive() for process in self._processes)
+            self._join()  # the others would wait for the dead one
+            return True
+        return is_over
 
     def _join(self) -> None:
         deadline = time.monotonic() + LEAVE_S
