@@ -23,13 +23,16 @@ NOTABLE_FEATURES = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-b
 
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages whose version matters here; None where one is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {"python": platform.python_version(),
+            **{name: package_version(name) for name in PACKAGES}}
+
+
+def package_version(name: str) -> str | None:
+    """Of an installed package, without importing it; None where nothing says."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:

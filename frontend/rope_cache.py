@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frontend import rope
+from frontend.machine import package_version
 from frontend.rope_config import RopeConfig
 from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, file_digest
 
@@ -29,7 +29,7 @@ class KeptRopeTables:
         if 4 * int(np.prod(self._shape)) <= MOST_BYTES:
             name = hashlib.sha256(repr(self._arguments).encode()).hexdigest()[:16]
             self._file = KeptFile(cache_directory() / f"rope-{name}.tables", {
-                "arguments": repr(self._arguments), "torch": version("torch"),
+                "arguments": repr(self._arguments), "torch": str(package_version("torch")),
                 "source of rope": file_digest(Path(rope.__file__))})
             self._content = self._file.load()
 
