@@ -1,7 +1,7 @@
 """The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
 
 The interpreter has to be chosen before triton is imported, so each part runs as a program of its
-own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|deadlock|trace`.
+own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|random SEED …|deadlock|trace`.
 """
 
 import json
@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("triton")
+
+from random_models import random_model, unlikely_token
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 4
@@ -74,6 +76,14 @@ def test_queued_schedules_choose_the_same_tokens(name, schedule, tiny_model):
     print(name, schedule, result["seconds"], "s")
     assert len(result["transformers"]) == NEW_TOKENS
     assert result["gpu"] == result["cpu"] == result["transformers"]
+
+
+@pytest.mark.parametrize("first", [5, 14])
+def test_random_models_choose_the_tokens_of_transformers(first, tiny_model):
+    seeds = range(first, first + 5)
+    directories = [tiny_model(case.family, seed=seed, **case.fields | {"num_hidden_layers": 1})
+                   for seed in seeds for case in [random_model(seed)]]
+    print(interpreted("random", first, *directories))
 
 
 @pytest.mark.parametrize("policy, early_push", [
@@ -155,6 +165,24 @@ def run_model(directory, prompt_json, schedule="auto"):
                       "seconds": round(seconds, 1)}))
 
 
+def run_random(first, *directories):
+    import torch
+    import transformers
+
+    for seed, directory in enumerate(directories, int(first)):
+        case, begin = random_model(seed), time.monotonic()
+        prompt = min(case.prompts, key=len)[:40]
+        decoder = interpreted_decoder(directory, case.schedule)
+        output_ids = decoder.generate(prompt, max_new_tokens=NEW_TOKENS,
+                                      ignore_eos=True).output_ids
+        print(seed, case.family, case.schedule, f"{time.monotonic() - begin:.1f} s")
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager",
+            experts_implementation="eager")
+        assert len(output_ids) == NEW_TOKENS
+        assert unlikely_token(model, prompt, output_ids) is None, case
+
+
 def run_deadlock(directory, schedule="static"):
     """One step whose embedding task does not notify: every other worker waits in vain."""
     from event_tensor.errors import DeadlockError
@@ -214,5 +242,5 @@ def run_routed(policy, early_push):
 
 if __name__ == "__main__":
     programs = {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock,
-                "trace": run_trace, "routed": run_routed}
+                "trace": run_trace, "routed": run_routed, "random": run_random}
     programs[sys.argv[1]](*sys.argv[2:])
