@@ -16,6 +16,7 @@ from event_tensor.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 GRACE_S = 0.35  # from Ctrl-C to the end, whatever native code is running
+CLEAR_LINE, SHOW_CURSOR = b"\r\x1b[2K", b"\x1b[?25h"
 FILE_WIDTH = 200  # of a table that no terminal limits
 SILENT_S = 0.7  # start-up shorter than this needs no progress bar
 
@@ -72,6 +73,8 @@ def exit_soon_after_interrupt() -> None:
         while os.read(reader, 1) != bytes([signal.SIGINT]):
             pass
         time.sleep(GRACE_S)
+        if sys.stderr.isatty():  # a progress bar may stand there, and hides the cursor
+            os.write(sys.stderr.fileno(), CLEAR_LINE + SHOW_CURSOR)
         os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="interrupt", daemon=True).start()

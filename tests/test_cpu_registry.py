@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
 from persistent_runtime import device_functions as df
 from persistent_runtime.cpu import disk_cache, intrinsics, numerics, registry
+from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
@@ -166,6 +168,16 @@ def test_cache_hits_in_a_second_process_and_damage_is_repaired(tmp_path):
         assert all(not hit and "replaced a damaged entry" in note and reason == "damaged"
                    for hit, note, reason in records), name
         assert compile_in_new_process(tmp_path) == HITS
+
+
+def test_an_interrupt_waits_for_the_compiler():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupt_deferred():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("the end")
+    assert reached
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_kernels_of_one_process_share_the_machine_code():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba as nb
@@ -42,6 +45,24 @@ class HelperCompiler(compiler.Compiler):
         state = self.state
         state.library = HelperLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         return super().define_pipelines()
+
+
+@contextmanager
+def interrupt_deferred() -> Iterator[None]:
+    """Ctrl-C inside takes effect at the end. LLVM calls back into Python, where an exception is
+    printed and forgotten, and numba then misses what the callback should have left."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    caught: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            handler(*caught[0])
 
 
 def _options() -> dict[str, Any]:

@@ -35,7 +35,7 @@ from persistent_runtime.cpu.disk_cache import (
     file_digest,
     open_folder,
 )
-from persistent_runtime.cpu.jit import FASTMATH, device_jit
+from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
 from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
 Body = Callable[..., None]
@@ -178,7 +178,8 @@ def compile_entry(entry: FunctionType, signature: Any, name: str = "", dtype: st
         disk = DiskEntry(folder / f"{entry.__qualname__}-{line}{SUFFIX}",
                          {f"source of {name}": file_digest(source)})
         function._cache = disk
-    function.compile()
+    with interrupt_deferred():
+        function.compile()
     if disk:
         reason, note = reason or disk.reason, disk.note
     is_hit = function.cache_hits > 0
