@@ -25,7 +25,7 @@ from frontend.rope_cache import KeptRopeTables
 from frontend.routings import sample_routings
 from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
-from persistent_runtime.backends import find_backend, has_cuda_driver
+from persistent_runtime.backends import find_backend, may_be_cuda
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel
 from persistent_runtime.storage import torch_dtype
@@ -59,7 +59,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         phases = Phases()
         phases.fill("before compile_decode_loop")
     with phases("find backend"):
-        if backend == "cuda" or backend == "auto" and has_cuda_driver():
+        if may_be_cuda(backend):
             import_torch(phases)
         runs_on = find_backend(backend)
     if schedule not in POLICY_OF_SCHEDULE:

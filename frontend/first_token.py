@@ -46,7 +46,8 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         from frontend.bench import random_prompt
         from frontend.compile import compile_decode_loop, import_torch
         from frontend.warmup import compilations, start_record
-    if may_run_on_gpu(options["compile"]):
+        from persistent_runtime.backends import may_be_cuda
+    if may_be_cuda(options["compile"].get("backend", "auto")):
         import_torch(phases)
     if runs_on_gpu(options["compile"]):
         with phases("import triton"):
@@ -70,17 +71,9 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
 
 def runs_on_gpu(options: Mapping[str, Any]) -> bool:
     """Whether compile_decode_loop with these options would choose a GPU."""
-    from persistent_runtime.backends import sees_cuda
+    from persistent_runtime.backends import is_cuda
 
-    return may_run_on_gpu(options) and sees_cuda()
-
-
-def may_run_on_gpu(options: Mapping[str, Any]) -> bool:
-    """Whether torch has to be asked."""
-    from persistent_runtime.backends import has_cuda_driver
-
-    backend = options.get("backend", "auto")
-    return backend == "cuda" or backend == "auto" and has_cuda_driver()
+    return is_cuda(options.get("backend", "auto"))
 
 
 def serve_other_shapes(decoder: Decoder) -> int:

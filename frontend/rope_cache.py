@@ -42,9 +42,8 @@ class KeptRopeTables:
         be; a folder that cannot be written costs the next start, not this one."""
         if self._content is not None:
             tables = np.frombuffer(bytearray(self._content), np.float32).reshape(self._shape)
-        elif self._file is not None:
-            tables = np.stack(rope.rope_tables(*self._arguments))
-            self._file.save(tables.tobytes())
         else:
-            tables = np.stack(rope.rope_tables(*self._arguments[:2], self._max_context))
+            tables = np.stack(rope.rope_tables(*self._arguments))
+            if self._file is not None:
+                self._file.save(tables.tobytes())
         return tables[:, : self._max_context]

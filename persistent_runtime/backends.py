@@ -68,8 +68,15 @@ def has_cuda_driver() -> bool:
     return True
 
 
-def sees_cuda() -> bool:
-    """Whether torch sees a CUDA device."""
+def may_be_cuda(name: str) -> bool:
+    """Whether torch has to be asked before this name of a backend is CUDA or not."""
+    return name == "cuda" or name == "auto" and has_cuda_driver()
+
+
+def is_cuda(name: str) -> bool:
+    """Whether this name of a backend is CUDA here: torch sees a device."""
+    if not may_be_cuda(name):
+        return False
     import torch
 
     return torch.cuda.is_available()
@@ -81,7 +88,7 @@ def find_backend(name: str) -> Backend:
         return CpuBackend()
     if name not in ("auto", "cuda"):
         raise UserError(f"backend {name!r} is not available; use auto, cpu or cuda")
-    if (name == "auto" and not has_cuda_driver()) or not sees_cuda():
+    if not is_cuda(name):
         if name == "auto":
             return CpuBackend()
         raise UserError("backend cuda needs a GPU that torch can see, and there is none; use "
