@@ -19,8 +19,8 @@ Jit = Callable[[Callable[..., Any]], Any]
 
 class HelperLibrary(codegen.JITCodeLibrary):
     """The code of a function that only compiled functions call. They take it in and are optimised
-    after that; numba would optimise it by itself as well, and make machine code that nobody runs:
-    two fifths of the time that compiling takes. It overrides what numba 0.68 calls."""
+    after that; numba would optimise it by itself as well, and make machine code that nobody runs.
+    It overrides what numba 0.68 calls."""
 
     def _optimize_final_module(self) -> None:
         pass
