@@ -14,11 +14,17 @@ from persistent_runtime.cpu.arguments import (
     record_offsets,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import advance, widen
+from persistent_runtime.cpu.intrinsics import (
+    address_of,
+    advance,
+    item_bytes,
+    pointer_to,
+    widen,
+)
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import ONE, exp, largest, matmul_rows, rms_norm
 from persistent_runtime.cpu.registry import cpu_body
-from persistent_runtime.cpu.vectors import begin_stream
+from persistent_runtime.cpu.vectors import begin_stream, multiplicand, round_block
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
@@ -37,6 +43,40 @@ def add_bias(out, out_stride, rows, bias, columns):  # noqa: ANN201
         row = advance(out, m * out_stride)
         for n in range(columns):
             row[n] += widen(bias[n])
+
+
+# From so many rows on arithmetic takes the time, not memory: there x is rounded to bfloat16 if the
+# machine multiplies that. The rows of a decode step, one for each request, are fewer.
+ROUNDED_ROWS = 17
+
+
+@device_jit
+def as_multiplicand(scratch, like):
+    """Scratch as room for many rows of x, in the precision that they have beside such weights."""
+    return pointer_to(address_of(scratch), multiplicand(like))
+
+
+@device_jit
+def is_rounded(rows, scratch, like):
+    return rows >= ROUNDED_ROWS and item_bytes(as_multiplicand(scratch, like)) < item_bytes(scratch)
+
+
+@device_jit
+def rounded(x, count, scratch, like):
+    """`count` elements of x in that precision, in scratch, where x may be as well."""
+    kept = as_multiplicand(scratch, like)
+    round_block(x, count, kept)
+    return kept
+
+
+@device_jit
+def multiply(weight, columns, length, x, rows, out, out_stride, keep, scratch, like):
+    """out = keep * out + x @ weight.T; x, which may be in scratch, is rounded there or left alone."""
+    if is_rounded(rows, scratch, like):
+        matmul_rows(weight, columns, length, rounded(x, rows * length, scratch, like), length, rows,
+                    out, out_stride, keep, weight, 0)
+    else:
+        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep, weight, 0)
 
 
 @device_jit
@@ -61,8 +101,7 @@ def norm_linear(arguments, tile, step, scratch, like):  # noqa: ANN201
     eps = float_parameter(arguments, NORM_LINEAR.eps)
     norm_rows(advance(x, first * length), last - first, norm_weight, length, eps, scratch)
     out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
-    matmul_rows(weight, end - begin, length, scratch, length, last - first, out, out_stride, 0,
-                weight, 0)
+    multiply(weight, end - begin, length, scratch, last - first, out, out_stride, 0, scratch, like)
     if is_given(arguments, NORM_LINEAR.bias):
         bias = advance(operand(arguments, NORM_LINEAR.bias, like), begin)
         add_bias(out, out_stride, last - first, bias, end - begin)
@@ -81,8 +120,7 @@ def linear_residual(arguments, tile, step, scratch, like):
     weight = advance(operand(arguments, LINEAR_RESIDUAL.weight, like), begin * length)
     residual = advance(operand(arguments, LINEAR_RESIDUAL.residual, FLOAT32),
                        first * out_stride + begin)
-    matmul_rows(weight, end - begin, length, x, length, last - first, residual, out_stride, 1,
-                weight, 0)
+    multiply(weight, end - begin, length, x, last - first, residual, out_stride, 1, scratch, like)
     if is_given(arguments, LINEAR_RESIDUAL.bias):
         bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, like), begin)
         add_bias(residual, out_stride, last - first, bias, end - begin)
@@ -93,6 +131,29 @@ def silu_times(gate, up, length):
     """up = silu(gate) * up; [length] float32."""
     for n in range(length):
         up[n] = gate[n] / (ONE + exp(-gate[n])) * up[n]
+
+
+@device_jit
+def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scratch, like):
+    """Columns [begin, end) of silu(y @ gate.T) * (y @ up.T)."""
+    gate = advance(scratch, rows * length)
+    # the gate's columns wait in the spare scratch while the up columns are computed
+    columns = max(SPARE_ROWS * length // max(rows, 1), 1)
+    for n in range(begin, end, columns):
+        width = min(columns, end - n)
+        up = advance(out, n)
+        gate_weight = advance(operand(arguments, GATE_UP.gate_weight, like), n * length)
+        up_weight = advance(operand(arguments, GATE_UP.up_weight, like), n * length)
+        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, 0, gate_weight, 0)
+        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, 0, up_weight, 0)
+        if is_given(arguments, GATE_UP.gate_bias):
+            bias = advance(operand(arguments, GATE_UP.gate_bias, like), n)
+            add_bias(gate, width, rows, bias, width)
+        if is_given(arguments, GATE_UP.up_bias):
+            bias = advance(operand(arguments, GATE_UP.up_bias, like), n)
+            add_bias(up, out_stride, rows, bias, width)
+        for m in range(rows):
+            silu_times(advance(gate, m * width), advance(up, m * out_stride), width)
 
 
 @cpu_body(device_functions.norm_gate_up_silu)
@@ -109,27 +170,13 @@ def norm_gate_up_silu(arguments, tile, step, scratch, like):
     norm_weight = operand(arguments, GATE_UP.norm_weight, like)
     eps = float_parameter(arguments, GATE_UP.eps)
     norm_rows(advance(x, first * length), rows, norm_weight, length, eps, scratch)
-    out = operand(arguments, GATE_UP.out, FLOAT32)
-    gate = advance(scratch, rows * length)
-    # the gate's columns wait in the spare scratch while the up columns are computed
-    columns = max(SPARE_ROWS * length // max(rows, 1), 1)
-    for n in range(begin, end, columns):
-        width = min(columns, end - n)
-        up = advance(out, first * out_stride + n)
-        gate_weight = advance(operand(arguments, GATE_UP.gate_weight, like), n * length)
-        up_weight = advance(operand(arguments, GATE_UP.up_weight, like), n * length)
-        matmul_rows(gate_weight, width, length, scratch, length, rows, gate, width, 0,
-                    gate_weight, 0)
-        matmul_rows(up_weight, width, length, scratch, length, rows, up, out_stride, 0,
-                    up_weight, 0)
-        if is_given(arguments, GATE_UP.gate_bias):
-            bias = advance(operand(arguments, GATE_UP.gate_bias, like), n)
-            add_bias(gate, width, rows, bias, width)
-        if is_given(arguments, GATE_UP.up_bias):
-            bias = advance(operand(arguments, GATE_UP.up_bias, like), n)
-            add_bias(up, out_stride, rows, bias, width)
-        for m in range(rows):
-            silu_times(advance(gate, m * width), advance(up, m * out_stride), width)
+    out = advance(operand(arguments, GATE_UP.out, FLOAT32), first * out_stride)
+    if is_rounded(rows, scratch, like):
+        gate_up_columns(arguments, rounded(scratch, rows * length, scratch, like), rows, length,
+                        begin, end, out, out_stride, scratch, like)
+    else:
+        gate_up_columns(arguments, scratch, rows, length, begin, end, out, out_stride, scratch,
+                        like)
 
 
 @cpu_body(device_functions.norm_lm_head)

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from persistent_runtime.cpu.intrinsics import (
     F32,
+    I16,
     I32,
     I64,
     emit_widen,
@@ -26,6 +27,8 @@ CPU_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]
 _enabled = set(CPU_FEATURES.split(","))
 LANES = 16 if "+avx512f" in _enabled else 8 if "+avx" in _enabled else 4  # float32 per register
 MANY_REGISTERS = "+avx512f" in _enabled or "+neon" in _enabled  # 32 vector registers, else 16
+# whether one instruction multiplies pairs of bfloat16 and adds them to float32 sums
+DOTS_BFLOAT16 = "+avx512bf16" in _enabled
 # x86 before 2012 converts float16 in a library that compiled code cannot reach
 CONVERTS_FLOAT16 = "+f16c" in _enabled or "+sse2" not in _enabled
 
@@ -39,35 +42,54 @@ LARGEST_FETCHING_BLOCK = 16  # with more products per weight, arithmetic is what
 MULTIPLY_ADD = ("contract",)
 
 
+class BFloat16Type(ir.Type):
+    """LLVM's bfloat, which llvmlite does not have."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat16Type)
+
+    def __hash__(self) -> int:
+        return hash(BFloat16Type)
+
+
 def _constant(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
+
+
+def _stored_load(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value, storage: types.Type,
+                 mask: ir.Value | None = None, lanes: int = LANES) -> ir.Value:
+    """`lanes` elements from `pointer[index]`, as they are stored; where `mask` is off, zero."""
+    start = builder.gep(pointer, [index])
+    kind = ir.VectorType(start.type.pointee, lanes)
+    address = builder.bitcast(start, kind.as_pointer())
+    alignment = storage.bitwidth // 8  # that of an element
+    if mask is None:
+        return builder.load(address, align=alignment)
+    load = _masked(builder, "load", kind, [address.type, I32, mask.type, kind], kind)
+    return builder.call(load, [address, ir.Constant(I32, alignment), mask,
+                               ir.Constant(kind, None)])
 
 
 def _vector_load(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value,
                  storage: types.Type, mask: ir.Value | None = None) -> ir.Value:
     """LANES stored elements from `pointer[index]`, as float32; where `mask` is off, zero."""
-    start = builder.gep(pointer, [index])
-    kind = ir.VectorType(start.type.pointee, LANES)
-    address = builder.bitcast(start, kind.as_pointer())
-    alignment = storage.bitwidth // 8  # that of an element
-    if mask is None:
-        return emit_widen(builder, builder.load(address, align=alignment), storage)
-    load = _masked(builder, "load", kind, [address.type, I32, mask.type, kind], kind)
-    loaded = builder.call(load, [address, ir.Constant(I32, alignment), mask,
-                                 ir.Constant(kind, None)])
-    return emit_widen(builder, loaded, storage)
+    return emit_widen(builder, _stored_load(builder, pointer, index, storage, mask), storage)
 
 
 def _vector_store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, index: ir.Value,
-                  mask: ir.Value | None) -> None:
-    """The counterpart of `_vector_load` for float32."""
+                  storage: types.Type, mask: ir.Value | None) -> None:
+    """Stores LANES elements of the type `storage`, or those where `mask` is on."""
     address = builder.bitcast(builder.gep(pointer, [index]), value.type.as_pointer())
+    alignment = storage.bitwidth // 8
     if mask is None:
-        builder.store(value, address, align=4)
+        builder.store(value, address, align=alignment)
         return
     store = _masked(builder, "store", value.type,
                     [value.type, address.type, I32, mask.type], ir.VoidType())
-    builder.call(store, [value, address, ir.Constant(I32, 4), mask])
+    builder.call(store, [value, address, ir.Constant(I32, alignment), mask])
 
 
 def _masked(builder: ir.IRBuilder, action: str, kind: ir.VectorType, operands: list[ir.Type],
@@ -76,16 +98,16 @@ def _masked(builder: ir.IRBuilder, action: str, kind: ir.VectorType, operands: l
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, operands), name)
 
 
-def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
-    """A mask that is on in the first `count` lanes."""
-    lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
-    return builder.icmp_signed("<", lanes, _splat(builder, count))
+def _first_lanes(builder: ir.IRBuilder, count: ir.Value, lanes: int = LANES) -> ir.Value:
+    """A mask of `lanes` that is on in the first `count`."""
+    numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, _splat(builder, count, lanes))
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    kind = ir.VectorType(value.type, LANES)
+def _splat(builder: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
+    kind = ir.VectorType(value.type, lanes)
     single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I64, 0))
-    mask = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    mask = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
     return builder.shuffle_vector(single, ir.Constant(kind, ir.Undefined), mask)
 
 
@@ -109,6 +131,18 @@ def _row_sums(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
     return total
 
 
+def _multiply_add_pairs(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value,
+                        b: ir.Value) -> None:
+    """Adds to each float32 the products of its two pairs of bfloat16."""
+    old = builder.load(accumulator)
+    pairs = ir.VectorType(BFloat16Type(), 2 * LANES)
+    dot = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(old.type, [old.type, pairs, pairs]),
+        f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}")
+    operands = [old, builder.bitcast(a, pairs), builder.bitcast(b, pairs)]
+    builder.store(builder.call(dot, operands), accumulator)
+
+
 def _multiply_add(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value,
                   b: ir.Value) -> None:
     product = builder.fmul(a, b, flags=MULTIPLY_ADD)
@@ -122,17 +156,57 @@ def _zeroed(builder: ir.IRBuilder, kind: ir.Type) -> ir.Value:
     return accumulator
 
 
+@intrinsic
+def multiplicand(typing_context, like):
+    """A zero of the type in which `dot_block` has x fastest beside weights stored as `like`."""
+    kind = types.uint16 if DOTS_BFLOAT16 and like == types.uint16 else types.float32
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.get_constant_null(signature.return_type)
+
+    return kind(like), codegen
+
+
+@intrinsic
+def round_block(typing_context, x, length, out):
+    """out = x for `length` float32, rounded to nearest even where out is bfloat16; out may begin
+    where x does. For machines where DOTS_BFLOAT16; subnormal numbers become zero there."""
+    signature = types.void(x, types.int64, out)
+    storage = out.dtype
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
+        x, length, out = args
+
+        def convert(k: ir.Value, mask: ir.Value | None = None) -> None:
+            value = _vector_load(builder, x, k, types.float32, mask)
+            if storage == types.uint16:
+                value = builder.fptrunc(value, ir.VectorType(BFloat16Type(), LANES))
+                value = builder.bitcast(value, ir.VectorType(I16, LANES))
+            _vector_store(builder, value, out, k, storage, mask)
+
+        whole = builder.and_(length, _constant(-LANES))
+        with cgutils.for_range_slice(builder, _constant(0), whole, _constant(LANES),
+                                     I64) as (k, _):
+            convert(k)
+        with builder.if_then(builder.icmp_signed("<", whole, length), likely=False):
+            convert(whole, _first_lanes(builder, builder.sub(length, whole)))
+
+    return signature, codegen
+
+
 @intrinsic(prefer_literal=True)
 def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, ahead,
               ahead_length, weight_rows, x_rows):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
-    `weight_rows` (a power of two) and `x_rows` are literals; weight rows follow one another. keep
-    is 0 or 1, and with 0 the old contents are not looked at. While a weight is read, its
-    counterpart in `ahead`, which has `ahead_length` elements, is fetched into the cache (but not
-    by large blocks).
+    x is float32, or bfloat16 beside bfloat16 weights where DOTS_BFLOAT16. `weight_rows` (a power
+    of two) and `x_rows` are literals; weight rows follow one another. keep is 0 or 1, and with 0
+    the old contents are not looked at. While a weight is read, its counterpart in `ahead`, which
+    has `ahead_length` elements, is fetched into the cache (but not by large blocks).
     """
-    storage = weight.dtype
+    storage, x_storage = weight.dtype, x.dtype
+    in_pairs = x_storage == types.uint16
+    lanes, add = (2 * LANES, _multiply_add_pairs) if in_pairs else (LANES, _multiply_add)
     n_rows, m_rows = weight_rows.literal_value, x_rows.literal_value
     signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
                            weight, types.int64, weight_rows, x_rows)
@@ -148,30 +222,36 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
                    for n in range(n_rows)]
         xs = [builder.gep(x, [builder.mul(x_stride, _constant(m))]) for m in range(m_rows)]
 
+        def load(pointer: ir.Value, k: ir.Value, storage: types.Type, mask: ir.Value | None
+                 ) -> ir.Value:
+            if in_pairs:
+                return _stored_load(builder, pointer, k, storage, mask, lanes)
+            return _vector_load(builder, pointer, k, storage, mask)
+
         def products(k: ir.Value, part: int, mask: ir.Value | None = None) -> None:
-            rows = [_vector_load(builder, w, k, storage, mask) for w in weights]
+            rows = [load(w, k, storage, mask) for w in weights]
             for m in range(m_rows):
-                column = _vector_load(builder, xs[m], k, types.float32, mask)
+                column = load(xs[m], k, x_storage, mask)
                 for n in range(n_rows):
-                    _multiply_add(builder, accumulators[m][n][part], rows[n], column)
+                    add(builder, accumulators[m][n][part], rows[n], column)
 
         def rounded_down(vectors: int) -> ir.Value:
-            return builder.and_(length, _constant(-vectors * LANES))
+            return builder.and_(length, _constant(-vectors * lanes))
 
         with cgutils.for_range_slice(builder, _constant(0), rounded_down(unroll),
-                                     _constant(unroll * LANES), I64) as (k, _):
+                                     _constant(unroll * lanes), I64) as (k, _):
             if n_rows * m_rows <= LARGEST_FETCHING_BLOCK:
                 _fetch(builder, ahead, builder.mul(k, _constant(n_rows)),
-                       n_rows * unroll * LANES, ahead_length, storage)
+                       n_rows * unroll * lanes, ahead_length, storage)
             for part in range(unroll):
-                products(builder.add(k, _constant(part * LANES)), part)
+                products(builder.add(k, _constant(part * lanes)), part)
         whole = rounded_down(1)
         if unroll > 1:
-            with cgutils.for_range_slice(builder, rounded_down(unroll), whole, _constant(LANES),
+            with cgutils.for_range_slice(builder, rounded_down(unroll), whole, _constant(lanes),
                                          I64) as (k, _):
                 products(k, 0)
         with builder.if_then(builder.icmp_signed("<", whole, length), likely=False):
-            products(whole, 0, _first_lanes(builder, builder.sub(length, whole)))
+            products(whole, 0, _first_lanes(builder, builder.sub(length, whole), lanes))
 
         keeps = builder.icmp_signed("!=", keep, _constant(0))
         sums_kind = ir.VectorType(F32, n_rows)
@@ -300,6 +380,7 @@ def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_st
                     _multiply_add(builder, accumulators[m][v], spread, values[v])
         for m in range(m_rows):
             for v in range(width):
-                _vector_store(builder, builder.load(accumulators[m][v]), out, targets[m][v], mask)
+                _vector_store(builder, builder.load(accumulators[m][v]), out, targets[m][v],
+                              types.float32, mask)
 
     return signature, codegen
