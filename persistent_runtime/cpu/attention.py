@@ -114,8 +114,8 @@ def attend_block(q, k, v, length, remaining, head_dim, group_heads, scale, score
     q, partial: [group_heads, head_dim]; k, v: [remaining, head_dim]; stats: [group_heads, 2] with
     the running maximum and sum; scores: [group_heads, KV_BLOCK] of scratch.
     """
-    values, keys_to_come = length * head_dim, (remaining - length) * head_dim
-    matmul_rows(k, length, head_dim, q, head_dim, group_heads, scores, KV_BLOCK, 0, v, values)
+    values = length * head_dim
+    matmul_rows(k, length, head_dim, q, head_dim, group_heads, scores, KV_BLOCK, 0, v)
     for g in range(group_heads):
         row = advance(scores, g * KV_BLOCK)
         old_max = stats[2 * g]
@@ -131,8 +131,8 @@ def attend_block(q, k, v, length, remaining, head_dim, group_heads, scale, score
             for d in range(g * head_dim, (g + 1) * head_dim):
                 partial[d] *= decay
         stats[2 * g + 1] += total
-    sum_rows(scores, KV_BLOCK, v, length, head_dim, partial, group_heads, advance(k, values),
-             keys_to_come)
+    following = advance(k, values) if remaining > length else v
+    sum_rows(scores, KV_BLOCK, v, length, head_dim, partial, group_heads, following)
 
 
 @device_jit

@@ -53,10 +53,12 @@ def item_bytes(typing_context, pointer):
 
 @intrinsic
 def advance(typing_context, pointer, elements):
-    """The pointer `elements` further on."""
+    """The pointer `elements` further on; None of None."""
     signature = pointer(pointer, types.int64)
 
     def codegen(context, builder, signature, args):
+        if signature.return_type == types.none:
+            return context.get_dummy_value()
         return builder.gep(args[0], [args[1]])
 
     return signature, codegen

@@ -71,12 +71,12 @@ def rounded(x, count, scratch, like):
 
 @device_jit
 def multiply(weight, columns, length, x, rows, out, out_stride, keep, scratch, like):
-    """out = keep * out + x @ weight.T; x, which may be in scratch, is rounded there or left alone."""
+    """out = keep * out + x @ weight.T; x may lie in scratch, where it is rounded if need be."""
     if is_rounded(rows, scratch, like):
         matmul_rows(weight, columns, length, rounded(x, rows * length, scratch, like), length, rows,
-                    out, out_stride, keep, weight, 0)
+                    out, out_stride, keep, None)
     else:
-        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep, weight, 0)
+        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep, None)
 
 
 @device_jit
@@ -144,8 +144,8 @@ def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scr
         up = advance(out, n)
         gate_weight = advance(operand(arguments, GATE_UP.gate_weight, like), n * length)
         up_weight = advance(operand(arguments, GATE_UP.up_weight, like), n * length)
-        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, 0, gate_weight, 0)
-        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, 0, up_weight, 0)
+        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, 0, None)
+        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, 0, None)
         if is_given(arguments, GATE_UP.gate_bias):
             bias = advance(operand(arguments, GATE_UP.gate_bias, like), n)
             add_bias(gate, width, rows, bias, width)
@@ -197,7 +197,7 @@ def norm_lm_head(arguments, tile, step, scratch, like):
                  advance(scratch, (m - first) * length))
     logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
     matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0,
-                weight, 0)
+                None)
     tiles = dim(arguments, LM_HEAD.tile_max, 1)
     tile_max = operand(arguments, LM_HEAD.tile_max, FLOAT32)
     tile_argmax = operand(arguments, LM_HEAD.tile_argmax, INT32)

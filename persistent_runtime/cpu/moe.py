@@ -150,8 +150,8 @@ def expert_gate_up(arguments, tile, step, scratch, like):
     begin_stream(up_weight)  # waits in the cache until the gate's columns are done
     x = advance(operand(arguments, GATE_UP.grouped, FLOAT32), t * slots * length)
     inner = advance(operand(arguments, GATE_UP.inner, FLOAT32), t * slots * inner_size + begin)
-    matmul_rows(gate_weight, columns, length, x, length, rows, scratch, columns, 0, gate_weight, 0)
-    matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, 0, up_weight, 0)
+    matmul_rows(gate_weight, columns, length, x, length, rows, scratch, columns, 0, None)
+    matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, 0, None)
     for m in range(rows):
         silu_times(advance(scratch, m * columns), advance(inner, m * inner_size), columns)
 
@@ -171,7 +171,7 @@ def expert_down(arguments, tile, step, scratch, like):
     begin_stream(weight)
     x = advance(operand(arguments, DOWN.inner, FLOAT32), t * slots * length)
     out = advance(operand(arguments, DOWN.expert_out, FLOAT32), t * slots * out_stride + begin)
-    matmul_rows(weight, end - begin, length, x, length, rows, out, out_stride, 0, weight, 0)
+    matmul_rows(weight, end - begin, length, x, length, rows, out, out_stride, 0, None)
 
 
 @cpu_body(moe_functions.combine_experts)

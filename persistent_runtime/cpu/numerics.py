@@ -106,20 +106,18 @@ def _stream_rows(weight, weight_rows, length, x, out, keep):
     distance = FETCH_AHEAD_BYTES // item_bytes(weight)
     for n in range(weight_rows):
         row = advance(weight, n * length)
-        dot_block(row, x, 0, length, advance(out, n), 0, keep, advance(row, distance),
-                  (weight_rows - n) * length - distance, 1, 1)
+        dot_block(row, x, 0, length, advance(out, n), 0, keep, advance(row, distance), 1, 1)
 
 
 def _panel_of(x_rows):  # noqa: ANN202
     """A function that multiplies `x_rows` rows of x with a multiple of WEIGHT_ROWS weight rows."""
 
     @device_jit
-    def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead,
-              ahead_length):
+    def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead):
         for n in range(0, weight_rows, WEIGHT_ROWS):
             done = n * length
             dot_block(advance(weight, done), x, x_stride, length, advance(out, n), out_stride,
-                      keep, advance(ahead, done), ahead_length - done, WEIGHT_ROWS, x_rows)
+                      keep, advance(ahead, done), WEIGHT_ROWS, x_rows)
 
     return panel
 
@@ -129,45 +127,44 @@ _panel_2, _panel_1 = _panel_of(2), _panel_of(1)
 
 
 @device_jit
-def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead,
-                ahead_length):
+def _panel(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
+    """The largest block of the `x_rows` rows of x; returns how many that are."""
+    # 8 is 4 + 4, because 6 + 2 leaves registers idle
+    if x_rows >= X_ROWS and x_rows != 8:
+        _panel_6(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
+        return X_ROWS
+    if x_rows >= 4:
+        _panel_4(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
+        return 4
+    if x_rows >= 2:
+        _panel_2(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
+        return 2
+    _panel_1(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
+    return 1
+
+
+@device_jit
+def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k].
 
-    weight: [weight_rows, length] of any storage type; x: [x_rows, length] float32 at `x_stride`;
-    out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1. The
-    `ahead_length` elements at `ahead` are fetched into the cache meanwhile, for what comes next.
+    weight: [weight_rows, length] of any storage type; x: [x_rows, length] at `x_stride`, float32
+    or as `multiplicand` says; out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
+    ahead: None, or as many elements as there are weights, which are fetched into the cache
+    meanwhile, for what comes next.
     """
     keep_out_of_line()
     in_panels = x_rows > 1 or length < SHORT_ROW
     whole = weight_rows - weight_rows % WEIGHT_ROWS if in_panels else 0
     panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
     for n in range(0, whole, panel_rows):
-        rows = min(panel_rows, whole - n)
-        panel = advance(weight, n * length)
-        fetch, fetch_length = advance(ahead, n * length), ahead_length - n * length
-        m = 0
+        rows, m = min(panel_rows, whole - n), 0
+        weights = advance(weight, n * length)
+        if ahead is not None:
+            m = _panel(weights, rows, length, x, x_stride, x_rows, advance(out, n), out_stride,
+                       keep, advance(ahead, n * length))
         while m < x_rows:
-            left = x_rows - m
-            x_block = advance(x, m * x_stride)
-            target = advance(out, m * out_stride + n)
-            # 8 is 4 + 4, because 6 + 2 leaves registers idle
-            if left >= X_ROWS and left != 8:
-                _panel_6(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
-                         fetch_length)
-                m += X_ROWS
-            elif left >= 4:
-                _panel_4(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
-                         fetch_length)
-                m += 4
-            elif left >= 2:
-                _panel_2(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
-                         fetch_length)
-                m += 2
-            else:
-                _panel_1(panel, rows, length, x_block, x_stride, target, out_stride, keep, fetch,
-                         fetch_length)
-                m += 1
-            fetch_length = 0  # it is in the cache now
+            m += _panel(weights, rows, length, advance(x, m * x_stride), x_stride, x_rows - m,
+                        advance(out, m * out_stride + n), out_stride, keep, None)
     if whole < weight_rows:
         for m in range(x_rows):
             _stream_rows(advance(weight, whole * length), weight_rows - whole, length,
@@ -181,17 +178,15 @@ def _row_sum_of(out_rows):  # noqa: ANN202
     """A function that adds weighted rows onto `out_rows` rows, all `width` columns of them."""
 
     @device_jit
-    def row_sum(coefficient, coefficient_stride, rows, length, width, out, ahead, ahead_length):
+    def row_sum(coefficient, coefficient_stride, rows, length, width, out, ahead):
         d = 0
         while d + ROW_VECTORS * LANES <= width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width, advance(ahead, d),
-                           ahead_length - d, out_rows, ROW_VECTORS)
+                           advance(out, d), width, advance(ahead, d), out_rows, ROW_VECTORS)
             d += ROW_VECTORS * LANES
         while d < width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width - d, advance(ahead, d),
-                           ahead_length - d, out_rows, 1)
+                           advance(out, d), width - d, advance(ahead, d), out_rows, 1)
             d += LANES
 
     return row_sum
@@ -201,27 +196,27 @@ _row_sum_4, _row_sum_2, _row_sum_1 = _row_sum_of(4), _row_sum_of(2), _row_sum_of
 
 
 @device_jit
-def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead,
-             ahead_length):
+def _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead):
+    """The largest block of the `out_rows` rows of out; returns how many that are."""
+    if out_rows >= 4:
+        _row_sum_4(coefficient, coefficient_stride, rows, length, width, out, ahead)
+        return 4
+    if out_rows >= 2:
+        _row_sum_2(coefficient, coefficient_stride, rows, length, width, out, ahead)
+        return 2
+    _row_sum_1(coefficient, coefficient_stride, rows, length, width, out, ahead)
+    return 1
+
+
+@device_jit
+def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead):
     """out[m, d] += Σ_t coefficient[m, t] * rows[t, d].
 
     coefficient: [out_rows, length] float32; rows: [length, width] of any storage type;
-    out: [out_rows, width] float32. The `ahead_length` elements at `ahead` are fetched
-    into the cache meanwhile, for what comes next.
+    out: [out_rows, width] float32. As many elements at `ahead` as `rows` has
+    are fetched into the cache meanwhile, for what comes next.
     """
-    m = 0
+    m = _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead)
     while m < out_rows:
-        factors, target = advance(coefficient, m * coefficient_stride), advance(out, m * width)
-        if out_rows - m >= 4:
-            _row_sum_4(factors, coefficient_stride, rows, length, width, target, ahead,
-                       ahead_length)
-            m += 4
-        elif out_rows - m >= 2:
-            _row_sum_2(factors, coefficient_stride, rows, length, width, target, ahead,
-                       ahead_length)
-            m += 2
-        else:
-            _row_sum_1(factors, coefficient_stride, rows, length, width, target, ahead,
-                       ahead_length)
-            m += 1
-        ahead_length = 0  # it is in the cache now
+        m += _row_sum(advance(coefficient, m * coefficient_stride), coefficient_stride, rows,
+                      length, width, advance(out, m * width), out_rows - m, None)

@@ -37,7 +37,6 @@ ACCUMULATORS_IN_FLIGHT = 8
 
 # Hardware prefetchers stop at the end of a page; this far ahead, memory's latency is hidden.
 FETCH_AHEAD_BYTES, CACHE_LINE_BYTES = 4096, 64
-LARGEST_FETCHING_BLOCK = 16  # with more products per weight, arithmetic is what takes the time
 
 MULTIPLY_ADD = ("contract",)
 
@@ -196,24 +195,24 @@ def round_block(typing_context, x, length, out):
 
 @intrinsic(prefer_literal=True)
 def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, ahead,
-              ahead_length, weight_rows, x_rows):
+              weight_rows, x_rows):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
     x is float32, or bfloat16 beside bfloat16 weights where DOTS_BFLOAT16. `weight_rows` (a power
     of two) and `x_rows` are literals; weight rows follow one another. keep is 0 or 1, and with 0
-    the old contents are not looked at. While a weight is read, its counterpart in `ahead`, which
-    has `ahead_length` elements, is fetched into the cache (but not by large blocks).
+    the old contents are not looked at. While a weight is read, its counterpart in `ahead` is
+    fetched into the cache, unless `ahead` is None.
     """
     storage, x_storage = weight.dtype, x.dtype
     in_pairs = x_storage == types.uint16
     lanes, add = (2 * LANES, _multiply_add_pairs) if in_pairs else (LANES, _multiply_add)
     n_rows, m_rows = weight_rows.literal_value, x_rows.literal_value
+    fetches = ahead != types.none
     signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
-                           weight, types.int64, weight_rows, x_rows)
+                           ahead, weight_rows, x_rows)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        (weight, x, x_stride, length, out, out_stride, keep, ahead, ahead_length, _,
-         _) = args
+        weight, x, x_stride, length, out, out_stride, keep, ahead, _, _ = args
         vector = ir.VectorType(F32, LANES)
         unroll = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
         accumulators = [[[_zeroed(builder, vector) for _ in range(unroll)]
@@ -240,9 +239,9 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
 
         with cgutils.for_range_slice(builder, _constant(0), rounded_down(unroll),
                                      _constant(unroll * lanes), I64) as (k, _):
-            if n_rows * m_rows <= LARGEST_FETCHING_BLOCK:
+            if fetches:
                 _fetch(builder, ahead, builder.mul(k, _constant(n_rows)),
-                       n_rows * unroll * lanes, ahead_length, storage)
+                       n_rows * unroll * lanes, storage)
             for part in range(unroll):
                 products(builder.add(k, _constant(part * lanes)), part)
         whole = rounded_down(1)
@@ -275,13 +274,13 @@ def _fetch_line(builder: ir.IRBuilder, address: ir.Value) -> None:
 
 
 def _fetch(builder: ir.IRBuilder, ahead: ir.Value, k: ir.Value, count: int,
-           ahead_length: ir.Value, storage: types.Type) -> None:
-    """Prefetches the lines of `count` elements from `ahead[k]`, none beyond its end."""
+           storage: types.Type) -> None:
+    """Prefetches the lines of `count` elements from `ahead[k]`. It harms nothing that they may lie
+    beyond an end: a test of that would cost up to half of the speed of what it stands in."""
     element_bytes = storage.bitwidth // 8
     for line in range(0, count * element_bytes, CACHE_LINE_BYTES):
         at = builder.add(k, _constant(line // element_bytes))
-        inside = builder.icmp_signed("<", at, ahead_length)
-        _fetch_line(builder, builder.gep(ahead, [builder.select(inside, at, _constant(0))]))
+        _fetch_line(builder, builder.gep(ahead, [at]))
 
 
 @intrinsic
@@ -341,21 +340,21 @@ def _total(builder: ir.IRBuilder, accumulators: list[ir.Value]) -> ir.Value:
 
 @intrinsic(prefer_literal=True)
 def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_stride, length, out,
-                   columns, ahead, ahead_length, out_rows, vectors):
+                   columns, ahead, out_rows, vectors):
     """out[m, d] += Σ_t coefficient[m, t] * rows[t, d] for `length` rows t and d < `columns`.
 
     `out_rows` and `vectors` are literals; `columns` is at most `vectors` * LANES, and rows of
     `rows` and `out` are `row_stride` apart. While an element of `rows` is read, its counterpart in
-    `ahead`, which has `ahead_length` elements, is fetched into the cache.
+    `ahead` is fetched into the cache, unless `ahead` is None.
     """
     storage = rows.dtype
     m_rows, width = out_rows.literal_value, vectors.literal_value
+    fetches = ahead != types.none
     signature = types.void(coefficient, types.int64, rows, types.int64, types.int64, out,
-                           types.int64, rows, types.int64, out_rows, vectors)
+                           types.int64, ahead, out_rows, vectors)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        (coefficient, coefficient_stride, rows, row_stride, length, out, columns, ahead,
-         ahead_length, _, _) = args
+        coefficient, coefficient_stride, rows, row_stride, length, out, columns, ahead, _, _ = args
         vector = ir.VectorType(F32, LANES)
         # only the last vector may be cut; with several, the caller passes whole ones
         mask = _first_lanes(builder, columns) if width == 1 else None
@@ -369,7 +368,8 @@ def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_st
                               accumulators[m][v])
         with cgutils.for_range(builder, length) as loop:
             first = builder.mul(loop.index, row_stride)
-            _fetch(builder, ahead, first, width * LANES, ahead_length, storage)
+            if fetches:
+                _fetch(builder, ahead, first, width * LANES, storage)
             row = builder.gep(rows, [first])
             values = [_vector_load(builder, row, _constant(v * LANES), storage, mask)
                       for v in range(width)]
