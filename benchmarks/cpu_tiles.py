@@ -127,7 +127,8 @@ def make_attention_case(context: int, group_heads: int, dtype: str, threads: int
             "group_width": group_heads * head_dim, "kv_splits": 1, "scale": head_dim**-0.5}))
     tiles = np.zeros((kv_heads, layout.MAX_TILE_RANK), np.int32)
     tiles[:, 1] = np.arange(kv_heads)
-    scratch_bytes = df.attention.scratch_bytes.evaluate({"group_heads": group_heads})
+    scratch_bytes = df.attention.scratch_bytes.evaluate(
+        {"tile_m": 1, "group_heads": group_heads})
     return Case(
         f"attention[1 rows, context={context}, {heads} heads on {kv_heads}]",
         compile_body(df.attention, dtype).address, records, np.array_split(tiles, threads),

@@ -17,7 +17,7 @@ from event_tensor.device_function import (
     updates,
     writes,
 )
-from event_tensor.symbols import Symbol, as_expr
+from event_tensor.symbols import Symbol, as_expr, maximum
 
 tile_m, tile_n = Symbol("tile_m"), Symbol("tile_n")
 rows = Symbol("rows")  # rows that a tile has in this step: at most tile_m; for the cost model only
@@ -33,8 +33,8 @@ NORM_SCRATCH = (tile_m + 16) * in_features * 4
 # counts and probability mass of the logits, by their distance from the largest
 SAMPLING_BINS = 2048
 SAMPLING_SCRATCH = 2 * SAMPLING_BINS * 4
-# scores of 64 positions at a time for every query head of a group
-ATTENTION_SCRATCH = 64 * group_heads * 4
+# scores of 64 positions at a time for all rows of a tile, or for all query heads of a group
+ATTENTION_SCRATCH = 64 * maximum(tile_m, group_heads) * 4
 
 embed_tokens = DeviceFunction(
     name="embed_tokens",

@@ -34,9 +34,9 @@ ROPE = record_offsets(device_functions.rope_append)
 ATTENTION = record_offsets(device_functions.attention)
 COMBINE = record_offsets(device_functions.attention_combine)
 
-# Positions whose scores are held at once: what the scratch has room for, per query head.
+# Positions whose scores are held at once: what the scratch has room for, per query vector.
 KV_BLOCK = device_functions.attention.scratch_bytes.evaluate(
-    {"group_heads": 1}) // FLOAT32.itemsize
+    {"tile_m": 1, "group_heads": 1}) // FLOAT32.itemsize
 
 
 @device_jit
@@ -107,32 +107,55 @@ def split_range(arguments, position, split):
 
 
 @device_jit
-def attend_block(q, k, v, length, remaining, head_dim, group_heads, scale, scores, partial,
-                 stats):
-    """Folds `length` of the `remaining` positions into a row's running softmax of all its heads.
+def fold_scores(scores, begin, end, length, scale, partial, head_dim, stats):
+    """Turns a query vector's scores of a block into weights; it sees those in [begin, end).
 
-    q, partial: [group_heads, head_dim]; k, v: [remaining, head_dim]; stats: [group_heads, 2] with
-    the running maximum and sum; scores: [group_heads, KV_BLOCK] of scratch.
+    scores: [length]; partial: [head_dim], what it has summed up so far; stats: the running maximum
+    and sum of weights.
     """
-    values = length * head_dim
-    matmul_rows(k, length, head_dim, q, head_dim, group_heads, scores, KV_BLOCK, 0, v)
-    for g in range(group_heads):
-        row = advance(scores, g * KV_BLOCK)
-        old_max = stats[2 * g]
-        new_max = max(old_max, maximum(row, length) * scale)
-        total = ZERO
-        for t in range(length):
-            row[t] = exp(row[t] * scale - new_max)
-            total += row[t]
-        if new_max > old_max:
-            decay = exp(old_max - new_max)
-            stats[2 * g] = new_max
-            stats[2 * g + 1] *= decay
-            for d in range(g * head_dim, (g + 1) * head_dim):
-                partial[d] *= decay
-        stats[2 * g + 1] += total
-    following = advance(k, values) if remaining > length else v
-    sum_rows(scores, KV_BLOCK, v, length, head_dim, partial, group_heads, following)
+    for t in range(0, min(begin, length)):
+        scores[t] = ZERO
+    for t in range(max(end, 0), length):
+        scores[t] = ZERO
+    if begin >= end:
+        return
+    seen = advance(scores, begin)
+    old_max = stats[0]
+    new_max = max(old_max, maximum(seen, end - begin) * scale)
+    total = ZERO
+    for t in range(end - begin):
+        seen[t] = exp(seen[t] * scale - new_max)
+        total += seen[t]
+    if new_max > old_max:
+        decay = exp(old_max - new_max)
+        stats[0] = new_max
+        stats[1] *= decay
+        for d in range(head_dim):
+            partial[d] *= decay
+    stats[1] += total
+
+
+@device_jit
+def attend_block(arguments, step, row, rows, block, length, q, q_stride, vectors, k, v, following,
+                 split, scratch, partial, partial_stride, stats, stats_stride):
+    """Folds positions [block, block + length) into the running softmax of `vectors` query vectors:
+    one of each of `rows` rows from `row` on, or several heads of a single row.
+
+    q: [vectors, head_dim] at q_stride; k, v: [length, head_dim] from position `block` on;
+    following: what is read next; partial: [vectors, head_dim]; stats: [vectors, 2].
+    """
+    head_dim, scale = arguments[ATTENTION.head_dim], float_parameter(arguments, ATTENTION.scale)
+    matmul_rows(k, length, head_dim, q, q_stride, vectors, scratch, KV_BLOCK, 0, v)
+    begin = end = np.int64(0)
+    for i in range(vectors):
+        if i < rows:
+            position = row_entry(arguments, ATTENTION.row_position, step, row + i)
+            begin, end = split_range(arguments, position, split)
+            begin, end = max(begin - block, 0), min(end - block, length)
+        fold_scores(advance(scratch, i * KV_BLOCK), begin, end, length, scale,
+                    advance(partial, i * partial_stride), head_dim,
+                    advance(stats, i * stats_stride))
+    sum_rows(scratch, KV_BLOCK, v, length, head_dim, partial, partial_stride, vectors, following)
 
 
 @device_jit
@@ -140,43 +163,44 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, lik
     """Rows [first, last) of one request, block by block of the context, so a block is hot for
     all of them; each row's running state stays in its `partial` and `stats`."""
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
-    kv_splits, scale = arguments[ATTENTION.kv_splits], float_parameter(arguments, ATTENTION.scale)
+    kv_splits, rows = arguments[ATTENTION.kv_splits], last - first
     width, stats_width = dim(arguments, ATTENTION.partial, 2), dim(arguments, ATTENTION.stats, 2)
-    q = operand(arguments, ATTENTION.q_rotated, FLOAT32)
-    k_cache = operand(arguments, ATTENTION.k_cache, like)
-    v_cache = operand(arguments, ATTENTION.v_cache, like)
-    partials = operand(arguments, ATTENTION.partial, FLOAT32)
-    all_stats = operand(arguments, ATTENTION.stats, FLOAT32)
     group = head * group_heads
+    q = advance(operand(arguments, ATTENTION.q_rotated, FLOAT32), first * width + group * head_dim)
+    partial = advance(operand(arguments, ATTENTION.partial, FLOAT32),
+                      (first * kv_splits + split) * width + group * head_dim)
+    stats = advance(operand(arguments, ATTENTION.stats, FLOAT32),
+                    (first * kv_splits + split) * stats_width + group * 2)
+    partial_stride, stats_stride = kv_splits * width, kv_splits * stats_width
 
     context_begin, context_end = np.int64(2**62), np.int64(0)
-    for row in range(first, last):
-        position = row_entry(arguments, ATTENTION.row_position, step, row)
+    for m in range(rows):
+        position = row_entry(arguments, ATTENTION.row_position, step, first + m)
         begin, end = split_range(arguments, position, split)
         if begin < end:
             context_begin, context_end = min(context_begin, begin), max(context_end, end)
-        partial = advance(partials, (row * kv_splits + split) * width + group * head_dim)
-        stats = advance(all_stats, (row * kv_splits + split) * stats_width + group * 2)
         for d in range(group_heads * head_dim):
-            partial[d] = ZERO
+            partial[m * partial_stride + d] = ZERO
         for g in range(group_heads):
-            stats[2 * g] = MINUS_INFINITY
-            stats[2 * g + 1] = ZERO
+            stats[m * stats_stride + 2 * g] = MINUS_INFINITY
+            stats[m * stats_stride + 2 * g + 1] = ZERO
 
     for block in range(context_begin, context_end, KV_BLOCK):
-        for row in range(first, last):
-            position = row_entry(arguments, ATTENTION.row_position, step, row)
-            begin, end = split_range(arguments, position, split)
-            begin, block_end = max(begin, block), min(end, block + KV_BLOCK)
-            if begin < block_end:
-                kept_k = kv_offset(arguments, ATTENTION.k_cache, request, head, begin)
-                kept_v = kv_offset(arguments, ATTENTION.v_cache, request, head, begin)
-                attend_block(
-                    advance(q, row * width + group * head_dim), advance(k_cache, kept_k),
-                    advance(v_cache, kept_v), block_end - begin, end - begin, head_dim, group_heads,
-                    scale, scratch,
-                    advance(partials, (row * kv_splits + split) * width + group * head_dim),
-                    advance(all_stats, (row * kv_splits + split) * stats_width + group * 2))
+        length = min(KV_BLOCK, context_end - block)
+        k = advance(operand(arguments, ATTENTION.k_cache, like),
+                    kv_offset(arguments, ATTENTION.k_cache, request, head, block))
+        v = advance(operand(arguments, ATTENTION.v_cache, like),
+                    kv_offset(arguments, ATTENTION.v_cache, request, head, block))
+        following = advance(k, length * head_dim) if block + length < context_end else v
+        if rows == 1:
+            attend_block(arguments, step, first, 1, block, length, q, head_dim, group_heads, k, v,
+                         following, split, scratch, partial, head_dim, stats, 2)
+        else:
+            for g in range(group_heads):
+                attend_block(arguments, step, first, rows, block, length,
+                             advance(q, g * head_dim), width, rows, k, v, following, split,
+                             scratch, advance(partial, g * head_dim), partial_stride,
+                             advance(stats, 2 * g), stats_stride)
 
 
 @cpu_body(device_functions.attention)

@@ -178,15 +178,16 @@ def _row_sum_of(out_rows):  # noqa: ANN202
     """A function that adds weighted rows onto `out_rows` rows, all `width` columns of them."""
 
     @device_jit
-    def row_sum(coefficient, coefficient_stride, rows, length, width, out, ahead):
+    def row_sum(coefficient, coefficient_stride, rows, length, width, out, out_stride, ahead):
         d = 0
         while d + ROW_VECTORS * LANES <= width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width, advance(ahead, d), out_rows, ROW_VECTORS)
+                           advance(out, d), out_stride, width, advance(ahead, d), out_rows,
+                           ROW_VECTORS)
             d += ROW_VECTORS * LANES
         while d < width:
             sum_rows_block(coefficient, coefficient_stride, advance(rows, d), width, length,
-                           advance(out, d), width - d, advance(ahead, d), out_rows, 1)
+                           advance(out, d), out_stride, width - d, advance(ahead, d), out_rows, 1)
             d += LANES
 
     return row_sum
@@ -196,27 +197,30 @@ _row_sum_4, _row_sum_2, _row_sum_1 = _row_sum_of(4), _row_sum_of(2), _row_sum_of
 
 
 @device_jit
-def _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead):
+def _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_stride, out_rows,
+             ahead):
     """The largest block of the `out_rows` rows of out; returns how many that are."""
     if out_rows >= 4:
-        _row_sum_4(coefficient, coefficient_stride, rows, length, width, out, ahead)
+        _row_sum_4(coefficient, coefficient_stride, rows, length, width, out, out_stride, ahead)
         return 4
     if out_rows >= 2:
-        _row_sum_2(coefficient, coefficient_stride, rows, length, width, out, ahead)
+        _row_sum_2(coefficient, coefficient_stride, rows, length, width, out, out_stride, ahead)
         return 2
-    _row_sum_1(coefficient, coefficient_stride, rows, length, width, out, ahead)
+    _row_sum_1(coefficient, coefficient_stride, rows, length, width, out, out_stride, ahead)
     return 1
 
 
 @device_jit
-def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead):
+def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_stride, out_rows,
+             ahead):
     """out[m, d] += Σ_t coefficient[m, t] * rows[t, d].
 
     coefficient: [out_rows, length] float32; rows: [length, width] of any storage type;
-    out: [out_rows, width] float32. As many elements at `ahead` as `rows` has
+    out: [out_rows, width] float32; strides in elements. As many elements at `ahead` as `rows` has
     are fetched into the cache meanwhile, for what comes next.
     """
-    m = _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_rows, ahead)
+    m = _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_stride, out_rows,
+                 ahead)
     while m < out_rows:
         m += _row_sum(advance(coefficient, m * coefficient_stride), coefficient_stride, rows,
-                      length, width, advance(out, m * width), out_rows - m, None)
+                      length, width, advance(out, m * out_stride), out_stride, out_rows - m, None)

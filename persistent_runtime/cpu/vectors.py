@@ -340,25 +340,25 @@ def _total(builder: ir.IRBuilder, accumulators: list[ir.Value]) -> ir.Value:
 
 @intrinsic(prefer_literal=True)
 def sum_rows_block(typing_context, coefficient, coefficient_stride, rows, row_stride, length, out,
-                   columns, ahead, out_rows, vectors):
+                   out_stride, columns, ahead, out_rows, vectors):
     """out[m, d] += Σ_t coefficient[m, t] * rows[t, d] for `length` rows t and d < `columns`.
 
-    `out_rows` and `vectors` are literals; `columns` is at most `vectors` * LANES, and rows of
-    `rows` and `out` are `row_stride` apart. While an element of `rows` is read, its counterpart in
-    `ahead` is fetched into the cache, unless `ahead` is None.
+    `out_rows` and `vectors` are literals; `columns` is at most `vectors` * LANES. While an element
+    of `rows` is read, its counterpart in `ahead` is fetched into the cache, unless `ahead` is None.
     """
     storage = rows.dtype
     m_rows, width = out_rows.literal_value, vectors.literal_value
     fetches = ahead != types.none
     signature = types.void(coefficient, types.int64, rows, types.int64, types.int64, out,
-                           types.int64, ahead, out_rows, vectors)
+                           types.int64, types.int64, ahead, out_rows, vectors)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        coefficient, coefficient_stride, rows, row_stride, length, out, columns, ahead, _, _ = args
+        (coefficient, coefficient_stride, rows, row_stride, length, out, out_stride, columns,
+         ahead, _, _) = args
         vector = ir.VectorType(F32, LANES)
         # only the last vector may be cut; with several, the caller passes whole ones
         mask = _first_lanes(builder, columns) if width == 1 else None
-        targets = [[builder.add(builder.mul(row_stride, _constant(m)), _constant(v * LANES))
+        targets = [[builder.add(builder.mul(out_stride, _constant(m)), _constant(v * LANES))
                     for v in range(width)] for m in range(m_rows)]
         accumulators = [[cgutils.alloca_once(builder, vector) for _ in range(width)]
                         for _ in range(m_rows)]
