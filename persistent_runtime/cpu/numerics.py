@@ -26,6 +26,7 @@ from persistent_runtime.cpu.vectors import (
     MANY_REGISTERS,
     dot_block,
     maximum,
+    most_rows,
     sum_rows_block,
 )
 
@@ -93,8 +94,7 @@ def largest(values, length):
     return best, 0
 
 
-# A block of WEIGHT_ROWS x X_ROWS accumulators must fit the registers beside its operands.
-WEIGHT_ROWS, X_ROWS = (4, 6) if MANY_REGISTERS else (2, 4)
+WEIGHT_ROWS = 4 if MANY_REGISTERS else 2  # of a block: its sums fit the registers with operands
 SHORT_ROW = 16 * LANES  # below it, one row at a time cannot keep enough sums in flight
 PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while x rows pass by
 
@@ -110,7 +110,8 @@ def _stream_rows(weight, weight_rows, length, x, out, keep):
 
 
 def _panel_of(x_rows):  # noqa: ANN202
-    """A function that multiplies `x_rows` rows of x with a multiple of WEIGHT_ROWS weight rows."""
+    """A function that multiplies `x_rows` rows of x, by default `most_rows`, with a multiple of
+    WEIGHT_ROWS weight rows."""
 
     @device_jit
     def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead):
@@ -122,20 +123,15 @@ def _panel_of(x_rows):  # noqa: ANN202
     return panel
 
 
-_panel_6, _panel_4 = _panel_of(X_ROWS), _panel_of(4)
-_panel_2, _panel_1 = _panel_of(2), _panel_of(1)
+_panel_most, _panel_2, _panel_1 = _panel_of(None), _panel_of(2), _panel_of(1)
 
 
 @device_jit
 def _panel(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
     """The largest block of the `x_rows` rows of x; returns how many that are."""
-    # 8 is 4 + 4, because 6 + 2 leaves registers idle
-    if x_rows >= X_ROWS and x_rows != 8:
-        _panel_6(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
-        return X_ROWS
-    if x_rows >= 4:
-        _panel_4(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
-        return 4
+    if x_rows >= most_rows(x):
+        _panel_most(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
+        return most_rows(x)
     if x_rows >= 2:
         _panel_2(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
         return 2
@@ -158,13 +154,10 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
     panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
     for n in range(0, whole, panel_rows):
         rows, m = min(panel_rows, whole - n), 0
-        weights = advance(weight, n * length)
-        if ahead is not None:
-            m = _panel(weights, rows, length, x, x_stride, x_rows, advance(out, n), out_stride,
-                       keep, advance(ahead, n * length))
         while m < x_rows:
-            m += _panel(weights, rows, length, advance(x, m * x_stride), x_stride, x_rows - m,
-                        advance(out, m * out_stride + n), out_stride, keep, None)
+            m += _panel(advance(weight, n * length), rows, length, advance(x, m * x_stride),
+                        x_stride, x_rows - m, advance(out, m * out_stride + n), out_stride, keep,
+                        advance(ahead, n * length))
     if whole < weight_rows:
         for m in range(x_rows):
             _stream_rows(advance(weight, whole * length), weight_rows - whole, length,
@@ -219,8 +212,7 @@ def sum_rows(coefficient, coefficient_stride, rows, length, width, out, out_stri
     out: [out_rows, width] float32; strides in elements. As many elements at `ahead` as `rows` has
     are fetched into the cache meanwhile, for what comes next.
     """
-    m = _row_sum(coefficient, coefficient_stride, rows, length, width, out, out_stride, out_rows,
-                 ahead)
+    m = 0
     while m < out_rows:
         m += _row_sum(advance(coefficient, m * coefficient_stride), coefficient_stride, rows,
-                      length, width, advance(out, m * out_stride), out_stride, out_rows - m, None)
+                      length, width, advance(out, m * out_stride), out_stride, out_rows - m, ahead)
