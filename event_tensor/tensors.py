@@ -22,6 +22,9 @@ class _Marker:
     def __repr__(self) -> str:
         return self._name
 
+    def __reduce__(self) -> str:
+        return self._name  # the one of this module: markers are told apart by identity
+
 
 INFERRED = _Marker("INFERRED")  # the wait count is the number of notifies the edges imply
 RUNTIME = _Marker("RUNTIME")  # the wait count is written on the device by a task

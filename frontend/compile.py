@@ -79,7 +79,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         build_decode_step(operators)
     kernel = Megakernel(
         operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
-        dtype=weight_dtype, samples=partial(sample_routings, config), phase=phases,
+        dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
+        phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     buffers = runs_on.buffers()
     with phases("weights"):

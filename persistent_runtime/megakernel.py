@@ -20,6 +20,7 @@ from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend, Progress
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
+from persistent_runtime.kept_schedules import KeptSchedules
 from persistent_runtime.launch import Kernel, Launch
 from persistent_runtime.records import Segment
 from persistent_runtime.streams import streamed_calls
@@ -77,14 +78,15 @@ class Megakernel:
     once; policy: "auto" or a key of `scheduling.policies.POLICIES`; dtype: how weights are stored;
     samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
     to prove; early_push: queued tasks are pushed when their producers are dispatched;
-    phase: told what takes time.
+    keep_schedules: whether proved schedules stay on disk for other processes; phase: told what
+    takes time.
     """
 
     def __init__(self, graph: Graph, *, backend: Backend | None = None,
                  workers: int | None = None, policy: str = "critical_path",
                  dtype: str = "float32", progress: Progress | None = None,
                  samples: Samples | None = None, early_push: bool = False,
-                 phase: Phase = no_phase) -> None:
+                 keep_schedules: bool = False, phase: Phase = no_phase) -> None:
         if policy not in (AUTO, *POLICIES):
             raise UserError(f"unknown schedule {policy!r}; use one of {AUTO}, "
                             f"{', '.join(POLICIES)}")
@@ -105,6 +107,11 @@ class Megakernel:
         self.arguments = ArgumentEncoder(self.graph)
         self._schedule_inputs = _schedule_inputs(self.graph)
         self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
+        self._kept: KeptSchedules | None = None
+        if keep_schedules:
+            with phase("schedule: look up"):
+                self._kept = KeptSchedules(self.graph, policy, self.target, self.kernel.kinds,
+                                           early_push)
 
     def _compile(self, dtype: str, progress: Progress | None) -> Kernel:
         """The only place that compiles: whatever shape comes later must do with what this made."""
@@ -123,14 +130,30 @@ class Megakernel:
         streamed = (streamed_calls(self.graph, bindings) if self.kernel.streams_weights else ())
         key = (*self._shape_key(bindings), streamed)
         if key not in self._schedules:
-            samples = self.samples(bindings) if self.samples else ()
-            schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples,
-                                      self._phase)
-            with self._phase("schedule: encode"):
-                self._schedules[key] = encode_schedule(schedule, self.kernel.kinds, self.arguments,
-                                                       self.early_push, self.target.prefetch_bytes,
-                                                       streamed)
+            self._schedules[key] = self._find_or_make(bindings, streamed, key)
         return self._schedules[key]
+
+    def _find_or_make(self, bindings: Mapping[str, int], streamed: Sequence[int],
+                      key: tuple[Any, ...]) -> EncodedSchedule:
+        samples = self.samples(bindings) if self.samples else ()
+        if self._kept is None:
+            return self._make(bindings, streamed, samples)
+        with self._phase("schedule: look up"):
+            file = self._kept.file(key, samples)
+            schedule = self._kept.load(file)
+        if schedule is None:
+            schedule = self._make(bindings, streamed, samples)
+            with self._phase("schedule: keep"):
+                self._kept.save(file, schedule)
+        return schedule
+
+    def _make(self, bindings: Mapping[str, int], streamed: Sequence[int],
+              samples: Sequence[Runtime]) -> EncodedSchedule:
+        schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples,
+                                  self._phase)
+        with self._phase("schedule: encode"):
+            return encode_schedule(schedule, self.kernel.kinds, self.arguments, self.early_push,
+                                   self.target.prefetch_bytes, streamed)
 
     @property
     def schedules(self) -> list[EncodedSchedule]:

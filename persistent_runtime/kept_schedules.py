@@ -1,0 +1,105 @@
+"""Proved schedules kept beside the compiled functions: a process proves what none has proved yet.
+
+A schedule is found by all that it depends on: the graph's text, the declarations of its device
+functions, the tiles, the values that it was proved for, the machine, and the sources of everything
+that makes and proves schedules. What belongs to the graph is stored by reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import event_tensor
+import scheduling
+from event_tensor.graph import Graph
+from event_tensor.printer import format_graph
+from event_tensor.task_table import Runtime
+from persistent_runtime import layout
+from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, file_digest
+from persistent_runtime.encode import EncodedSchedule
+
+MOST_BYTES = 64 << 20  # larger ones are made anew by every process
+Reference = tuple[str, Any]
+
+
+class KeptSchedules:
+    """The schedules of one graph. conditions: what else they depend on; equal texts mean equal
+    schedules."""
+
+    def __init__(self, graph: Graph, *conditions: object) -> None:
+        self._objects = _parts_of(graph)
+        self._references = {id(value): name for name, value in self._objects.items()}
+        self._folder = cache_directory()
+        functions = sorted({repr(call.function) for call in graph.calls})
+        self._key = {"graph": _digest(format_graph(graph), *functions),
+                     "conditions": repr(conditions), "sources": _sources_digest(),
+                     "numpy": np.__version__, "python": platform.python_version()}
+
+    def file(self, shape: object, samples: Sequence[Runtime]) -> KeptFile:
+        """Where the schedule for these tiles, proved for these values, has its place."""
+        values = [(name, array.shape, array.dtype.str, array.tobytes())
+                  for runtime in samples for name, array in sorted(runtime.items())]
+        key = self._key | {"shape": repr(shape), "samples": _digest(repr(values))}
+        name = _digest(key["graph"], key["conditions"], key["shape"])[:16]
+        return KeptFile(self._folder / f"schedule-{name}.pickle", key)
+
+    def load(self, file: KeptFile) -> EncodedSchedule | None:
+        """The schedule in the file; None where there is none, or one of other sources."""
+        content = file.load()
+        if content is None:
+            return None
+        schedule: EncodedSchedule = _Unpickler(io.BytesIO(content), self._objects).load()
+        return schedule
+
+    def save(self, file: KeptFile, schedule: EncodedSchedule) -> None:
+        """Keeps a proved schedule. A folder that cannot be written costs the next start only."""
+        content = io.BytesIO()
+        _Pickler(content, self._references).dump(schedule)
+        if content.tell() <= MOST_BYTES:
+            file.save(content.getvalue())
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, references: Mapping[int, Reference]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._references = references
+
+    def persistent_id(self, value: Any) -> Reference | None:
+        return self._references.get(id(value))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, objects: Mapping[Reference, Any]) -> None:
+        super().__init__(file)
+        self._objects = objects
+
+    def persistent_load(self, reference: Reference) -> Any:
+        return self._objects[reference]
+
+
+def _parts_of(graph: Graph) -> dict[Reference, Any]:
+    """Name → object, for all that makes up a graph."""
+    named: dict[Reference, Any] = {("graph", ""): graph}
+    for kind, values in (("call", graph.calls), ("tensor", graph.tensors()),
+                         ("event", graph.events())):
+        named |= {(kind, k): value for k, value in enumerate(values)}
+    return named | {("function", call.function.name): call.function for call in graph.calls}
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _sources_digest() -> str:
+    folders = [Path(module.__file__).parent for module in (event_tensor, scheduling, layout)
+               if module.__file__]
+    return _digest(*(file_digest(source) for folder in folders
+                     for source in sorted(folder.glob("*.py"))))
