@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from event_tensor.ancestors import Ancestors
 from event_tensor.device_function import Indexed, Operand, Region, Rows, Span, Tile
 from event_tensor.errors import GraphError, RaceError
 from event_tensor.graph import Call, covers
-from event_tensor.reachability import Ancestors
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.tensors import TensorRead, TensorSpec
@@ -163,20 +162,39 @@ def _named_places(call: Call, rows: Rows, local: Mapping[str, Any], owner: IntAr
     return box, values[box, column].astype(np.int64)
 
 
-def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArray
-             ) -> npt.NDArray[np.bool_]:
-    """[a, b]: do the boxes share an element?"""
-    result = np.ones((len(low_a), len(low_b)), bool)
-    for d in range(low_a.shape[1]):
-        result &= (np.maximum(low_a[:, None, d], low_b[None, :, d])
-                   < np.minimum(high_a[:, None, d], high_b[None, :, d]))
-    return result
-
-
 def _overlapping(a: _Boxes, b: _Boxes) -> tuple[IntArray, IntArray]:
     """Pairs (tile of a, tile of b) whose boxes overlap."""
-    first, second = np.nonzero(_overlap(a.low, a.high, b.low, b.high))
+    first, second = _overlap(a.low, a.high, b.low, b.high)
     return a.tile[first], b.tile[second]
+
+
+def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArray
+             ) -> tuple[IntArray, IntArray]:
+    """Pairs (box of a, box of b) that share an element.
+
+    Along one dimension, in the order of their lows, the boxes b that a box may meet follow one
+    another: from the first that reaches beyond its low to the last that begins below its high.
+    Those of the dimension with the fewest are compared one by one.
+    """
+    dimensions = low_a.shape[1]
+    orders = [np.argsort(low_b[:, d], kind="stable") for d in range(dimensions)]
+    begins = [np.searchsorted(np.maximum.accumulate(high_b[order, d]), low_a[:, d], side="right")
+              for d, order in enumerate(orders)]
+    counts = [np.maximum(np.searchsorted(low_b[order, d], high_a[:, d]) - begins[d], 0)
+              for d, order in enumerate(orders)]
+    if not dimensions:  # a tensor of one element
+        orders, begins, counts = ([np.arange(len(low_b))], [np.zeros(len(low_a), np.int64)],
+                                  [np.full(len(low_a), len(low_b))])
+    best = min(range(len(counts)), key=lambda d: int(counts[d].sum()))
+    count = counts[best]
+    first = np.repeat(np.arange(len(low_a)), count)
+    offset = np.repeat(begins[best] - (np.cumsum(count) - count), count)
+    second = orders[best][np.arange(len(first)) + offset]
+    shared = np.ones(len(first), bool)
+    for d in range(dimensions):
+        shared &= (np.maximum(low_a[first, d], low_b[second, d])
+                   < np.minimum(high_a[first, d], high_b[second, d]))
+    return first[shared], second[shared]
 
 
 def _own_conflict(call: Call, region: tuple[Region, ...], tile: IntArray, owner: IntArray,
@@ -191,11 +209,11 @@ def _own_conflict(call: Call, region: tuple[Region, ...], tile: IntArray, owner:
         high = np.concatenate([high[:, kept], tile[owner][:, axes] + 1], axis=1)
     if len(low) < 2 or _is_grid_of_disjoint_boxes(low, high):
         return None
-    shared = _overlap(low, high, low, high) & (owner[:, None] != owner[None, :])
-    if not shared.any():
+    first, second = _overlap(low, high, low, high)
+    others = np.flatnonzero(owner[first] != owner[second])
+    if not len(others):
         return None
-    first, second = np.argwhere(shared)[0]
-    return int(owner[first]), int(owner[second])
+    return int(owner[first[others[0]]]), int(owner[second[others[0]]])
 
 
 def _is_grid_of_disjoint_boxes(low: IntArray, high: IntArray) -> bool:

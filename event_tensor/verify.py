@@ -12,12 +12,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from event_tensor.ancestors import Ancestors, ancestors
 from event_tensor.edges import Edge
 from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Call, Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.races import access_boxes, check_races
-from event_tensor.reachability import Ancestors, ancestors
 from event_tensor.symbols import Expr
 from event_tensor.task_table import Runtime, TaskTable
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec

@@ -11,6 +11,7 @@ import hashlib
 import io
 import pickle
 import platform
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,15 +57,17 @@ class KeptSchedules:
         content = file.load()
         if content is None:
             return None
-        schedule: EncodedSchedule = _Unpickler(io.BytesIO(content), self._objects).load()
+        unpickler = _Unpickler(io.BytesIO(zlib.decompress(content)), self._objects)
+        schedule: EncodedSchedule = unpickler.load()
         return schedule
 
     def save(self, file: KeptFile, schedule: EncodedSchedule) -> None:
         """Keeps a proved schedule. A folder that cannot be written costs the next start only."""
-        content = io.BytesIO()
-        _Pickler(content, self._references).dump(schedule)
-        if content.tell() <= MOST_BYTES:
-            file.save(content.getvalue())
+        pickled = io.BytesIO()
+        _Pickler(pickled, self._references).dump(schedule)
+        content = zlib.compress(pickled.getvalue(), level=1)
+        if len(content) <= MOST_BYTES:
+            file.save(content)
 
 
 class _Pickler(pickle.Pickler):

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from event_tensor.ancestors import ancestors
 from event_tensor.conservative import conservative_events
-from event_tensor.reachability import ancestors
 from event_tensor.task_table import TaskTable
 from scheduling.clocks import ClockBuilder, execution_order, uncountable_events
 from scheduling.static_schedule import StaticSchedule

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from event_tensor.ancestors import ancestors
 from event_tensor.conservative import conservative_events
 from event_tensor.errors import ScheduleError
-from event_tensor.reachability import ancestors
+from event_tensor.reachability import gather_ranges
 from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.verify import check_counts
 from scheduling.clocks import (
@@ -78,10 +79,10 @@ def _not_behind(schedule: StaticSchedule, positions: IntArray) -> npt.NDArray[np
     if len(positions):
         order = ancestors(_with_rows_in_order(schedule))
         indptr, producer = source.producers()
-        for position in positions.tolist():
-            event = source.wait_event[position]
-            earlier = producer[indptr[event]:indptr[event + 1]]
-            result[position] = not order.before(earlier, source.wait_task[position]).all()
+        entries, lengths = gather_ranges(indptr, source.wait_event[positions])
+        later = np.repeat(source.wait_task[positions], lengths)
+        behind = order.before(producer[entries], later)
+        result[np.repeat(positions, lengths)[~behind]] = True
     return result
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from program_order import Program, ordered_by_events
 
+from event_tensor.ancestors import ancestors
 from event_tensor.conservative import conservative
 from event_tensor.derive import derive_events
 from event_tensor.device_function import WHOLE, DeviceFunction, Span, Tile, reads, writes
@@ -19,7 +20,6 @@ from event_tensor.errors import CountError, GraphError, RaceError
 from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.printer import format_graph, format_tasks
-from event_tensor.reachability import ancestors
 from event_tensor.symbols import Symbol
 from event_tensor.tensors import INFERRED, RUNTIME, EventTensor, TensorSpec
 from event_tensor.verify import verify
