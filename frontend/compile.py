@@ -23,7 +23,7 @@ from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
 from frontend.rope_cache import KeptRopeTables
 from frontend.routings import sample_routings
-from frontend.tiles import ATTENTION_ROWS, LINEAR_ROWS, MAX_KV_SPLITS, choose_tiles
+from frontend.tiles import ATTENTION_ROWS, MAX_KV_SPLITS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, may_be_cuda
 from persistent_runtime.buffers import Buffers
@@ -88,7 +88,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     with phases("buffers"):
         _allocate(operators, buffers, context, phases)
         checkpoint.close()
-    decoder = Decoder(config, operators, kernel, buffers, tokenizer, LINEAR_ROWS, phases)
+    decoder = Decoder(config, operators, kernel, buffers, tokenizer, phases)
     decoder.prepare()
     return decoder
 
@@ -174,7 +174,8 @@ def _allocate(operators: Operators, buffers: Buffers, max_context: int, phases: 
     buffers.bind(operators.tensors["rope_cos"], np.ascontiguousarray(cos))
     buffers.bind(operators.tensors["rope_sin"], np.ascontiguousarray(sin))
     # steps of up to ATTENTION_ROWS rows may ask for every row's logits and may split the context
-    largest = [{"tokens": LINEAR_ROWS, "logit_rows": ATTENTION_ROWS, "kv_splits": 1},
+    largest = [{"tokens": operators.tiles.linear_rows, "logit_rows": ATTENTION_ROWS,
+                "kv_splits": 1},
                {"tokens": ATTENTION_ROWS, "logit_rows": ATTENTION_ROWS,
                 "kv_splits": MAX_KV_SPLITS}]
     for tensor in (*operators.tensors.values(), *operators.kv_caches):

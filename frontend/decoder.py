@@ -39,8 +39,7 @@ class Decoder:
     """A model whose decode loop is one megakernel. Made by `compile_decode_loop`."""
 
     def __init__(self, config: DecoderConfig, operators: Operators, kernel: Megakernel,
-                 buffers: Buffers, tokenizer: Tokenizer | None, chunk: int, phases: Phases
-                 ) -> None:
+                 buffers: Buffers, tokenizer: Tokenizer | None, phases: Phases) -> None:
         self.config = config
         self.kernel = kernel
         self.tokenizer = tokenizer
@@ -49,7 +48,6 @@ class Decoder:
         self.dtype = operators.dtype
         self.backend = kernel.backend.name
         self.phases = phases  # of the start, up to the first token
-        self._chunk = chunk
         self._operators = operators
         self._buffers = buffers
         self._busy = threading.Lock()
@@ -255,7 +253,7 @@ class Decoder:
     def _prepare(self, results: list[Generation], requests: list[Request], options: RunOptions
                  ) -> list[Segment]:
         """Fills the control tensors for a launch; returns its segments."""
-        plan = plan_launch(requests, self._chunk)
+        plan = plan_launch(requests, self._operators.tiles.linear_rows)
         for name, values in (("row_request", plan.row_request),
                              ("row_position", plan.row_position), ("logit_row", plan.logit_row)):
             self._control(name)[:len(values)] = values

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from frontend.decoder import Decoder
 
 LIBRARIES = ("numpy", "numba")
-OTHER_PROMPTS = (1, 2, 7, 19, 64, 150)  # tokens; one or several chunks of prefill
+OTHER_PROMPTS = (1, 2, 7, 19, 64, 300)  # tokens; one or several chunks of prefill
 NEW_TOKENS = 3
 
 

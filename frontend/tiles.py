@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from frontend.config import DecoderConfig
 from scheduling.target import Target
 
-LINEAR_ROWS = 64  # rows of a linear tile: a whole prefill chunk reuses the weights it loads
+# rows of a linear tile: a whole prefill chunk reuses the weights it loads
+LINEAR_ROWS = 256
+SPARSE_LINEAR_ROWS = 64  # where experts make a schedule of every number of rows
 ATTENTION_ROWS = 16
 EXPERT_ROWS = 16  # slots of a tile of one expert: a decode step fills one of them, a chunk several
 MAX_KV_SPLITS = 16
@@ -67,7 +69,7 @@ def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> Ti
     if target.tiles_per_worker == 1:  # the three run side by side: one round of all their tiles
         q = kv = columns(q_width + 2 * kv_width, hidden)
     return TileConfig(
-        LINEAR_ROWS, ATTENTION_ROWS, q=q, kv=kv,
+        SPARSE_LINEAR_ROWS if experts else LINEAR_ROWS, ATTENTION_ROWS, q=q, kv=kv,
         output=columns(hidden, q_width), gate_up=columns(inner, 2 * hidden),
         down=columns(hidden, inner), lm_head=columns(config.vocab_size, hidden),
         experts=experts)

@@ -16,7 +16,7 @@ from frontend.config import DecoderConfig, parse_config
 from frontend.families import build_decode_step
 from frontend.operators import Limits, Operators
 from frontend.routings import sample_routings
-from frontend.tiles import EXPERT_ROWS, LINEAR_ROWS, choose_tiles
+from frontend.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles
 from persistent_runtime.moe_functions import MOE_BLOCK, expert_tiles
 from scheduling.target import H200
 
@@ -104,7 +104,7 @@ def test_expert_tiles_fit_the_active_experts():
     assert tiles.gate_up <= 768 and tiles.down <= 2048 and tiles.router <= 128
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 31, LINEAR_ROWS])
+@pytest.mark.parametrize("tokens", [1, 2, 31, SPARSE_LINEAR_ROWS])
 @pytest.mark.parametrize("experts, top_k", [(1, 1), (5, 2), (5, 5), (128, 8)])
 def test_sample_routings_are_consistent(tokens, experts, top_k):
     config = make_config(num_experts=experts, num_experts_per_tok=top_k, num_hidden_layers=3,
@@ -167,7 +167,7 @@ def test_written_events_leave_nothing_to_derive_inside_a_block(derived):
             ("combine_experts", "row"))}
 
 
-@pytest.mark.parametrize("tokens", [1, 31, LINEAR_ROWS])
+@pytest.mark.parametrize("tokens", [1, 31, SPARSE_LINEAR_ROWS])
 def test_every_sample_is_proved(derived, tokens):
     config = make_config(num_hidden_layers=3, mlp_only_layers=[])
     bindings = {"tokens": tokens, "logit_rows": 1, "context": tokens, "kv_splits": 1}
