@@ -30,7 +30,7 @@ from persistent_runtime.cpu.vectors import CPU_FEATURES, LANES
 
 TOTAL_BYTES = 640 * 2**20  # of weights each measurement passes over
 GEMV_SHAPES = ((3072, 1024), (1024, 3072), (151936, 1024))  # out_features, in_features
-GEMM_ROWS = (8, 32, 64)
+GEMM_ROWS = (8, 32, 64, 256)
 
 
 @nb.njit(nogil=True)
@@ -80,7 +80,7 @@ def make_case(shape: tuple[int, int], rows: int, dtype: str, threads: int, tile_
     size = out_features * in_features
     copies = len(weights) // size
     declaration = df.linear_residual if residual else df.norm_linear
-    tile_m = min(rows, 64)
+    tile_m = rows
     x = np.random.default_rng(0).standard_normal((rows, in_features)).astype(np.float32)
     out = np.zeros((rows, out_features), np.float32)
     norm = weights[:in_features].copy()

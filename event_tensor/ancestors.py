@@ -74,11 +74,14 @@ class _Sets:
         self._group, self._place = rows.group, rows.place
         self._shared, self._width = (np.array(sizes, np.int64) for sizes in (
             [len(prefix) for prefix in rows.prefixes], [bits.shape[1] for bits in rows.bits]))
-        parts = [*rows.prefixes, *(bits.ravel() for bits in rows.bits), np.zeros(1, np.uint8)]
+        # rows of no group, of events that nobody waits for, come last and are empty
+        self._shared, self._width = np.append(self._shared, 0), np.append(self._width, 0)
+        nothing = np.zeros(0, np.uint8)
+        parts = [*rows.prefixes, nothing, *(bits.ravel() for bits in rows.bits), nothing,
+                 np.zeros(1, np.uint8)]
         self._bytes = np.concatenate(parts)
         begin = np.cumsum([0, *(len(part) for part in parts[:-1])])
-        self._prefix_begin = begin[:len(rows.prefixes)]
-        self._bits_begin = begin[len(rows.prefixes):]
+        self._prefix_begin, self._bits_begin = np.split(begin[:-1], 2)
 
     def contain(self, rows: IntArray, position: IntArray) -> npt.NDArray[np.bool_]:
         """Element-wise (broadcasting): is the task at this position in the set?"""

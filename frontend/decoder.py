@@ -291,7 +291,7 @@ class Decoder:
     def logits(self, token_ids: Sequence[int], last: int | None = None
                ) -> npt.NDArray[np.float32]:
         """Logits after each of the given tokens, or of the last so many: [tokens, vocab_size]
-        float32."""
+        float32. Tokens before those are computed as in the prefill of a generation."""
         ids = prompt_ids(self, list(token_ids))
         unwanted = 0 if last is None else len(ids) - last
         if len(ids) > self.max_context:
@@ -303,15 +303,19 @@ class Decoder:
             self._control("row_position")[:len(ids)] = np.arange(len(ids))
             self._control("finished")[:] = 1  # nothing is to be appended to a request
             self._cached[0] = []
+            for first in range(0, unwanted, self._operators.tiles.linear_rows):
+                rows = min(self._operators.tiles.linear_rows, unwanted - first)
+                self.kernel.launch([self._segment(rows, 0, first + rows, first_row=first)]).wait()
             parts = []
-            for first in range(0, len(ids), ATTENTION_ROWS):  # memory is held for so many rows
+            # memory is held for the logits of so many rows
+            for first in range(unwanted, len(ids), ATTENTION_ROWS):
                 rows = min(ATTENTION_ROWS, len(ids) - first)
                 self._control("logit_row")[:rows] = np.arange(rows)
                 segment = self._segment(rows, rows, first + rows, first_row=first)
                 self.kernel.launch([segment]).wait()
                 flat = self._buffers.array(self._operators.tensors["logits"]).reshape(-1)
                 part = flat[:rows * self.config.vocab_size].reshape(rows, -1)
-                parts.append(part[max(unwanted - first, 0):].copy())
+                parts.append(part.copy())
             return np.concatenate(parts)
 
     def prepare(self) -> None:

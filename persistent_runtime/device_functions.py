@@ -28,8 +28,8 @@ context, kv_splits, kv_bytes = Symbol("context"), Symbol("kv_splits"), Symbol("k
 
 LINEAR_COST = Cost(bytes=tile_n * in_features * weight_bytes,
                    flops=2 * rows * tile_n * in_features)
-# the normalised rows, then the widened weight rows of one register block
-NORM_SCRATCH = (tile_m + 16) * in_features * 4
+# the rows, normalised or rounded, then columns of the gate for all of them
+NORM_SCRATCH = (tile_m * in_features + maximum(16 * in_features, tile_m)) * 4
 # counts and probability mass of the logits, by their distance from the largest
 SAMPLING_BINS = 2048
 SAMPLING_SCRATCH = 2 * SAMPLING_BINS * 4

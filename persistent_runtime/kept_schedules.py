@@ -1,8 +1,10 @@
 """Proved schedules kept beside the compiled functions: a process proves what none has proved yet.
 
-A schedule is found by all that it depends on: the graph's text, the declarations of its device
-functions, the tiles, the values that it was proved for, the machine, and the sources of everything
-that makes and proves schedules. What belongs to the graph is stored by reference.
+A schedule is found by all that its safety depends on: the graph's text, the declarations of its
+device functions, the tiles, the values that it was proved for, the machine, and the sources of
+everything that makes and proves schedules. As within a process, sizes that change no tile do not
+count, though the cost estimates behind a placement are those of the sizes that came first. What
+belongs to the graph is stored by reference.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import pickle
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,15 @@ import event_tensor
 import scheduling
 from event_tensor.graph import Graph
 from event_tensor.printer import format_graph
+from event_tensor.symbols import Symbol
 from event_tensor.task_table import Runtime
 from persistent_runtime import layout
-from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, file_digest
+from persistent_runtime.cpu.disk_cache import (
+    KeptFile,
+    cache_directory,
+    file_digest,
+    open_folder,
+)
 from persistent_runtime.encode import EncodedSchedule
 
 MOST_BYTES = 64 << 20  # larger ones are made anew by every process
@@ -32,16 +41,21 @@ Reference = tuple[str, Any]
 
 
 class KeptSchedules:
-    """The schedules of one graph. conditions: what else they depend on; equal texts mean equal
-    schedules."""
+    """The schedules of one graph. conditions: what else they depend on; equal texts mean schedules
+    that may stand for one another."""
 
     def __init__(self, graph: Graph, *conditions: object) -> None:
         self._objects = _parts_of(graph)
         self._references = {id(value): name for name, value in self._objects.items()}
         self._folder = cache_directory()
+        with suppress(OSError):
+            open_folder(self._folder)
         functions = sorted({repr(call.function) for call in graph.calls})
-        self._key = {"graph": _digest(format_graph(graph), *functions),
-                     "conditions": repr(conditions), "sources": _sources_digest(),
+        least = sorted({(node.name, node.at_least) for call in graph.calls
+                        for tiles in call.tile_num for node in tiles.walk()
+                        if isinstance(node, Symbol)})
+        self._key = {"graph": _digest(format_graph(graph), repr(least), *functions),
+                     "conditions": repr(conditions), "sources": SOURCES,
                      "numpy": np.__version__, "python": platform.python_version()}
 
     def file(self, shape: object, samples: Sequence[Runtime]) -> KeptFile:
@@ -106,3 +120,6 @@ def _sources_digest() -> str:
                if module.__file__]
     return _digest(*(file_digest(source) for folder in folders
                      for source in sorted(folder.glob("*.py"))))
+
+
+SOURCES = _sources_digest()  # of what this process has imported, whatever the files become later

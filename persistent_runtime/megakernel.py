@@ -193,8 +193,7 @@ class Megakernel:
         return tuple(expr.evaluate(bindings) for expr in self._schedule_inputs)
 
     def _scratch_bytes(self, segment: Segment) -> int:
-        bindings = segment.encoded.schedule.table.bindings
-        return max(int(c.function.scratch_bytes.substitute(c.sizes).evaluate(bindings))
+        return max(int(c.function.scratch_bytes.substitute(c.sizes).evaluate(segment.bindings))
                    for c in self.graph.calls)
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 
-PROMPT, NEW_TOKENS = list(range(3, 90)), 24
+PROMPT, NEW_TOKENS = list(range(3, 290)), 24  # more than one chunk of prefill
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 # products of bfloat16 pairs and of tf32 triples keep 16 bits and more of the activations
 LOOSER = 16
@@ -75,7 +75,7 @@ def test_routing():
 def device_decoder(directory, **options):
     from frontend.compile import compile_decode_loop
 
-    return compile_decode_loop(directory, backend="cuda", max_context=256, **options)
+    return compile_decode_loop(directory, backend="cuda", max_context=512, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +83,7 @@ def test_tokens_are_those_of_the_cpu_backend(family, tiny_model):
     from frontend.compile import compile_decode_loop
 
     directory = tiny_model(family, seed=1)
-    expected = compile_decode_loop(directory, backend="cpu", max_context=256).generate(
+    expected = compile_decode_loop(directory, backend="cpu", max_context=512).generate(
         PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
     decoder = device_decoder(directory)
     for _ in range(3):  # counters, schedules and control tensors start afresh
@@ -110,7 +110,7 @@ def test_queued_schedules_choose_the_tokens_of_the_cpu_backend(family, schedule,
     from frontend.compile import compile_decode_loop
 
     directory = tiny_model(family, seed=1)
-    expected = compile_decode_loop(directory, backend="cpu", max_context=256).generate(
+    expected = compile_decode_loop(directory, backend="cpu", max_context=512).generate(
         PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
     decoder = device_decoder(directory, schedule=schedule)
     for _ in range(3):

@@ -21,7 +21,8 @@ from random_models import random_model, unlikely_token
 ROOT = Path(__file__).parent.parent
 WORKERS = 4
 PROMPT, NEW_TOKENS = [5, 91, 17, 4, 250, 33], 3
-LONG_PROMPT = list(range(2, 72))  # more than one chunk of prefill
+CHUNK = 64  # of prefill
+LONG_PROMPT = list(range(2, CHUNK + 8))  # more than one chunk
 # head_dim 20 and 112 hidden columns: no block divides them
 MODELS = {
     "llama": ("llama", {"num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True,
@@ -134,8 +135,10 @@ def run_bodies(file):
 
 def interpreted_decoder(directory, schedule="auto"):
     from frontend import compile as frontend_compile
+    from frontend import tiles
     from persistent_runtime.gpu.interpret import InterpretedBackend
 
+    tiles.LINEAR_ROWS = CHUNK
     known = frontend_compile.find_backend
     frontend_compile.find_backend = lambda name: InterpretedBackend()
     try:

@@ -19,9 +19,9 @@ PROMPT = list(range(2, 40))
 
 @pytest.fixture
 def no_schedules(tmp_path, monkeypatch):
-    """A cache without schedules; compiled functions stay where they are."""
-    monkeypatch.setattr(kept_schedules, "cache_directory", lambda: tmp_path)
-    return tmp_path
+    """A cache without schedules, and without its folder; compiled functions stay where they are."""
+    monkeypatch.setattr(kept_schedules, "cache_directory", lambda: tmp_path / "cpu-0")
+    return tmp_path / "cpu-0"
 
 
 def kept_files(folder):
@@ -102,7 +102,7 @@ def test_other_sources_prove_anew(tiny_model, no_schedules, monkeypatch):
     model = tiny_model("llama")
     compile_decode_loop(model, workers=2)
     before = [file.read_bytes() for file in kept_files(no_schedules)]
-    monkeypatch.setattr(kept_schedules, "_sources_digest", lambda: "changed")
+    monkeypatch.setattr(kept_schedules, "SOURCES", "changed")
     compile_decode_loop(model, workers=2)
     after = [file.read_bytes() for file in kept_files(no_schedules)]
     assert len(before) == len(after) and before != after
@@ -124,7 +124,8 @@ def test_a_damaged_file_is_made_again(tiny_model, no_schedules, harm):
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_schedules, "cache_directory", lambda: tmp_path / "missing" / "folder")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(kept_schedules, "cache_directory", lambda: tmp_path / "file" / "cpu-0")
     decoder = compile_decode_loop(tiny_model("llama"), workers=2)
     assert decoder.generate(PROMPT, max_new_tokens=4, ignore_eos=True).output_ids
 

@@ -16,7 +16,7 @@ from persistent_runtime.chrome_trace import chrome_trace
 from persistent_runtime.timeline import END_OF_STEP, READY_QUEUE, layer_of, timeline
 
 STEPS = 4
-PROMPT = [5, 91, 17, 4] * 20  # two chunks of prefill
+PROMPT = [5, 91, 17, 4] * 66  # two chunks of prefill, or five
 CASES = [("demo", "static"), ("demo", "dynamic"), ("demo", "unfused"), ("demo-moe", "hybrid"),
          ("demo-moe", "dynamic")]
 
@@ -25,7 +25,7 @@ CASES = [("demo", "static"), ("demo", "dynamic"), ("demo", "unfused"), ("demo-mo
 def traced(request):
     """(decoder, traces) of one launch on two workers."""
     model, schedule = request.param
-    decoder = compile_decode_loop(model, schedule=schedule, workers=2, max_context=128)
+    decoder = compile_decode_loop(model, schedule=schedule, workers=2, max_context=512)
     options = {"max_new_tokens": STEPS + 2, "ignore_eos": True}
     plain = decoder.generate(PROMPT, **options)
     result = decoder.generate(PROMPT, trace_steps=STEPS, **options)

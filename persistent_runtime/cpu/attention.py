@@ -108,7 +108,8 @@ def split_range(arguments, position, split):
 
 @device_jit
 def fold_scores(scores, begin, end, length, scale, partial, head_dim, stats):
-    """Turns a query vector's scores of a block into weights; it sees those in [begin, end).
+    """Turns a query vector's scores of a block into weights; it sees those in [begin, end). Others
+    get weight 0, with which an infinite value, as with a mask in transformers, makes a NaN.
 
     scores: [length]; partial: [head_dim], what it has summed up so far; stats: the running maximum
     and sum of weights.

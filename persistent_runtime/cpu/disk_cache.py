@@ -1,9 +1,9 @@
 """Compiled functions on disk, found by content: sources, library versions, processor.
 
 `cpu-<fingerprint>/key.json` says what the fingerprint stands for; beside it is one file per
-compiled function, numba's pickled result, and one per rotary table. Files appear under their names
-complete or not at all, so processes may share a folder; no path of this machine decides what is
-found.
+compiled function, numba's pickled result, one per rotary table and one per proved schedule. Files
+appear under their names complete or not at all, so processes may share a folder; no path of this
+machine decides what is found.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class KeptFile:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            self.reason = "not compiled before"
+            self.reason = "not made before"
             return None
         except OSError as error:
             self.reason = self.note = f"cannot read {self.path}: {error.strerror}"

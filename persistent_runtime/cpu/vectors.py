@@ -2,7 +2,7 @@
 
 LLVM's own vectoriser handles simple loops well, but not a block of many accumulators. Vectors are
 as wide as the machine's registers; LLVM splits or widens them elsewhere, so nothing here requires
-an instruction set.
+an instruction set, but for what is marked as for machines where DOTS_BFLOAT16.
 """
 
 from __future__ import annotations
