@@ -291,8 +291,13 @@ class Decoder:
     def logits(self, token_ids: Sequence[int], last: int | None = None
                ) -> npt.NDArray[np.float32]:
         """Logits after each of the given tokens, or of the last so many: [tokens, vocab_size]
-        float32. Tokens before those are computed as in the prefill of a generation."""
+        float32. Tokens before those are computed as in the prefill of a generation.
+
+        Raises UserError for ids and for numbers that cannot be.
+        """
         ids = prompt_ids(self, list(token_ids))
+        if last is not None and not 1 <= last <= len(ids):
+            raise UserError(f"last is {last}; give from 1 to {len(ids)}, the number of tokens")
         unwanted = 0 if last is None else len(ids) - last
         if len(ids) > self.max_context:
             raise UserError(f"{len(ids)} tokens exceed max_context {self.max_context}; compile "

@@ -122,4 +122,4 @@ def _sources_digest() -> str:
                      for source in sorted(folder.glob("*.py"))))
 
 
-SOURCES = _sources_digest()  # of what this process has imported, whatever the files become later
+SOURCES = _sources_digest()  # as this process imports them, whatever the files become later

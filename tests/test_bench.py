@@ -112,6 +112,9 @@ def test_logits_of_the_last_tokens(tiny_model):
     # logits of two tokens are some 1e5 times as far from each other
     for last in (1, 11, 29):
         assert np.abs(decoder.logits(ids, last) - logits[-last:]).max() <= 1e-5
+    for last in (-1, 0, 31):
+        with pytest.raises(UserError, match=f"last is {last}; give from 1 to 30"):
+            decoder.logits(ids, last)
 
 
 def test_kv_bytes_follow_the_windows(tiny_model):

@@ -152,8 +152,12 @@ def flipped(content):
     return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
 
 
+def without_key(content):
+    return b'{"sha256": "", "key": null}\n' + content
+
+
 DAMAGE = {"truncated": truncated, "empty": lambda content: b"", "noise": lambda content: b"\0" * 99,
-          "header lost": without_header, "a bit flipped": flipped}
+          "no key": without_key, "header lost": without_header, "a bit flipped": flipped}
 
 
 def test_cache_hits_in_a_second_process_and_damage_is_repaired(tmp_path):

@@ -31,6 +31,7 @@ from persistent_runtime.cpu.vectors import CPU_FEATURES
 Key = Mapping[str, str]
 KEY_FILE = "key.json"
 SUFFIX = ".compiled"
+NEW = "not made before"
 # beside this folder, compiled into bodies
 SHARED_SOURCES = ("layout.py", "device_functions.py", "moe_functions.py")
 
@@ -149,7 +150,7 @@ class KeptFile:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            self.reason = "not made before"
+            self.reason = NEW
             return None
         except OSError as error:
             self.reason = self.note = f"cannot read {self.path}: {error.strerror}"
@@ -157,7 +158,7 @@ class KeptFile:
         header, _, payload = content.partition(b"\n")
         try:
             record = json.loads(header)
-            digest, key = record["sha256"], record["key"]
+            digest, key = record["sha256"], {**record["key"]}
         except (ValueError, KeyError, TypeError):
             digest, key = "", self.key
         if key != self.key:

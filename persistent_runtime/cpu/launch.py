@@ -15,7 +15,8 @@ from event_tensor.device_function import DeviceFunction
 from persistent_runtime import layout
 from persistent_runtime.buffers import PAGE, HostMemory
 from persistent_runtime.cpu import worker as worker_module
-from persistent_runtime.cpu.registry import CompiledBody, compile_body, compile_worker
+from persistent_runtime.cpu.parallel import compile_entries
+from persistent_runtime.cpu.registry import entry_of, worker_entry
 from persistent_runtime.launch import Kernel, Launch
 from persistent_runtime.records import Segment
 
@@ -73,14 +74,13 @@ class CpuKernel(Kernel):
         self.num_workers = num_workers
         self.memory = HostMemory()
         self.kinds = {function.name: k for k, function in enumerate(functions)}
-        bodies: list[CompiledBody] = []
-        for function in functions:
-            bodies.append(compile_body(function, dtype))
-            if progress:
-                progress(len(bodies), len(functions))
-        self._bodies = bodies
-        self.function_table = np.array([body.address for body in bodies], np.int64)
-        self._worker = compile_worker(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
+        worker = worker_entry(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
+        # what takes longest first: the worker, and of a decoder's functions the last
+        self._worker, *bodies = compile_entries(
+            [worker, *(entry_of(function, dtype) for function in reversed(functions))],
+            available_cores(), progress)
+        self._bodies = bodies[::-1]
+        self.function_table = np.array([body.address for body in self._bodies], np.int64)
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
 
     def sources(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
 from persistent_runtime.cpu.disk_cache import (
+    NEW,
     SUFFIX,
     DiskEntry,
     cache_directory,
@@ -52,7 +53,8 @@ BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.{name}"
 @dataclass(frozen=True, slots=True)
 class Compilation:
     """One line of the warm-up report. note: what was wrong with the cache; reason: why there was
-    no hit; begin_s: on the clock of time.monotonic."""
+    no hit; begin_s: on the clock of time.monotonic; elsewhere_s: what it took in another process,
+    while this one waited for `seconds`."""
 
     function: str
     dtype: str
@@ -61,6 +63,16 @@ class Compilation:
     note: str = ""
     reason: str = ""
     begin_s: float = 0.0
+    elsewhere_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A compilation in another process that has just ended. since_s: when this one began to wait
+    for it, on the clock of time.monotonic."""
+
+    since_s: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,88 +120,106 @@ def body_of(declaration: DeviceFunction) -> Body:
             f"@cpu_body({declaration.name}) from persistent_runtime.cpu.registry") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a C function is made of. signature: numba's; dtype: how weights are stored."""
+
+    function: FunctionType
+    signature: Any
+    name: str
+    dtype: str
+    key: tuple[Callable[..., Any], str]  # one C function in a process for each
+
+    @property
+    def file(self) -> Path:
+        """Where the cache has the C function, if it has been compiled before."""
+        function = self.function
+        line = function.__code__.co_firstlineno
+        return cache_directory() / f"{function.__qualname__}-{line}{SUFFIX}"
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether this process has the C function."""
+        return self.key in _compiled
+
+
 def compile_body(declaration: DeviceFunction, dtype: str) -> CompiledBody:
     """The C function of a device function for one weight dtype; see `COMPILATIONS` for its cost.
 
     Raises UserError for an unknown dtype or a device function without a body.
+    """
+    return compile_entry(entry_of(declaration, dtype))
+
+
+def _entry(arguments, tile, step, scratch):  # noqa: ANN001, ANN202
+    body(arguments, tile, step, scratch, like)  # noqa: F821 (globals that entry_of provides)
+
+
+def entry_of(declaration: DeviceFunction, dtype: str) -> Entry:
+    """The C entry of a body for one dtype, as a function of its own; raises UserError.
+
+    What tells variants apart is in the name; the file and line are the body's, so that the cache
+    notices its changes.
     """
     if dtype not in STORAGE:
         raise UserError(f"dtype {dtype!r} has no CPU bodies; use one of {', '.join(STORAGE)}")
     if dtype == "float16" and not CONVERTS_FLOAT16:
         raise UserError("this CPU has no float16 conversions; use float32 or bfloat16")
     body = body_of(declaration)
-    with _lock:
-        if (body, dtype) not in _compiled:
-            _compiled[body, dtype] = _compile(declaration, body, dtype)
-        return _compiled[body, dtype]
-
-
-def _entry(arguments, tile, step, scratch):  # noqa: ANN001, ANN202
-    body(arguments, tile, step, scratch, like)  # noqa: F821 (globals that _entry_of provides)
-
-
-def _entry_of(declaration: DeviceFunction, body: Body, dtype: str) -> FunctionType:
-    """The C entry of a body for one dtype, as a function of its own.
-
-    What tells variants apart is in the name; the file and line are the body's, so that the cache
-    notices its changes.
-    """
     record = repr(layout.argument_offsets(declaration))
     name = f"{declaration.name}_{dtype}_{hashlib.sha256(record.encode()).hexdigest()[:8]}"
     code = _entry.__code__.replace(co_filename=inspect.getfile(body), co_name=name,
                                    co_firstlineno=body.__code__.co_firstlineno)
-    entry = FunctionType(code, {"__name__": body.__module__, "body": device_jit(body),
-                                "like": STORAGE[dtype]}, name)
-    entry.__qualname__ = name
-    return entry
+    function = FunctionType(code, {"__name__": body.__module__, "body": device_jit(body),
+                                   "like": STORAGE[dtype]}, name)
+    function.__qualname__ = name
+    return Entry(function, ENTRY_SIGNATURE, declaration.name, dtype, (body, dtype))
 
 
-def compile_worker(worker: FunctionType, signature: Any) -> CompiledBody:
-    """The C function of a worker, once for all kernels of this process."""
+def worker_entry(worker: FunctionType, signature: Any) -> Entry:
+    """A worker is the same for all weights."""
+    return Entry(worker, signature, worker.__name__, "", (worker, ""))
+
+
+def compile_entry(entry: Entry, elsewhere: Elsewhere | None = None) -> CompiledBody:
+    """Its C function, once for all kernels of this process: from the disk cache where it has been
+    compiled before, or `elsewhere` just now."""
     with _lock:
-        if (worker, "") not in _compiled:
-            _compiled[worker, ""] = compile_entry(worker, signature)
-        return _compiled[worker, ""]
+        if entry.key not in _compiled:
+            _compiled[entry.key] = _compile(entry, elsewhere)
+        return _compiled[entry.key]
 
 
-def _compile(declaration: DeviceFunction, body: Body, dtype: str) -> CompiledBody:
-    return compile_entry(_entry_of(declaration, body, dtype), ENTRY_SIGNATURE,
-                         declaration.name, dtype)
-
-
-def compile_entry(entry: FunctionType, signature: Any, name: str = "", dtype: str = ""
-                  ) -> CompiledBody:
-    """A C function made of `entry`, from the disk cache where it has been compiled before."""
-    name = name or entry.__name__
-    begin_s = time.monotonic()
-    function = CFunc(entry, sigutils.normalize_signature(signature), {},
+def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
+    begin_s = elsewhere.since_s if elsewhere else time.monotonic()
+    name, source = entry.name, Path(entry.function.__code__.co_filename)
+    function = CFunc(entry.function, sigutils.normalize_signature(entry.signature), {},
                      {"nopython": True, "fastmath": FASTMATH, "error_model": "numpy"})
-    folder, source = cache_directory(), Path(entry.__code__.co_filename)
     reason = note = ""
     disk: DiskEntry | None = None
     try:
-        reason = _open_once(folder)
+        reason = open_cache()
     except OSError as error:
         note = f"not cached: {error}; set EVENT_TENSOR_CACHE to a writable directory"
     if not note and not source.is_file():
         note = f"not cached: {name} has no source file that would show changes"
     if not note:
-        line = entry.__code__.co_firstlineno
-        disk = DiskEntry(folder / f"{entry.__qualname__}-{line}{SUFFIX}",
-                         {f"source of {name}": file_digest(source)})
+        disk = DiskEntry(entry.file, {f"source of {name}": file_digest(source)})
         function._cache = disk
     with interrupt_deferred():
         function.compile()
+    is_hit = function.cache_hits > 0 and not elsewhere
     if disk:
-        reason, note = reason or disk.reason, disk.note
-    is_hit = function.cache_hits > 0
-    COMPILATIONS.append(Compilation(name, dtype, is_hit, time.monotonic() - begin_s, note,
-                                    "" if is_hit else reason, begin_s))
-    return CompiledBody(name, dtype, function.address, function)
+        reason, note = reason or disk.reason or NEW, disk.note
+    COMPILATIONS.append(Compilation(
+        name, entry.dtype, is_hit, time.monotonic() - begin_s, note, "" if is_hit else reason,
+        begin_s, elsewhere.seconds if elsewhere else 0.0))
+    return CompiledBody(name, entry.dtype, function.address, function)
 
 
-def _open_once(folder: Path) -> str:
+def open_cache() -> str:
     """Why this process found no folder; "" if it did. Raises OSError where none can be written."""
+    folder = cache_directory()
     with _lock:
         if folder not in _reasons:
             _reasons[folder] = open_folder(folder)

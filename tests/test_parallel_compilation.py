@@ -1,0 +1,104 @@
+"""Several processes compile what no cache has; one that fails costs time and nothing else."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from persistent_runtime import device_functions as df
+from persistent_runtime.cpu import parallel, registry
+from persistent_runtime.cpu.parallel import compile_entries
+
+FUNCTIONS = (df.embed_tokens, df.attention_combine, df.rope_append)
+
+
+@pytest.fixture
+def entries(tmp_path, monkeypatch):
+    """Of functions that neither this process nor the cache has."""
+    monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
+    monkeypatch.setattr(registry, "_compiled", {})
+    monkeypatch.setattr(registry, "COMPILATIONS", [])
+    return [registry.entry_of(function, "bfloat16") for function in FUNCTIONS]
+
+
+def found():
+    return {c.function: (c.cache_hit, c.elsewhere_s > 0) for c in registry.COMPILATIONS}
+
+
+def are_children_left():
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_all_are_compiled_in_order_and_kept(entries, processes):
+    calls = []
+    bodies = compile_entries(entries, processes, lambda *progress: calls.append(progress))
+    assert [body.name for body in bodies] == [function.name for function in FUNCTIONS]
+    assert all(body.address for body in bodies)
+    assert calls == [(done, 3) for done in (1, 2, 3)]
+    assert found() == {function.name: (False, True) for function in FUNCTIONS}
+    assert all(c.reason == "first start with this cache" and not c.note
+               for c in registry.COMPILATIONS)
+    assert all(entry.file.exists() for entry in entries)
+    assert not are_children_left()
+
+
+def test_what_a_cache_has_needs_no_helpers(entries, monkeypatch):
+    compile_entries(entries, 1)
+    registry._compiled.clear()
+    registry.COMPILATIONS.clear()
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("there is nothing to compile"))
+    compile_entries(entries, 8)
+    assert found() == {function.name: (True, False) for function in FUNCTIONS}
+
+
+def never_comes():
+    time.sleep(100)
+
+
+def fails():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("happens", [fails, never_comes])
+def test_what_a_helper_fails_at_is_compiled_here(entries, monkeypatch, happens):
+    own, this_process = registry.compile_entry, os.getpid()
+
+    def compile_entry(entry, elsewhere=None):
+        if os.getpid() != this_process:
+            happens()
+        return own(entry, elsewhere)
+
+    monkeypatch.setattr(parallel, "LONGEST_S", 0.2)
+    monkeypatch.setattr(parallel, "compile_entry", compile_entry)
+    assert all(body.address for body in compile_entries(entries, 3))
+    assert found() == {function.name: (False, False) for function in FUNCTIONS}
+    assert not are_children_left()
+
+
+def test_an_interrupt_leaves_no_helper(entries, monkeypatch):
+    this_process = os.getpid()
+
+    def interrupt(entry):
+        if os.getpid() == this_process:
+            pytest.fail("only helpers compile")
+        os.kill(this_process, signal.SIGINT)
+        never_comes()
+
+    monkeypatch.setattr(parallel, "compile_entry", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compile_entries(entries, 1)
+    assert not are_children_left()
+
+
+def test_without_a_cache_this_process_compiles_all(entries, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a helper could leave nothing here"))
+    assert all(body.address for body in compile_entries(entries, 3))
+    assert all("EVENT_TENSOR_CACHE" in c.note for c in registry.COMPILATIONS)
