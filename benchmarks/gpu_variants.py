@@ -55,7 +55,8 @@ def changed(settings: dict[str, int]) -> Iterator[None]:
     tile_fields = {f.name for f in fields(target.TileTarget)}
     tiles = {k: v for k, v in settings.items() if k.split(".")[0] in tile_fields}
     machine = {k: v for k, v in settings.items() if k not in tiles}
-    entries = {name: changed_tiles(entry, tiles) for name, entry in target.TILE_TARGETS.items()}
+    entries = {name: changed_tiles(entry, tiles) for name, entry in target.TILE_TARGETS.items()
+               if entry.bulk_prefetch or not tiles.get("ring_pieces")}  # others have no ring
     with patch.dict(target.TILE_TARGETS, entries), \
             patch.object(backend, "H200", replace(backend.H200, **machine)):
         yield

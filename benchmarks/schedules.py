@@ -85,7 +85,8 @@ def dense_case(shape: str, rounds: int, new_tokens: int) -> dict[str, Any]:
     """TPOT of batch-1 decoding, p50 of a generation."""
     with tempfile.TemporaryDirectory() as folder:
         directory = write_model(model_config(shape), Path(folder))
-        decoders = {name: compile_decode_loop(directory, schedule=name, max_context=256)
+        decoders = {name: compile_decode_loop(directory, backend="cpu", schedule=name,
+                                              max_context=256)
                     for name in SCHEDULES}
         prompt = random_prompt(decoders["static"], 32, 0)
         outputs: dict[str, list[int]] = {}

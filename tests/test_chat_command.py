@@ -4,10 +4,11 @@ import shlex
 import subprocess
 import time
 
-import pexpect
 import pytest
 from chat_model import REFUSING, write_chat_model
 from conftest import COMMAND, command_environment
+
+pexpect = pytest.importorskip("pexpect")
 
 LONG = ("--max-context", "65536", "--max-new-tokens", "60000", "--workers", "1")
 STATUS = r"\[TTFT [\d.]+ ms, TPOT p50 [\d.]+ ms, [\d.]+ tok/s, context (\d+)/65536, " \

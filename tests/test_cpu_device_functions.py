@@ -44,11 +44,14 @@ def rms_normed(x, weight, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
+ROUNDING = 2e-7  # of one operation, relative
+
+
 def assert_close(actual, expected, terms, spread=0):
     """Float32 sums of `terms` products: a few units in the last place of their magnitude, and five
     times the standard deviation `spread` that rounded factors give each sum."""
     scale = np.abs(expected).max() + 1e-30
-    error, bound = np.abs(actual - expected), scale * 2e-7 * (4 + terms**0.5) + 5 * spread
+    error, bound = np.abs(actual - expected), scale * ROUNDING * (4 + terms**0.5) + 5 * spread
     assert (error <= bound).all(), f"{(error / bound).max()} times the bound"
 
 

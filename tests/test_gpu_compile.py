@@ -170,6 +170,18 @@ def test_a_variant_of_the_benchmark_changes_one_block_by_name():
     assert TILE_TARGETS["generic"].gated.depth == 128
 
 
+def test_the_variants_that_wait_for_a_gpu_can_be_made():
+    text = (Path(__file__).parents[1] / "benchmarks" / "gpu_session.sh").read_text(encoding="utf-8")
+    variants = re.findall(r"--variant \w+ ([\w.= ]+)", text.replace("\\\n", " "))
+    assert len(variants) > 3
+    for variant in variants:
+        settings = dict(change.split("=") for change in variant.split())
+        with changed({name: int(value) for name, value in settings.items()}):
+            tiles = TILE_TARGETS["generic"]
+            assert tiles.ring_pieces == int(settings["ring_pieces"])
+            assert backend.H200.tile_columns == int(settings.get("tile_columns", 8))
+
+
 def edited(tmp_path, name, old, new):
     """A copy of tokens.py with one change, loaded as a module."""
     source = Path(tokens.__file__).read_text(encoding="utf-8")

@@ -57,6 +57,15 @@ def test_bodies_meet_the_references_of_the_cpu_bodies(file):
     print(interpreted("bodies", file).splitlines()[-1])
 
 
+def test_what_a_device_is_tested_with_holds_for_the_cpu_bodies():
+    """The tests of test_gpu_device.py call references by hand, on machines that few have."""
+    import test_gpu_device as device
+
+    device.test_bodies("bfloat16")
+    device.test_moe_bodies("bfloat16")
+    device.test_routing()
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_whole_models_choose_the_tokens_of_cpu_backend_and_transformers(name, tiny_model):
     family, fields = MODELS[name]

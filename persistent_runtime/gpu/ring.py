@@ -30,7 +30,7 @@ from persistent_runtime.streams import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUM
 MAX_PIECES = MOST_PIECES
 ASKED, BARRIERS, SQUARES = 8, 256, 512
 SUMS_AT = SQUARES + 4 * SUMS
-TRIES = 1 << 26  # some seconds of polls: a copy that has not come by then never will
+LOST_NS = 4_000_000_000  # a copy that has not come by then never will
 EVERY_THREAD = tl.constexpr(WARPS * 32)
 
 # $0 the address one past the end of this worker's shared memory
@@ -66,12 +66,14 @@ DONE:
 def wait_phase(barrier: str, parity: str) -> str:
     """PTX that waits for the phase of that parity; ends the kernel rather than hang."""
     return f"""
-    mov.u32 tries, 0;
+    mov.u64 deadline, 0;
 WAIT:
     mbarrier.try_wait.parity.shared::cta.b64 done, [{barrier}], {parity};
     @done bra READY;
-    add.u32 tries, tries, 1;
-    setp.lt.u32 done, tries, {TRIES};
+    mov.u64 now, %globaltimer;
+    setp.eq.u64 done, deadline, 0;
+    @done add.u64 deadline, now, {LOST_NS};
+    setp.lt.u64 done, now, deadline;
     @done bra WAIT;
     trap;
 READY:"""
@@ -81,8 +83,8 @@ READY:"""
 # empty; $5 the piece's number; $6 address; $7 bytes. One thread asks.
 ASK = tl.constexpr(f"""{{
     .reg .pred done;
-    .reg .u32 thread, tries, full, at;
-    .reg .u64 policy;
+    .reg .u32 thread, full, at;
+    .reg .u64 now, deadline, policy;
     mov.b32 $0, $1;
     mov.u32 thread, %tid.x;
     setp.ne.u32 done, thread, 0;
@@ -106,7 +108,8 @@ DONE:
 OUTPUTS = 4 * PIECE_LINES
 TAKE = tl.constexpr(f"""{{
     .reg .pred done;
-    .reg .u32 tries, full, at;
+    .reg .u32 full, at;
+    .reg .u64 now, deadline;
     mul.lo.u32 at, ${OUTPUTS + 2}, {PIECE_BYTES};
     sub.u32 at, ${OUTPUTS + 1}, at;
     mad.lo.u32 at, ${OUTPUTS}, 16, at;
@@ -135,7 +138,8 @@ RELEASE = tl.constexpr(f"""{{
 # landed: that of the last piece asked for, then those of the slots before it.
 CLOSE = tl.constexpr(f"""{{
     .reg .pred done, more;
-    .reg .u32 thread, tries, full, number, slot, phase, left;
+    .reg .u32 thread, full, number, slot, phase, left;
+    .reg .u64 now, deadline;
     mov.b32 $0, $1;
     mov.u32 thread, %tid.x;
     setp.ne.u32 done, thread, 0;
