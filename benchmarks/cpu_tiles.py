@@ -117,24 +117,27 @@ def make_attention_case(context: int, group_heads: int, dtype: str, threads: int
     partial = np.zeros((1, 1, heads * head_dim), np.float32)
     stats = np.zeros((1, 1, heads * 2), np.float32)
     request, position = np.zeros(1, np.int32), np.full(1, context - 1, np.int32)
+    cos, sin = (np.ones((context, head_dim // 2), np.float32) for _ in range(2))
     records = []
     for layer in range(layers):
         k, v = (values[(2 * layer + part) * size:][:size].reshape(shape) for part in (0, 1))
         records.append(pack_arguments(df.attention, {
-            "q_rotated": q, "k_cache": k, "v_cache": v, "row_request": request,
-            "row_position": position, "partial": partial, "stats": stats, "tile_m": 1,
+            "q": q, "k": None, "v": None, "q_norm": None, "k_norm": None, "cos": cos, "sin": sin,
+            "k_cache": k, "v_cache": v, "row_request": request, "row_position": position,
+            "eps": 1e-6, "partial": partial, "stats": stats, "tile_m": 1,
             "head_dim": head_dim, "group_heads": group_heads,
             "group_width": group_heads * head_dim, "kv_splits": 1, "scale": head_dim**-0.5}))
     tiles = np.zeros((kv_heads, layout.MAX_TILE_RANK), np.int32)
     tiles[:, 1] = np.arange(kv_heads)
     scratch_bytes = df.attention.scratch_bytes.evaluate(
-        {"tile_m": 1, "group_heads": group_heads})
+        {"tile_m": 1, "group_heads": group_heads, "head_dim": head_dim,
+         "group_width": group_heads * head_dim})
     return Case(
         f"attention[1 rows, context={context}, {heads} heads on {kv_heads}]",
         compile_body(df.attention, dtype).address, records, np.array_split(tiles, threads),
         [np.empty(scratch_bytes // 4, np.float32) for _ in range(threads)],
         layers * 2 * size * zero.itemsize, layers * 4 * size * group_heads,
-        (q, partial, stats, request, position))
+        (q, partial, stats, request, position, cos, sin))
 
 
 def time_read(pool: ThreadPoolExecutor, words: np.ndarray, threads: int) -> float:

@@ -43,6 +43,7 @@ from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.task_table import TaskTable  # noqa: E402
 from event_tensor.verify import verify  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
+from scheduling.merge import merge_events  # noqa: E402
 from scheduling.policies import POLICIES  # noqa: E402
 from scheduling.prune import prune_waits  # noqa: E402
 from scheduling.static_schedule import StaticSchedule  # noqa: E402
@@ -126,7 +127,7 @@ def _fuzz_schedule(seed: int, table: TaskTable, program: Program, policy: Callab
                    rng: random.Random, tally: Tally) -> None:
     with tally.phase("place, prune and verify_schedule"):
         schedule: StaticSchedule = verify_schedule(
-            prune_waits(_place(policy, table, rng)))
+            merge_events(prune_waits(_place(policy, table, rng))))
     tally.counts["schedules"] += 1
     tally.counts["waits before pruning"] += len(schedule.source.wait_event)
     tally.counts["waits after pruning"] += len(schedule.table.wait_event)

@@ -21,7 +21,7 @@ from benchmarks.make_model import PUBLISHED
 from event_tensor.conservative import data_dependent_events
 from event_tensor.graph import Graph
 from frontend.config import parse_config
-from frontend.families import build_decode_step
+from frontend.families import build_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.tiles import choose_tiles
 from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
@@ -53,8 +53,8 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     config = parse_config(SHAPES[shape] | {"num_hidden_layers": 2}, None)
     operators = Operators(
         config, choose_tiles(config, H200.with_workers(workers), DTYPE_BYTES[dtype]),
-        Limits(1, 4096, 4097, 1), dtype)
-    build_decode_step(operators)
+        Limits(1, 4096, 4097, 1), dtype).for_decoding()
+    build_step(operators)
     return operators.graph
 
 

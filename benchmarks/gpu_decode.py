@@ -81,7 +81,7 @@ def device_tensor(decoder: Decoder, spec: Any) -> torch.Tensor:
 
 def caches_of(decoder: Decoder) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values of every layer, [1, kv_heads, max_context, head_dim]."""
-    tensors = [device_tensor(decoder, spec) for spec in decoder._operators.kv_caches]
+    tensors = [device_tensor(decoder, spec) for spec in decoder._operators.kv_caches.values()]
     return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 

@@ -28,7 +28,7 @@ from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
 from event_tensor.verify import verify_table  # noqa: E402
 from frontend.config import parse_config  # noqa: E402
-from frontend.families import build_decode_step  # noqa: E402
+from frontend.families import build_step  # noqa: E402
 from frontend.operators import Limits, Operators  # noqa: E402
 from frontend.tiles import choose_kv_splits, choose_tiles  # noqa: E402
 from scheduling.policies import critical_path, round_robin  # noqa: E402
@@ -50,8 +50,8 @@ PER_SHAPE = ("instantiate", "critical_path", "prune_waits", "verify_schedule")
 def decode_step() -> Graph:
     """The calls of one step, with no event."""
     operators = Operators(CONFIG, TILES, Limits(1, CONTEXT, CONTEXT + 1, 1),
-                          "bfloat16")
-    build_decode_step(operators)
+                          "bfloat16").for_decoding()
+    build_step(operators)
     return operators.graph
 
 

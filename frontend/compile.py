@@ -16,7 +16,7 @@ from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
 from frontend.expert_weights import read_weight, stored_tensors
-from frontend.families import build_decode_step
+from frontend.families import build_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.phases import Phases
 from frontend.required_tensors import check_tensors
@@ -75,10 +75,12 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
                max(len(config.eos_token_ids), 1)), weight_dtype)
+    decoding = operators.for_decoding()
     with phases("build graph"):
-        build_decode_step(operators)
+        build_step(operators)
+        build_step(decoding)
     kernel = Megakernel(
-        operators.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
+        decoding.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
         dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
         phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
@@ -88,7 +90,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     with phases("buffers"):
         _allocate(operators, buffers, context, phases)
         checkpoint.close()
-    decoder = Decoder(config, operators, kernel, buffers, tokenizer, phases)
+    decoder = Decoder(config, operators, kernel, kernel.for_graph(operators.graph), buffers,
+                      tokenizer, phases)
     decoder.prepare()
     return decoder
 
@@ -178,7 +181,7 @@ def _allocate(operators: Operators, buffers: Buffers, max_context: int, phases: 
                 "kv_splits": 1},
                {"tokens": ATTENTION_ROWS, "logit_rows": ATTENTION_ROWS,
                 "kv_splits": MAX_KV_SPLITS}]
-    for tensor in (*operators.tensors.values(), *operators.kv_caches):
+    for tensor in (*operators.tensors.values(), *operators.kv_caches.values()):
         if tensor.role != "weight":
             shapes = [tuple(int(d.evaluate(b)) for d in tensor.shape) for b in largest]
             buffers.allocate(tensor, max(shapes, key=lambda shape: int(np.prod(shape))))

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
-from event_tensor.printer import format_graph, format_tasks
 from frontend.config import DecoderConfig
 from frontend.conversation import Conversation
+from frontend.dump import dump
 from frontend.generation import Generation, Token
 from frontend.operators import Operators
 from frontend.phases import Phases
@@ -26,6 +26,7 @@ from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from frontend.watcher import RequestWatcher, RunOptions, sampling_record
 from persistent_runtime.buffers import Buffers
+from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.records import Segment
 from scheduling.static_schedule import StaticSchedule
@@ -39,9 +40,11 @@ class Decoder:
     """A model whose decode loop is one megakernel. Made by `compile_decode_loop`."""
 
     def __init__(self, config: DecoderConfig, operators: Operators, kernel: Megakernel,
-                 buffers: Buffers, tokenizer: Tokenizer | None, phases: Phases) -> None:
+                 prefill: Megakernel, buffers: Buffers, tokenizer: Tokenizer | None,
+                 phases: Phases) -> None:
         self.config = config
-        self.kernel = kernel
+        self.kernel = kernel  # of decode steps
+        self.prefill = prefill  # the same kernel, with schedules of steps whose rows see each other
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
         self.max_requests = operators.limits.max_requests
@@ -64,6 +67,11 @@ class Decoder:
     def schedule(self) -> StaticSchedule:
         """The schedule of a decode step of one request at a short context."""
         return self.kernel.schedule(self.bindings(1, 1, 1)).schedule
+
+    @property
+    def schedules(self) -> list[EncodedSchedule]:
+        """One for each shape met so far, of decode steps and of others."""
+        return self.kernel.schedules + self.prefill.schedules
 
     @property
     def schedule_name(self) -> str:
@@ -329,21 +337,12 @@ class Decoder:
 
     def dump(self, path: str | Path) -> list[Path]:
         """Write graph, tasks, schedule and worker source to a folder; returns the files."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        schedule = self.schedule
-        orders = "\n".join(
-            f"worker {w}: " + " ".join(schedule.table.task_name(int(t)) for t in order)
-            for w, order in enumerate(schedule.orders))
-        texts = {"graph.txt": format_graph(self.graph), "tasks.txt": format_tasks(schedule.table),
-                 "schedule.txt": f"{schedule.policy}\n{orders}\n", **self.kernel.kernel.sources()}
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        return [folder / name for name in texts]
+        return dump(self, Path(path))
 
     def _control(self, name: str) -> Any:
         return self._buffers.array(self._operators.tensors[name])
 
     def _segment(self, tokens: int, logit_rows: int, context: int, **rows: int) -> Segment:
-        return self.kernel.segment(self.bindings(tokens, logit_rows, context), self._buffers,
-                                   **rows)
+        rows_are_apart = tokens == 1 or rows.get("row_advance", 0) > 0
+        kernel = self.kernel if rows_are_apart else self.prefill
+        return kernel.segment(self.bindings(tokens, logit_rows, context), self._buffers, **rows)

@@ -9,8 +9,8 @@ from event_tensor.tensors import TensorSpec
 from frontend.operators import Operators
 
 
-def build_decode_step(ops: Operators) -> None:
-    """One step of a Llama-like decoder; what its config leaves out (biases, head norms, windows,
+def build_step(ops: Operators) -> None:
+    """A step of a Llama-like decoder; what its config leaves out (biases, head norms, windows,
     experts) is left out of the graph."""
     config = ops.config
     hidden = config.hidden_size
@@ -37,12 +37,10 @@ def attention_block(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
             _bias(ops, config.qkv_bias, f"{p}.self_attn.{part}_proj", width), tile_n)
         for part, width, tile_n in (("q", q_width, tiles.q), ("k", kv_width, tiles.kv),
                                     ("v", kv_width, tiles.kv)))
-    k_cache, v_cache = ops.kv_cache(f"{p}.k_cache"), ops.kv_cache(f"{p}.v_cache")
     q_norm, k_norm = (
         ops.weight(f"{p}.self_attn.{part}_norm.weight", head_dim) if config.qk_norm else None
         for part in "qk")
-    q = ops.rope_append(f"{p}.rope_append", q, k, v, q_norm, k_norm, k_cache, v_cache)
-    attended = ops.attention(f"{p}.attention", q, k_cache, v_cache, config.sliding_window[layer])
+    attended = ops.attention(p, q, k, v, q_norm, k_norm, config.sliding_window[layer])
     return ops.linear_residual(
         f"{p}.self_attn.o_proj", attended,
         ops.weight(f"{p}.self_attn.o_proj.weight", hidden, q_width),

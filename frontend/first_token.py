@@ -66,7 +66,7 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         shapes = serve_other_shapes(decoder)
     return record | {"after_ready": {"compilations": len(compiled), "names": compiled,
                                      "launches": shapes,
-                                     "schedules": len(decoder.kernel.schedules)}}
+                                     "schedules": len(decoder.schedules)}}
 
 
 def runs_on_gpu(options: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ reused from layer to layer; `derive_events` orders the reuse.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from event_tensor.edges import span, trigger
 from event_tensor.graph import Graph
@@ -50,14 +50,21 @@ class Routing:
 
 @dataclass(slots=True)
 class Operators:
+    """rows_are_apart: that no row of a step sees another one of it; see `for_decoding`."""
+
     config: DecoderConfig
     tiles: TileConfig
     limits: Limits
     dtype: str  # of weights and KV cache
-    graph: Graph = field(default_factory=lambda: Graph("decode_step"))
+    rows_are_apart: bool = False
+    graph: Graph = field(default_factory=lambda: Graph("prefill_step"))
     weights: dict[str, TensorSpec] = field(default_factory=dict)
-    kv_caches: list[TensorSpec] = field(default_factory=list)
+    kv_caches: dict[str, TensorSpec] = field(default_factory=dict)
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
+
+    def for_decoding(self) -> Operators:
+        """The same tensors, and another graph over them: of steps with one row of each request."""
+        return replace(self, rows_are_apart=True, graph=Graph("decode_step"))
 
     def weight(self, name: str, *shape: int) -> TensorSpec:
         """A tensor of the checkpoint, under its checkpoint name."""
@@ -213,47 +220,51 @@ class Operators:
             integers("tile_expert", self._expert_tiles),
             integers("tile_rows", self._expert_tiles, tiles.rows))
 
-    def rope_append(self, name: str, q: TensorSpec, k: TensorSpec, v: TensorSpec,
-                    q_norm: TensorSpec | None, k_norm: TensorSpec | None, k_cache: TensorSpec,
-                    v_cache: TensorSpec) -> TensorSpec:
-        """Rotates q and k, appends k and v to the cache; returns rotated q, q's shape."""
-        half = self.config.head_dim // 2
-        rotated = self.activation("q_rotated", TOKENS, q.shape[1])
-        self.graph.call_device(
-            device_functions.rope_append, name=name,
-            args=[q, k, v, q_norm, k_norm,
-                  self.tensors.setdefault("rope_cos", TensorSpec(
-                      "rope_cos", (self.limits.max_context, half), "float32", "weight")),
-                  self.tensors.setdefault("rope_sin", TensorSpec(
-                      "rope_sin", (self.limits.max_context, half), "float32", "weight")),
-                  self.row_request, self.row_position, rotated, k_cache, v_cache],
-            parameters=self._heads() | {"eps": self.config.rms_norm_eps})
-        return rotated
-
     def kv_cache(self, name: str) -> TensorSpec:
         """[requests, kv_heads, max_context, head_dim]"""
-        cache = TensorSpec(name, (self.limits.max_requests, self.config.num_kv_heads,
-                                  self.limits.max_context, self.config.head_dim), self.dtype,
-                           "kv_cache")
-        self.kv_caches.append(cache)
-        return cache
+        return self.kv_caches.setdefault(name, TensorSpec(
+            name, (self.limits.max_requests, self.config.num_kv_heads, self.limits.max_context,
+                   self.config.head_dim), self.dtype, "kv_cache"))
 
-    def attention(self, name: str, q: TensorSpec, k_cache: TensorSpec, v_cache: TensorSpec,
-                  window: int | None) -> TensorSpec:
-        """Softmax attention of each row to its context, split over positions, then combined:
-        [tokens, heads * head_dim]"""
+    def attention(self, name: str, q: TensorSpec, k: TensorSpec, v: TensorSpec,
+                  q_norm: TensorSpec | None, k_norm: TensorSpec | None, window: int | None
+                  ) -> TensorSpec:
+        """Appends rotated k, and v, to the layer's caches; softmax attention of each row's rotated
+        q to its context, split over positions, then combined: [tokens, heads * head_dim]
+
+        Where no row sees another one of the step, attention takes each row's own k and v as they
+        are, and appending is nothing that anyone waits for.
+        """
         heads, dim = self.config.num_heads, self.config.head_dim
         partial = self.activation("attention_partial", TOKENS, KV_SPLITS, heads * dim)
         stats = self.activation("attention_stats", TOKENS, KV_SPLITS, 2 * heads)
         out = self.activation("attention_out", TOKENS, heads * dim)
+        caches = [self.kv_cache(f"{name}.{part}_cache") for part in "kv"]
+        tables = [self.tensors.setdefault(f"rope_{part}", TensorSpec(
+            f"rope_{part}", (self.limits.max_context, dim // 2), "float32", "weight"))
+            for part in ("cos", "sin")]
+        rows = [self.row_request, self.row_position]
+        eps, head_dim = self.config.rms_norm_eps, {"head_dim": dim}
+
+        def append() -> None:
+            self.graph.call_device(
+                device_functions.rope_append, name=f"{name}.rope_append",
+                args=[k, v, k_norm, *tables, *rows, *caches],
+                parameters=self._rows(self.tiles.attention_rows) | head_dim | {"eps": eps})
+
+        if not self.rows_are_apart:
+            append()
+        own = [k, v] if self.rows_are_apart else [None, None]
         self.graph.call_device(
-            device_functions.attention, name=name,
-            args=[q, k_cache, v_cache, self.row_request, self.row_position, partial, stats],
+            device_functions.attention, name=f"{name}.attention",
+            args=[q, *own, q_norm, k_norm, *tables, *caches, *rows, partial, stats],
             parameters=self._heads() | {
                 "kv_splits": KV_SPLITS, "window": window or 0, "scale": float(dim) ** -0.5,
-                "kv_bytes": DTYPE_BYTES[self.dtype], "context": CONTEXT})
+                "eps": eps, "kv_bytes": DTYPE_BYTES[self.dtype], "context": CONTEXT})
+        if self.rows_are_apart:
+            append()
         self.graph.call_device(
-            device_functions.attention_combine, name=f"{name}_combine",
+            device_functions.attention_combine, name=f"{name}.attention_combine",
             args=[partial, stats, out], parameters=self._heads() | {"kv_splits": KV_SPLITS})
         return out
 

@@ -65,8 +65,8 @@ def count_record(decoder: Decoder) -> Record:
             "device_functions": len({call.function for call in decoder.graph.calls}),
             "calls": len(decoder.graph.calls), "waits": len(table.wait_event),
             "waits_before_pruning": len(schedule.source.wait_event),
-            "rows_of_all_schedules": sum(len(e.rows) for e in decoder.kernel.schedules),
-            "schedules": len(decoder.kernel.schedules)}
+            "rows_of_all_schedules": sum(len(e.rows) for e in decoder.schedules),
+            "schedules": len(decoder.schedules)}
 
 
 def resources(decoder: Decoder) -> Record | None:

@@ -1,8 +1,8 @@
 """Declarations of the device functions that dense decoders need; bodies live in each backend.
 
 Rows are ragged: row r of a step belongs to request `row_request[row_base + r]` and stands at
-`row_position[row_base + r]`, so prefill chunks, decode and batches are one graph. `Indexed("step")`
-means the entries that the step record (layout.py) names.
+`row_position[row_base + r]`, so prefill chunks, decode and batches are the same calls.
+`Indexed("step")` means the entries that the step record (layout.py) names.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ NORM_SCRATCH = (tile_m * in_features + maximum(16 * in_features, tile_m)) * 4
 # counts and probability mass of the logits, by their distance from the largest
 SAMPLING_BINS = 2048
 SAMPLING_SCRATCH = 2 * SAMPLING_BINS * 4
-# scores of 64 positions at a time for all rows of a tile, or for all query heads of a group
-ATTENTION_SCRATCH = 64 * maximum(tile_m, group_heads) * 4
+# scores of KV_BLOCK positions at a time for all rows of a tile, or for all query heads of a group;
+# the rotated queries of all rows; a key and a value
+KV_BLOCK = 64
+ATTENTION_SCRATCH = (KV_BLOCK * maximum(tile_m, group_heads) + tile_m * group_width
+                     + 2 * head_dim) * 4
 
 embed_tokens = DeviceFunction(
     name="embed_tokens",
@@ -98,31 +101,36 @@ norm_gate_up_silu = DeviceFunction(
 
 rope_append = DeviceFunction(
     name="rope_append",
-    axes=("i", "h"),  # h counts KV heads; a tile takes the query heads of that KV head along
+    axes=("i", "h"),  # h counts KV heads
     operands=(
-        reads("q", Tile("i", tile_m), Tile("h", group_width)),  # [tokens, heads * head_dim] float32
-        reads("k", Tile("i", tile_m), Tile("h", head_dim)),  # [tokens, kv_heads * head_dim]
+        reads("k", Tile("i", tile_m), Tile("h", head_dim)),  # [tokens, kv_heads * head_dim] float32
         reads("v", Tile("i", tile_m), Tile("h", head_dim)),
-        reads("q_norm", WHOLE, optional=True),  # [head_dim]; per-head RMS norm (Qwen3)
-        reads("k_norm", WHOLE, optional=True),
+        reads("k_norm", WHOLE, optional=True),  # [head_dim]; per-head RMS norm (Qwen3)
         reads("cos", WHOLE, WHOLE),  # [max_context, head_dim / 2] float32
         reads("sin", WHOLE, WHOLE),
         reads("row_request", Indexed("step")),
         reads("row_position", Indexed("step")),
-        writes("q_rotated", Tile("i", tile_m), Tile("h", group_width)),
         # [requests, kv_heads, max_context, head_dim]
         writes("k_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
         writes("v_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
     ),
-    parameters=("tile_m", "head_dim", "group_heads", "group_width", "eps", "rows"),
-    cost=Cost(bytes=rows * (2 * group_width + 4 * head_dim) * 4),
+    parameters=("tile_m", "head_dim", "eps", "rows"),
+    cost=Cost(bytes=rows * 4 * head_dim * 4),
 )
 
 attention = DeviceFunction(
     name="attention",
-    axes=("i", "h", "s"),  # row tile, KV head, split of the context
+    axes=("i", "h", "s"),  # row tile, KV head with its query heads, split of the context
     operands=(
-        reads("q_rotated", Tile("i", tile_m), Tile("h", group_width)),
+        reads("q", Tile("i", tile_m), Tile("h", group_width)),  # [tokens, heads * head_dim] float32
+        # given where no row sees another one of this step: then the cache has the positions before
+        # each row's own, whose key and value are taken from here, as `rope_append` will keep them
+        reads("k", Tile("i", tile_m), Tile("h", head_dim), optional=True),
+        reads("v", Tile("i", tile_m), Tile("h", head_dim), optional=True),
+        reads("q_norm", WHOLE, optional=True),  # [head_dim]; per-head RMS norm (Qwen3)
+        reads("k_norm", WHOLE, optional=True),
+        reads("cos", WHOLE, WHOLE),  # [max_context, head_dim / 2] float32
+        reads("sin", WHOLE, WHOLE),
         reads("k_cache", WHOLE, Tile("h", 1), Indexed("row_position"), WHOLE),
         reads("v_cache", WHOLE, Tile("h", 1), Indexed("row_position"), WHOLE),
         reads("row_request", Indexed("step")),
@@ -133,7 +141,7 @@ attention = DeviceFunction(
     ),
     # window: how many positions a row sees, itself included; 0 means all of them
     parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits", "window", "scale",
-                "kv_bytes", "context", "rows"),
+                "eps", "kv_bytes", "context", "rows"),
     cost=Cost(bytes=2 * context * head_dim * kv_bytes // kv_splits,
               flops=4 * rows * group_width * context // kv_splits),
     scratch_bytes=ATTENTION_SCRATCH,

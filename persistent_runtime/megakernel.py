@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,6 +26,7 @@ from persistent_runtime.launch import Kernel, Launch
 from persistent_runtime.records import Segment
 from persistent_runtime.streams import streamed_calls
 from scheduling.choose import auto
+from scheduling.merge import merge_events
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.static_schedule import StaticSchedule
@@ -44,7 +46,7 @@ def no_phase(name: str) -> AbstractContextManager[None]:
 
 def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, target: Target,
                    samples: Sequence[Runtime] = (), phase: Phase = no_phase) -> StaticSchedule:
-    """prove → instantiate → place → prune → prove. Raises the error that names what is unsafe.
+    """instantiate → prove → place → prune, merge → prove. Raises errors that name what is unsafe.
 
     `samples`: for a graph with data-dependent edges, values of the tensors they read; each is
     proved. The schedule is made from the conservative graph and holds for all of them.
@@ -66,7 +68,7 @@ def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, targe
             for runtime in samples or [{}]:
                 verify_table(replace(placed.source, runtime=runtime))
     with phase("schedule: prune waits"):
-        pruned = prune_waits(placed)
+        pruned = merge_events(prune_waits(placed))
     with phase("schedule: verify"):
         return verify_schedule(pruned)
 
@@ -96,22 +98,39 @@ class Megakernel:
         self.samples = samples
         self.early_push = early_push
         self._phase = phase
+        self._keeps_schedules = keep_schedules
         with phase("derive events"):
-            self.graph = derive_events(graph)
-            verify_structure(self.graph)
+            self.graph = _derived(graph)
         self.functions = _functions(self.graph)
         self.compilations = 0
         self.launches = 0
         with phase("compile"):
             self.kernel = self._compile(dtype, progress)
-        self.arguments = ArgumentEncoder(self.graph)
-        self._schedule_inputs = _schedule_inputs(self.graph)
+        self._serve(self.graph)
+
+    def for_graph(self, graph: Graph) -> Megakernel:
+        """The same compilation with schedules of another graph, one launch's segments with those
+        of this one. Raises UserError for a graph of device functions that it does not have."""
+        missing = [f.name for f in _functions(graph) if f not in self.functions]
+        if missing:
+            raise UserError(f"graph {graph.name} calls {', '.join(missing)}, which the kernel of "
+                            f"{self.graph.name} does not have; compile it by itself")
+        other = copy.copy(self)
+        with self._phase("derive events"):
+            other._serve(_derived(graph))
+        return other
+
+    def _serve(self, graph: Graph) -> None:
+        """What there is for each graph."""
+        self.graph = graph
+        self.arguments = ArgumentEncoder(graph)
+        self._schedule_inputs = _schedule_inputs(graph)
         self._schedules: dict[tuple[Any, ...], EncodedSchedule] = {}
         self._kept: KeptSchedules | None = None
-        if keep_schedules:
-            with phase("schedule: look up"):
-                self._kept = KeptSchedules(self.graph, policy, self.target, self.kernel.kinds,
-                                           early_push)
+        if self._keeps_schedules:
+            with self._phase("schedule: look up"):
+                self._kept = KeptSchedules(graph, self.policy, self.target, self.kernel.kinds,
+                                           self.early_push)
 
     def _compile(self, dtype: str, progress: Progress | None) -> Kernel:
         """The only place that compiles: whatever shape comes later must do with what this made."""
@@ -170,7 +189,7 @@ class Megakernel:
                timeout_s: float = 30.0, trace_steps: int = 0) -> Launch:
         """Start one launch over these segments; see `Kernel.launch`."""
         self.launches += 1
-        scratch = max((self._scratch_bytes(s) for s in segments), default=0)
+        scratch = max((_scratch_bytes(s) for s in segments), default=0)
         return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s,
                                   trace_steps=trace_steps)
 
@@ -192,9 +211,16 @@ class Megakernel:
     def _shape_key(self, bindings: Mapping[str, int]) -> tuple[Any, ...]:
         return tuple(expr.evaluate(bindings) for expr in self._schedule_inputs)
 
-    def _scratch_bytes(self, segment: Segment) -> int:
-        return max(int(c.function.scratch_bytes.substitute(c.sizes).evaluate(segment.bindings))
-                   for c in self.graph.calls)
+
+def _scratch_bytes(segment: Segment) -> int:
+    return max(int(c.function.scratch_bytes.substitute(c.sizes).evaluate(segment.bindings))
+               for c in segment.encoded.schedule.table.graph.calls)
+
+
+def _derived(graph: Graph) -> Graph:
+    derived = derive_events(graph)
+    verify_structure(derived)
+    return derived
 
 
 def _functions(graph: Graph) -> tuple[DeviceFunction, ...]:

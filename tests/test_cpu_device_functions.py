@@ -70,9 +70,8 @@ def spread_of(x, weight, rounding):
 
 
 def run_all(declaration, dtype, values, counts, step=None):
-    scratch_names = {"tile_m": values.get("tile_m", 1), "in_features": values.get("in_features", 1),
-                     "group_heads": values.get("group_heads", 1)}
-    scratch_bytes = declaration.scratch_bytes.evaluate(scratch_names)
+    scratch_bytes = declaration.scratch_bytes.evaluate(
+        {name: values[name] for name in declaration.scratch_bytes.symbols()})
     for tile in np.ndindex(*counts):
         run_tile(declaration, dtype, values, tile, scratch_bytes, step)
 
@@ -242,42 +241,54 @@ def test_embed_tokens(dtype):
     np.testing.assert_array_equal(out, value[token_ids[row_request, row_position]][1:])
 
 
+EPS = 1e-6
+
+
+class Rope:
+    """Rotary tables and norms of heads, and what they make of heads."""
+
+    def __init__(self, rng, dtype, head_dim, max_context, with_norm):
+        angles = rng.uniform(0, 6, (max_context, head_dim // 2))
+        self.cos, self.sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        self.with_norm = with_norm
+        (q_norm, self.q_scale), (k_norm, self.k_scale) = (
+            stored(1 + 0.1 * normal(rng, head_dim), dtype) for _ in range(2))
+        self.operands = {"q_norm": q_norm if with_norm else None,
+                         "k_norm": k_norm if with_norm else None, "cos": self.cos,
+                         "sin": self.sin, "eps": EPS}
+
+    def rotated(self, x, scale, positions):
+        """x: [rows, heads, head_dim]"""
+        x = rms_normed(x, scale, EPS) if self.with_norm else x.astype(np.float64)
+        a, b = np.split(x, 2, axis=-1)
+        c, s = (table[positions][:, None].astype(np.float64) for table in (self.cos, self.sin))
+        return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+
+def without(operands, *names):
+    return {name: value for name, value in operands.items() if name not in names}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim, group_heads", [(64, 1), (80, 4), (128, 7), (36, 2)])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 36])
 @pytest.mark.parametrize("with_norm", [False, True])
-def test_rope_append(dtype, head_dim, group_heads, with_norm):
+def test_rope_append(dtype, head_dim, with_norm):
     rng = np.random.default_rng(4)
-    rows, requests, kv_heads, max_context, eps = 5, 3, 2, 11, 1e-6
-    q = normal(rng, rows, kv_heads * group_heads, head_dim)
+    rows, requests, kv_heads, max_context = 5, 3, 2, 11
+    rope = Rope(rng, dtype, head_dim, max_context, with_norm)
     k, v = normal(rng, rows, kv_heads, head_dim), normal(rng, rows, kv_heads, head_dim)
-    angles = rng.uniform(0, 6, (max_context, head_dim // 2))
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    q_norm, q_scale = stored(1 + 0.1 * normal(rng, head_dim), dtype)
-    k_norm, k_scale = stored(1 + 0.1 * normal(rng, head_dim), dtype)
     row_request = np.array([9, 0, 0, 2, 1, 2], np.int32)
     row_position = np.array([99, 3, 4, 10, 0, 7], np.int32)
     at = row_position[1:]
     caches = [stored(np.zeros((requests, kv_heads, max_context, head_dim)), dtype)[0]
               for _ in range(2)]
-    q_rotated = np.empty((rows, kv_heads * group_heads * head_dim), np.float32)
-    run_all(df.rope_append, dtype, {
-        "q": q.reshape(rows, -1), "k": k.reshape(rows, -1), "v": v.reshape(rows, -1),
-        "q_norm": q_norm if with_norm else None, "k_norm": k_norm if with_norm else None,
-        "cos": cos, "sin": sin, "row_request": row_request, "row_position": row_position,
-        "q_rotated": q_rotated, "k_cache": caches[0], "v_cache": caches[1], "tile_m": 2,
-        "head_dim": head_dim, "group_heads": group_heads, "group_width": group_heads * head_dim,
-        "eps": eps}, (3, kv_heads), {layout.ROW_BASE: 1})
-
-    def rotated(x, scale):
-        x = rms_normed(x, scale, eps) if with_norm else x.astype(np.float64)
-        a, b = np.split(x, 2, axis=-1)
-        c, s = cos[at][:, None].astype(np.float64), sin[at][:, None].astype(np.float64)
-        return np.concatenate([a * c - b * s, b * c + a * s], -1)
-
-    assert_close(q_rotated.reshape(q.shape), rotated(q, q_scale), head_dim)
+    run_all(df.rope_append, dtype, without(rope.operands, "q_norm") | {
+        "k": k.reshape(rows, -1), "v": v.reshape(rows, -1), "row_request": row_request,
+        "row_position": row_position, "k_cache": caches[0], "v_cache": caches[1], "tile_m": 2,
+        "head_dim": head_dim}, (3, kv_heads), {layout.ROW_BASE: 1})
     spacing = SPACING[dtype]
     kept_k, kept_v = (from_storage(c, dtype)[row_request[1:], :, at] for c in caches)
-    np.testing.assert_allclose(kept_k, rotated(k, k_scale), rtol=spacing, atol=2e-6)
+    np.testing.assert_allclose(kept_k, rope.rotated(k, rope.k_scale, at), rtol=spacing, atol=2e-6)
     np.testing.assert_array_equal(kept_v, stored(v, dtype)[1])
     assert np.count_nonzero(from_storage(caches[0], dtype).any(-1)) == rows * kv_heads
 
@@ -287,39 +298,55 @@ def test_rope_append(dtype, head_dim, group_heads, with_norm):
     (64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200),
     (64, 4, 8, 3, 20), (36, 3, 2, 0, 100)])
 @pytest.mark.parametrize("tile_m", [1, 4])
-def test_attention(dtype, head_dim, group_heads, kv_splits, window, longest, tile_m):
+@pytest.mark.parametrize("rows_are_apart", [False, True])
+def test_attention(dtype, head_dim, group_heads, kv_splits, window, longest, tile_m,
+                   rows_are_apart):
     rng = np.random.default_rng(5)
-    requests, kv_heads = 3, 2
-    # three neighbours of one request as in prefill, then rows of other requests
-    row_request = np.array([9, 0, 0, 0, 2, 1, 2], np.int32)
-    row_position = np.array([99, longest - 3, longest - 2, longest - 1, 0, longest // 2, 1],
-                            np.int32)
-    rows = len(row_request) - 1
-    heads = kv_heads * group_heads
+    kv_heads = 2
+    if rows_are_apart:  # decoding: each row of a request of its own
+        row_request = np.array([9, 3, 0, 2, 1, 4], np.int32)
+        row_position = np.array([99, longest - 1, 0, longest // 2, 1, 2], np.int32)
+    else:  # three neighbours of one request as in prefill, then rows of other requests
+        row_request = np.array([9, 0, 0, 0, 2, 1, 2], np.int32)
+        row_position = np.array([99, longest - 3, longest - 2, longest - 1, 0, longest // 2, 1],
+                                np.int32)
+    at, of_row = row_position[1:], row_request[1:]
+    rows, heads, requests = len(at), kv_heads * group_heads, 5
+    rope = Rope(rng, dtype, head_dim, longest, with_norm=window == 0)
     q = 2 * normal(rng, rows, heads, head_dim)
-    k, k_value = stored(normal(rng, requests, kv_heads, longest, head_dim), dtype)
-    v, v_value = stored(normal(rng, requests, kv_heads, longest, head_dim), dtype)
+    k, v = (normal(rng, rows, kv_heads, head_dim) for _ in range(2))
+    k_cache, v_cache = (stored(normal(rng, requests, kv_heads, longest, head_dim), dtype)[0]
+                        for _ in range(2))
+    places = {"row_request": row_request, "row_position": row_position}
+    own = {"k": None, "v": None}
+    kept = {"k_cache": k_cache.copy(), "v_cache": v_cache.copy()}
+    if rows_are_apart:
+        own = {"k": k.reshape(rows, -1), "v": v.reshape(rows, -1)}
+        run_all(df.rope_append, dtype, without(rope.operands, "q_norm") | own | kept | places | {
+            "tile_m": rows, "head_dim": head_dim}, (1, kv_heads), {layout.ROW_BASE: 1})
+        for cache in (k_cache, v_cache):  # not yet there
+            cache[of_row, :, at] = stored(np.full(head_dim, np.nan), dtype)[0]
+    k_value, v_value = (from_storage(cache, dtype) for cache in kept.values())
     scale = head_dim**-0.5
     partial = np.full((rows, kv_splits, heads * head_dim), np.nan, np.float32)
     stats = np.full((rows, kv_splits, heads * 2), np.nan, np.float32)
     common = {"tile_m": tile_m, "head_dim": head_dim, "group_heads": group_heads,
               "group_width": group_heads * head_dim, "kv_splits": kv_splits}
     tiles = ceil_div(rows, tile_m)
-    run_all(df.attention, dtype, {
-        "q_rotated": q.reshape(rows, -1), "k_cache": k, "v_cache": v, "row_request": row_request,
-        "row_position": row_position, "partial": partial, "stats": stats, "window": window,
-        "scale": scale, "kv_bytes": 2, "context": longest} | common,
+    run_all(df.attention, dtype, rope.operands | own | places | common | {
+        "q": q.reshape(rows, -1), "k_cache": k_cache, "v_cache": v_cache, "partial": partial,
+        "stats": stats, "window": window, "scale": scale, "kv_bytes": 2, "context": longest},
         (tiles, kv_heads, kv_splits), {layout.ROW_BASE: 1})
     out = np.full((rows, heads * head_dim), np.nan, np.float32)
     run_all(df.attention_combine, dtype, {"partial": partial, "stats": stats, "out": out} | common,
             (tiles, kv_heads))
 
-    for row in range(rows):
-        request, position = row_request[row + 1], row_position[row + 1]
+    q = rope.rotated(q, rope.q_scale, at)
+    for row, (request, position) in enumerate(zip(of_row, at, strict=True)):
         begin = max(0, position - window + 1) if window else 0
         for head in range(heads):
             keys = k_value[request, head // group_heads, begin:position + 1]
-            scores = keys @ q[row, head].astype(np.float64) * scale
+            scores = keys @ q[row, head] * scale
             weights = np.exp(scores - scores.max())
             expected = weights @ v_value[request, head // group_heads, begin:position + 1]
             actual = out.reshape(rows, heads, head_dim)[row, head]

@@ -1,5 +1,6 @@
 """The decoder's own contract: streams, early ends, one launch at a time."""
 
+import numpy as np
 import pytest
 
 from event_tensor.errors import UserError
@@ -54,9 +55,33 @@ def test_a_generation_is_one_launch_whatever_its_length(decoder):
     assert decoder.kernel.launches == launches + 1 and decoder.compilations == 1
 
 
+def test_decoding_does_not_wait_for_keys_to_be_appended(decoder):
+    """Only what comes at the end of a step or overwrites them, layers later, does."""
+    def who_waits(graph):
+        events = {edge.event for call in graph.calls if call.function.name == "rope_append"
+                  for edge in call.out_edges}
+        return {call.function.name for call in graph.calls
+                if any(edge.event in events for edge in call.in_edges)}
+
+    assert decoder.graph.name == "decode_step"
+    assert who_waits(decoder.graph) <= {"norm_linear", "select_token"}
+    assert "attention" in who_waits(decoder.prefill.graph)
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic", "unfused"])
+def test_steps_of_one_row_and_of_many_compute_the_same(tiny_model, schedule):
+    """A row alone in its step takes its key as it is; beside others, from the cache."""
+    decoder = compile_decode_loop(tiny_model("qwen3"), workers=2, schedule=schedule)
+    ids = list(range(3, 40))
+    together = decoder.logits(ids)
+    for length in (1, 2, 17, len(ids)):
+        apart = decoder.logits(ids[:length], last=1)[0]
+        assert np.abs(apart - together[length - 1]).max() <= 1e-5
+
+
 def test_dump_writes_the_whole_story(decoder, tmp_path):
     files = decoder.dump(tmp_path / "dump")
     assert {file.name for file in files} == {
-        "graph.txt", "tasks.txt", "schedule.txt", "worker.py", "queue.py", "actions.py",
-        "waiting.py"}
+        "graph.txt", "prefill_graph.txt", "tasks.txt", "schedule.txt", "worker.py", "queue.py",
+        "actions.py", "waiting.py"}
     assert "attention" in (tmp_path / "dump" / "graph.txt").read_text()

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("triton")
@@ -13,8 +14,10 @@ from triton.compiler import ASTSource
 
 from benchmarks.gpu_compile import SHAPES, compile_shape, decoder_graph
 from benchmarks.gpu_variants import changed
+from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
+from event_tensor.instantiate import instantiate
 from persistent_runtime import device_functions, moe_functions
 from persistent_runtime.gpu import backend, registry, tokens
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
@@ -29,6 +32,10 @@ from persistent_runtime.gpu.registry import (
 from persistent_runtime.gpu.single_tile import call_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker import run_worker
+from persistent_runtime.megakernel import build_schedule
+from scheduling.policies import POLICIES
+from scheduling.prune import prune_waits
+from scheduling.target import H200
 
 DENSE, MOE = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"), "qwen3-30b-a3b"
 SOME = [("qwen3-0.6b", 80), ("llama-3.2-1b", 90), ("qwen3-8b", 100)]
@@ -168,6 +175,16 @@ def test_a_variant_of_the_benchmark_changes_one_block_by_name():
         assert (tiles.gated.depth, tiles.head.depth, tiles.kv_block) == (512, 128, 32)
         assert backend.H200.prefetch_bytes == 64
     assert TILE_TARGETS["generic"].gated.depth == 128
+
+
+@pytest.mark.parametrize("shape", DENSE)
+def test_a_task_of_a_decode_step_waits_for_one_event(shape):
+    """Each wait is a look at memory that other multiprocessors write, one after the other."""
+    graph = derive_events(decoder_graph(shape, "bfloat16", H200.workers))
+    bindings = {"tokens": 1, "logit_rows": 1, "context": 128, "kv_splits": 2}
+    pruned = prune_waits(POLICIES["critical_path"](instantiate(graph, bindings), H200))
+    schedule = build_schedule(graph, bindings, "critical_path", H200)
+    assert np.diff(pruned.table.wait_indptr).max() > 1 == np.diff(schedule.table.wait_indptr).max()
 
 
 def test_the_variants_that_wait_for_a_gpu_can_be_made():

@@ -44,10 +44,11 @@ def test_bodies(dtype):
         references.test_gate_up_silu(dtype, shape, False)
     references.test_lm_head_and_select_token(dtype, 1, 1)
     references.test_embed_tokens(dtype)
-    for head_dim, group_heads in ((64, 1), (80, 4), (128, 7)):
-        references.test_rope_append(dtype, head_dim, group_heads, True)
+    for head_dim in (64, 80, 128):
+        references.test_rope_append(dtype, head_dim, True)
     for case in ((64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200)):
-        references.test_attention(dtype, *case, 4)
+        for rows_are_apart in (False, True):
+            references.test_attention(dtype, *case, 4, rows_are_apart)
 
 
 @pytest.mark.usefixtures("device_bodies")

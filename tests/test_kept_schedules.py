@@ -61,12 +61,12 @@ def test_another_start_finds_what_was_proved(tiny_model, no_schedules, monkeypat
     model = tiny_model(family)
     first = compile_decode_loop(model, workers=2, schedule=schedule)
     made = first.generate(PROMPT, max_new_tokens=12, ignore_eos=True)
-    assert len(kept_files(no_schedules)) == len(first.kernel.schedules) > 1
+    assert len(kept_files(no_schedules)) == len(first.schedules) > 1
     proofs_forbidden(monkeypatch)
     second = compile_decode_loop(model, workers=2, schedule=schedule)
     found = second.generate(PROMPT, max_new_tokens=12, ignore_eos=True, trace_steps=4)
     assert found.output_ids == made.output_ids
-    for a, b in zip(first.kernel.schedules, second.kernel.schedules, strict=True):
+    for a, b in zip(first.schedules, second.schedules, strict=True):
         assert a is not b
         assert_same(a, b)
         originals = [s.schedule.table.graph.original is kernel.graph

@@ -13,7 +13,7 @@ from event_tensor.printer import format_graph
 from event_tensor.tensors import RUNTIME, TensorRead
 from event_tensor.verify import verify
 from frontend.config import DecoderConfig, parse_config
-from frontend.families import build_decode_step
+from frontend.families import build_step
 from frontend.operators import Limits, Operators
 from frontend.routings import sample_routings
 from frontend.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles
@@ -34,7 +34,7 @@ def make_config(**fields: Any) -> DecoderConfig:
 def make_operators(config: DecoderConfig, dtype: str = "float32", workers: int = 4) -> Operators:
     tiles = choose_tiles(config, H200.with_workers(workers), 4 if dtype == "float32" else 2)
     operators = Operators(config, tiles, Limits(1, 64, 65, 1), dtype)
-    build_decode_step(operators)
+    build_step(operators)
     return operators
 
 

@@ -12,7 +12,7 @@ from event_tensor.graph import Call
 from frontend.checkpoint import open_checkpoint
 from frontend.config import DecoderConfig, read_config
 from frontend.expert_weights import read_weight
-from frontend.families import build_decode_step
+from frontend.families import build_step
 from frontend.operators import Limits, Operators
 from frontend.required_tensors import check_tensors
 from frontend.rope import rope_tables
@@ -31,7 +31,7 @@ class Program:
         self.config: DecoderConfig = read_config(directory)
         tiles = choose_tiles(self.config, H200.with_workers(3), 4)
         self.operators = Operators(self.config, tiles, Limits(1, CONTEXT, CONTEXT, 1), "float32")
-        build_decode_step(self.operators)
+        build_step(self.operators)
         self.bindings = {"tokens": tokens, "logit_rows": tokens, "context": tokens, "kv_splits": 1}
         self.memory = {
             spec.name: allocate(tuple(int(d.evaluate(self.bindings)) for d in spec.shape),

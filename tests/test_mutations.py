@@ -18,6 +18,7 @@ from event_tensor.errors import CountError, CycleError, GraphError, RaceError, S
 from event_tensor.instantiate import instantiate
 from event_tensor.reachability import waves
 from event_tensor.verify import verify, verify_table
+from scheduling.merge import merge_events
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.target import generic_cpu
@@ -40,7 +41,7 @@ def schedules(seed):
     schedule = policy(verify(graph, bindings), generic_cpu(1 + seed % 4))
     if schedule.policy == "hybrid":  # nothing here depends on data
         schedule = queue_some_calls(schedule, random.Random(seed))
-    return prune_waits(schedule) if seed % 2 else schedule
+    return merge_events(prune_waits(schedule)) if seed % 2 else schedule
 
 
 @pytest.mark.parametrize("mutate", m.WEAKER_OR_OTHER_EVENTS, ids=lambda f: f.__name__)

@@ -39,14 +39,15 @@ def test_the_stream_is_asked_for_once_in_order_and_ahead(seed):
 def test_pieces_lie_inside_the_weights_and_cover_them(tiny_model):
     from event_tensor.derive import derive_events
     from frontend.config import read_config
-    from frontend.families import build_decode_step
+    from frontend.families import build_step
     from frontend.operators import Limits, Operators
     from frontend.tiles import choose_tiles
 
     config = read_config(tiny_model("qwen2", seed=1))
     target = H200.with_workers(5)
-    operators = Operators(config, choose_tiles(config, target, 2), Limits(1, 64, 65, 1), "bfloat16")
-    build_decode_step(operators)
+    operators = Operators(config, choose_tiles(config, target, 2), Limits(1, 64, 65, 1),
+                          "bfloat16").for_decoding()
+    build_step(operators)
     graph = derive_events(operators.graph)
     arguments = ArgumentEncoder(graph)
     schedule = build_schedule(graph, {"tokens": 1, "logit_rows": 1, "context": 8, "kv_splits": 1},

@@ -5,6 +5,7 @@ the numbers that real threads leave behind.
 """
 
 import gc
+import itertools
 import os
 import random
 import re
@@ -29,6 +30,7 @@ from persistent_runtime.encode import encode_schedule
 from persistent_runtime.launch import Launch
 from persistent_runtime.megakernel import Megakernel, build_schedule
 from persistent_runtime.records import Segment
+from scheduling.merge import merge_events
 from scheduling.policies import POLICIES, remaining_path_us
 from scheduling.prune import prune_waits
 from scheduling.target import generic_cpu, task_costs_us
@@ -40,8 +42,8 @@ WORKERS = (1, 2, 5)
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_policies_keep_program_order(policy, workers):
-    """Placed, pruned, proved; then simulated with the waits that are left."""
-    waits = pruned_waits = 0
+    """Placed, pruned, merged, proved; then simulated with the waits that are left."""
+    waits = pruned_waits = merged_waits = 0
     for seed in range(60):
         example = random_graph(seed)
         bindings = example.bindings[seed % len(example.bindings)]
@@ -49,20 +51,32 @@ def test_policies_keep_program_order(policy, workers):
         placed = POLICIES[policy](table, generic_cpu(workers))
         verify_schedule(placed)
         pruned = verify_schedule(prune_waits(placed))
-        assert pruned.num_workers == workers and m.schedule_is_harmless(pruned)
+        merged = verify_schedule(merge_events(pruned))
+        assert awaited_by_the_same(merged.table) == 0
         program = Program(table)
-        order = ordered_by_events(pruned.table, pruned.orders)
-        assert not len(program.unordered(order))
-        for interleaving in range(3):
-            program.replay(interleaving, pruned.orders, table=pruned.table,
-                           queued=pruned.queued)
+        for schedule in (pruned, merged):
+            assert schedule.num_workers == workers and m.schedule_is_harmless(schedule)
+            order = ordered_by_events(schedule.table, schedule.orders)
+            assert not len(program.unordered(order))
+            for interleaving in range(3):
+                program.replay(interleaving, schedule.orders, table=schedule.table,
+                               queued=schedule.queued)
         waits += len(placed.table.wait_event)
         pruned_waits += len(pruned.table.wait_event)
+        merged_waits += len(merged.table.wait_event)
+    assert merged_waits <= pruned_waits
     if policy in ("dynamic", "hybrid"):
         assert pruned_waits <= waits
     else:
         assert pruned_waits < waits
         assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
+
+
+def awaited_by_the_same(table):
+    """How many events have the same waiting tasks as one before."""
+    indptr, task = table.consumers()
+    waiting = [tuple(sorted(task[a:b])) for a, b in itertools.pairwise(indptr) if b > a]
+    return len(waiting) - len(set(waiting))
 
 
 def test_pruning_again_finds_nothing():

@@ -1,4 +1,5 @@
-"""Bodies of attention: rotate and append, partial softmax over a split of the context, combine."""
+"""Bodies of attention: rotate and append keys, partial softmax over a split of the context,
+combine."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from persistent_runtime.cpu.arguments import (
     row_entry,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import advance, narrow, widen
+from persistent_runtime.cpu.intrinsics import (
+    address_of,
+    advance,
+    narrow,
+    pointer_to,
+    widen,
+)
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import (
     MINUS_INFINITY,
@@ -34,9 +41,7 @@ ROPE = record_offsets(device_functions.rope_append)
 ATTENTION = record_offsets(device_functions.attention)
 COMBINE = record_offsets(device_functions.attention_combine)
 
-# Positions whose scores are held at once: what the scratch has room for, per query vector.
-KV_BLOCK = device_functions.attention.scratch_bytes.evaluate(
-    {"tile_m": 1, "group_heads": 1}) // FLOAT32.itemsize
+KV_BLOCK = device_functions.KV_BLOCK
 
 
 @device_jit
@@ -65,34 +70,30 @@ def rotate(vector, head_dim, cos, sin, arguments, norm, eps, like, out, out_like
         out[d + half] = narrow(b * cos[d] + a * sin[d], out_like)
 
 
+@device_jit
+def narrow_all(vector, count, out, out_like):
+    for d in range(count):
+        out[d] = narrow(vector[d], out_like)
+
+
 @cpu_body(device_functions.rope_append)
 def rope_append(arguments, tile, step, scratch, like):
-    """q_rotated = rope(q); k_cache, v_cache at the row's position = rope(k), v"""
-    head_dim, group_heads = arguments[ROPE.head_dim], arguments[ROPE.group_heads]
-    eps, head = float_parameter(arguments, ROPE.eps), np.int64(tile[1])
-    q_stride, kv_stride = dim(arguments, ROPE.q, 1), dim(arguments, ROPE.k, 1)
-    first, last = tile_range(tile[0], arguments[ROPE.tile_m], dim(arguments, ROPE.q, 0))
+    """k_cache, v_cache at the row's position = rope(k), v"""
+    head_dim, head = arguments[ROPE.head_dim], np.int64(tile[1])
+    eps, stride = float_parameter(arguments, ROPE.eps), dim(arguments, ROPE.k, 1)
+    first, last = tile_range(tile[0], arguments[ROPE.tile_m], dim(arguments, ROPE.k, 0))
     for row in range(first, last):
         request = row_entry(arguments, ROPE.row_request, step, row)
         position = row_entry(arguments, ROPE.row_position, step, row)
-        angles = position * (head_dim // 2)
-        cos = advance(operand(arguments, ROPE.cos, FLOAT32), angles)
-        sin = advance(operand(arguments, ROPE.sin, FLOAT32), angles)
-        for g in range(group_heads):
-            at = row * q_stride + (head * group_heads + g) * head_dim
-            rotate(advance(operand(arguments, ROPE.q, FLOAT32), at), head_dim, cos, sin,
-                   arguments, ROPE.q_norm, eps, like,
-                   advance(operand(arguments, ROPE.q_rotated, FLOAT32), at), FLOAT32)
-        at = row * kv_stride + head * head_dim
+        angles, at = position * (head_dim // 2), row * stride + head * head_dim
         kept = kv_offset(arguments, ROPE.k_cache, request, head, position)
-        rotate(advance(operand(arguments, ROPE.k, FLOAT32), at), head_dim, cos, sin,
-               arguments, ROPE.k_norm, eps, like,
-               advance(operand(arguments, ROPE.k_cache, like), kept), like)
-        v = advance(operand(arguments, ROPE.v, FLOAT32), at)
+        rotate(advance(operand(arguments, ROPE.k, FLOAT32), at), head_dim,
+               advance(operand(arguments, ROPE.cos, FLOAT32), angles),
+               advance(operand(arguments, ROPE.sin, FLOAT32), angles), arguments, ROPE.k_norm, eps,
+               like, advance(operand(arguments, ROPE.k_cache, like), kept), like)
         kept = kv_offset(arguments, ROPE.v_cache, request, head, position)
-        v_cache = advance(operand(arguments, ROPE.v_cache, like), kept)
-        for d in range(head_dim):
-            v_cache[d] = narrow(v[d], like)
+        narrow_all(advance(operand(arguments, ROPE.v, FLOAT32), at), head_dim,
+                   advance(operand(arguments, ROPE.v_cache, like), kept), like)
 
 
 @device_jit
@@ -160,18 +161,55 @@ def attend_block(arguments, step, row, rows, block, length, q, q_stride, vectors
 
 
 @device_jit
+def rotate_queries(arguments, step, first, last, head, out, like):
+    """out = rope(q) of a KV head's query heads: [rows, group_heads, head_dim]."""
+    head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
+    eps, width = float_parameter(arguments, ATTENTION.eps), group_heads * head_dim
+    for m in range(last - first):
+        angles = row_entry(arguments, ATTENTION.row_position, step, first + m) * (head_dim // 2)
+        cos = advance(operand(arguments, ATTENTION.cos, FLOAT32), angles)
+        sin = advance(operand(arguments, ATTENTION.sin, FLOAT32), angles)
+        q = advance(operand(arguments, ATTENTION.q, FLOAT32),
+                    (first + m) * dim(arguments, ATTENTION.q, 1) + head * width)
+        for g in range(group_heads):
+            rotate(advance(q, g * head_dim), head_dim, cos, sin, arguments, ATTENTION.q_norm, eps,
+                   like, advance(out, m * width + g * head_dim), FLOAT32)
+
+
+@device_jit
+def attend_own(arguments, step, row, position, q, head, split, scratch, own, partial, stats, like):
+    """Folds in the position of a row itself, whose key and value the cache will have later.
+
+    q: [group_heads, head_dim]; own: room for both, as they will be stored.
+    """
+    head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
+    angles = position * (head_dim // 2)
+    at = row * dim(arguments, ATTENTION.k, 1) + head * head_dim
+    k = pointer_to(address_of(own), like)
+    v = advance(k, head_dim)
+    rotate(advance(operand(arguments, ATTENTION.k, FLOAT32), at), head_dim,
+           advance(operand(arguments, ATTENTION.cos, FLOAT32), angles),
+           advance(operand(arguments, ATTENTION.sin, FLOAT32), angles), arguments,
+           ATTENTION.k_norm, float_parameter(arguments, ATTENTION.eps), like, k, like)
+    narrow_all(advance(operand(arguments, ATTENTION.v, FLOAT32), at), head_dim, v, like)
+    attend_block(arguments, step, row, 1, position, 1, q, head_dim, group_heads, k, v, k, split,
+                 scratch, partial, head_dim, stats, 2)
+
+
+@device_jit
 def attend_rows(arguments, step, first, last, request, head, split, scratch, like):
     """Rows [first, last) of one request, block by block of the context, so a block is hot for
     all of them; each row's running state stays in its `partial` and `stats`."""
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
     kv_splits, rows = arguments[ATTENTION.kv_splits], last - first
     width, stats_width = dim(arguments, ATTENTION.partial, 2), dim(arguments, ATTENTION.stats, 2)
-    group = head * group_heads
-    q = advance(operand(arguments, ATTENTION.q_rotated, FLOAT32), first * width + group * head_dim)
+    group_width = group_heads * head_dim
+    q = advance(scratch, KV_BLOCK * max(arguments[ATTENTION.tile_m], group_heads))
+    own = advance(q, arguments[ATTENTION.tile_m] * group_width)
     partial = advance(operand(arguments, ATTENTION.partial, FLOAT32),
-                      (first * kv_splits + split) * width + group * head_dim)
+                      (first * kv_splits + split) * width + head * group_width)
     stats = advance(operand(arguments, ATTENTION.stats, FLOAT32),
-                    (first * kv_splits + split) * stats_width + group * 2)
+                    (first * kv_splits + split) * stats_width + head * group_heads * 2)
     partial_stride, stats_stride = kv_splits * width, kv_splits * stats_width
 
     context_begin, context_end = np.int64(2**62), np.int64(0)
@@ -180,11 +218,18 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, lik
         begin, end = split_range(arguments, position, split)
         if begin < end:
             context_begin, context_end = min(context_begin, begin), max(context_end, end)
-        for d in range(group_heads * head_dim):
+        for d in range(group_width):
             partial[m * partial_stride + d] = ZERO
         for g in range(group_heads):
             stats[m * stats_stride + 2 * g] = MINUS_INFINITY
             stats[m * stats_stride + 2 * g + 1] = ZERO
+    if context_begin >= context_end:
+        return
+    rotate_queries(arguments, step, first, last, head, q, like)
+    position = row_entry(arguments, ATTENTION.row_position, step, first)
+    sees_own = is_given(arguments, ATTENTION.k) and context_end > position
+    if sees_own:
+        context_end = position
 
     for block in range(context_begin, context_end, KV_BLOCK):
         length = min(KV_BLOCK, context_end - block)
@@ -199,16 +244,18 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, lik
         else:
             for g in range(group_heads):
                 attend_block(arguments, step, first, rows, block, length,
-                             advance(q, g * head_dim), width, rows, k, v, following, split,
+                             advance(q, g * head_dim), group_width, rows, k, v, following, split,
                              scratch, advance(partial, g * head_dim), partial_stride,
                              advance(stats, 2 * g), stats_stride)
+    if sees_own:
+        attend_own(arguments, step, first, position, q, head, split, scratch, own, partial, stats,
+                   like)
 
 
 @cpu_body(device_functions.attention)
 def attention(arguments, tile, step, scratch, like):
-    """partial, stats = unnormalised softmax(q_rotated @ k.T * scale) @ v over one split"""
-    first, last = tile_range(tile[0], arguments[ATTENTION.tile_m],
-                             dim(arguments, ATTENTION.q_rotated, 0))
+    """partial, stats = unnormalised softmax(rope(q) @ k.T * scale) @ v over one split"""
+    first, last = tile_range(tile[0], arguments[ATTENTION.tile_m], dim(arguments, ATTENTION.q, 0))
     head, split = np.int64(tile[1]), np.int64(tile[2])
     while first < last:
         request = row_entry(arguments, ATTENTION.row_request, step, first)

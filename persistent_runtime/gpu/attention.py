@@ -1,4 +1,5 @@
-"""Bodies of attention: rotate and append, partial softmax over a split of the context, combine.
+"""Bodies of attention: rotate and append keys, partial softmax over a split of the context,
+combine.
 
 The unit of work is a pair (row, query head of the group), flattened: pair p of a tile is row
 p // group_heads and head p % group_heads, so one block of vectors serves decode and prefill.
@@ -35,13 +36,12 @@ FAR = tl.constexpr(2**30)
 
 @dataclass(frozen=True, slots=True)
 class HeadConfiguration:
-    """head_block and half_block: head_dim and its half, rounded up to powers of two."""
+    """head_block: head_dim, rounded up to a power of two."""
 
     weight: tl.dtype
     interpreted: bool
     alignment: int  # what head_dim is a multiple of
     head_block: int
-    half_block: int
     pairs: int
     kv_block: int
     stages: int
@@ -52,8 +52,8 @@ def head_configuration(shape: Shape) -> HeadConfiguration:
     head_dim, target = max(head_dims), shape.target
     return HeadConfiguration(
         shape.weight, shape.interpreted, math.gcd(16, *head_dims),
-        max(triton.next_power_of_2(head_dim), 16), triton.next_power_of_2((head_dim + 1) // 2),
-        target.query_rows, target.kv_block, target.kv_stages)
+        max(triton.next_power_of_2(head_dim), 16), target.query_rows, target.kv_block,
+        target.kv_stages)
 
 
 @triton.jit
@@ -67,77 +67,63 @@ def narrow(values, TYPE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def rotate(vectors, kept, norm, normed, cos, sin, there, head_dim, eps, OUT: tl.constexpr,
-           CONFIG: tl.constexpr):
-    """kept = rotate_half_rope(optional_norm(vectors)): element d pairs with d + head_dim / 2.
+def rotated(vectors, norm, normed, cos, sin, there, head_dim, eps, CONFIG: tl.constexpr):
+    """rotate_half_rope(optional_norm(vectors)), [vectors, head_block] float32, zero where there is
+    nothing: element d pairs with d + head_dim / 2.
 
-    vectors, kept: [pairs] pointers to heads; cos, sin: [pairs] pointers; there: [pairs] mask.
+    vectors: [vectors] pointers to heads; cos, sin: [vectors] pointers; there: [vectors] mask.
     """
-    HALF_BLOCK: tl.constexpr = CONFIG.half_block
+    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
     half = head_dim // 2
-    d = tl.arange(0, HALF_BLOCK)[None, :]
-    mask = there[:, None] & (d < half)
-    a = tl.load(vectors[:, None] + d, mask=mask, other=0)
-    b = tl.load(vectors[:, None] + half + d, mask=mask, other=0)
-    c = tl.load(cos[:, None] + d, mask=mask, other=0)
-    s = tl.load(sin[:, None] + d, mask=mask, other=0)
+    d = tl.arange(0, HEAD_BLOCK)
+    is_first = d < half
+    pair = tl.where(is_first, d + half, d - half)
+    angle = tl.where(is_first, d, d - half)[None, :]
+    mask = there[:, None] & (d < head_dim)[None, :]
+    a = tl.load(vectors[:, None] + d[None, :], mask=mask, other=0)
+    b = tl.load(vectors[:, None] + pair[None, :], mask=mask, other=0)
+    c = tl.load(cos[:, None] + angle, mask=mask, other=0)
+    s = tl.load(sin[:, None] + angle, mask=mask, other=0)
     if normed:
-        squares = tl.sum(a * a + b * b, axis=1)
+        squares = tl.sum(a * a, axis=1)
         factor = (1.0 / tl.sqrt(squares / head_dim.to(tl.float32) + eps))[:, None]
-        a = a * factor * tl.load(norm + d, mask=d < half, other=0).to(tl.float32)
-        b = b * factor * tl.load(norm + half + d, mask=d < half, other=0).to(tl.float32)
-    tl.store(kept[:, None] + d, narrow(a * c - b * s, OUT, CONFIG.interpreted),
-             mask=mask)
-    tl.store(kept[:, None] + half + d, narrow(b * c + a * s, OUT, CONFIG.interpreted),
-             mask=mask)
+        a = a * factor * tl.load(norm + d, mask=d < head_dim, other=0).to(tl.float32)[None, :]
+        b = b * factor * tl.load(norm + pair, mask=d < head_dim, other=0).to(tl.float32)[None, :]
+    return a * c + b * tl.where(is_first, -1.0, 1.0)[None, :] * s
 
 
 @gpu_body(device_functions.rope_append, configure=head_configuration)
 @triton.jit(noinline=True)
 def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
-    """q_rotated = rope(q); k_cache, v_cache at the row's position = rope(k), v"""
-    PAIRS: tl.constexpr = CONFIG.pairs
+    """k_cache, v_cache at the row's position = rope(k), v"""
+    ROWS: tl.constexpr = CONFIG.pairs
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
     head_dim = word(arguments, ROPE.head_dim, CONFIG.alignment)
-    group_heads = word(arguments, ROPE.group_heads)
-    eps, head = float_parameter(arguments, ROPE.eps), tile[1]
-    q_stride = dim(arguments, ROPE.q, 1, CONFIG.alignment)
-    kv_stride = dim(arguments, ROPE.k, 1, CONFIG.alignment)
-    first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.q, 0))
-    cos, sin = operand(arguments, ROPE.cos, tl.float32), operand(arguments, ROPE.sin, tl.float32)
-    q = operand(arguments, ROPE.q, tl.float32)
-    q_rotated = operand(arguments, ROPE.q_rotated, tl.float32)
-    q_norm = operand(arguments, ROPE.q_norm, CONFIG.weight)
-    k_norm = operand(arguments, ROPE.k_norm, CONFIG.weight)
-    for first_pair in tl.range(0, (last - first) * group_heads, PAIRS):
-        pair = first_pair + tl.arange(0, PAIRS)
-        row = first + pair // group_heads
+    stride = dim(arguments, ROPE.k, 1, CONFIG.alignment)
+    first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.k, 0))
+    d = tl.arange(0, HEAD_BLOCK)[None, :]
+    for first_row in tl.range(first, last, ROWS):
+        row = first_row + tl.arange(0, ROWS)
         there = row < last
-        angles = row_entry(arguments, ROPE.row_position, step, row, there) * (head_dim // 2)
-        at = row * q_stride + (head * group_heads + pair % group_heads) * head_dim
-        rotate(q + at, q_rotated + at, q_norm, is_given(arguments, ROPE.q_norm), cos + angles,
-               sin + angles, there, head_dim, eps, tl.float32, CONFIG)
-    for first_row in tl.range(first, last, PAIRS):
-        row = first_row + tl.arange(0, PAIRS)
-        there = row < last
+        mask = there[:, None] & (d < head_dim)
         request = row_entry(arguments, ROPE.row_request, step, row, there)
         position = row_entry(arguments, ROPE.row_position, step, row, there)
-        angles = position * (head_dim // 2)
-        at = row * kv_stride + head * head_dim
+        angles, at = position * (head_dim // 2), row * stride + tile[1] * head_dim
+        k = rotated(operand(arguments, ROPE.k, tl.float32) + at,
+                    operand(arguments, ROPE.k_norm, CONFIG.weight),
+                    is_given(arguments, ROPE.k_norm),
+                    operand(arguments, ROPE.cos, tl.float32) + angles,
+                    operand(arguments, ROPE.sin, tl.float32) + angles, there, head_dim,
+                    float_parameter(arguments, ROPE.eps), CONFIG)
         k_cache = operand(arguments, ROPE.k_cache, CONFIG.weight)
-        k_cache += kv_offset(arguments, ROPE.k_cache, request, head, position,
+        k_cache += kv_offset(arguments, ROPE.k_cache, request, tile[1], position,
                              CONFIG.alignment)
-        rotate(operand(arguments, ROPE.k, tl.float32) + at, k_cache, k_norm,
-               is_given(arguments, ROPE.k_norm), cos + angles, sin + angles, there, head_dim, eps,
-               CONFIG.weight, CONFIG)
+        tl.store(k_cache[:, None] + d, narrow(k, CONFIG.weight, CONFIG.interpreted), mask=mask)
         v_cache = operand(arguments, ROPE.v_cache, CONFIG.weight)
-        v_cache += kv_offset(arguments, ROPE.v_cache, request, head, position,
+        v_cache += kv_offset(arguments, ROPE.v_cache, request, tile[1], position,
                              CONFIG.alignment)
-        d = tl.arange(0, HEAD_BLOCK)[None, :]
-        mask = there[:, None] & (d < head_dim)
         v = tl.load(operand(arguments, ROPE.v, tl.float32) + at[:, None] + d, mask=mask, other=0)
-        tl.store(v_cache[:, None] + d, narrow(v, CONFIG.weight, CONFIG.interpreted),
-                 mask=mask)
+        tl.store(v_cache[:, None] + d, narrow(v, CONFIG.weight, CONFIG.interpreted), mask=mask)
 
 
 @triton.jit
@@ -149,6 +135,37 @@ def split_range(arguments, position, split):
     piece = (visible_end - visible_begin + kv_splits - 1) // kv_splits
     begin = tl.minimum(visible_begin + split * piece, visible_end)
     return begin, tl.minimum(begin + piece, visible_end)
+
+
+@triton.jit
+def fold_own(arguments, row, position, sees_own, q, head, largest, total, partial,
+             CONFIG: tl.constexpr):
+    """The running softmax with the position of each row itself folded in, where a split has it:
+    its key and value as the cache will have them later.
+
+    row, position, sees_own, largest, total: [pairs]; q, partial: [pairs, head_block].
+    """
+    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
+    head_dim = word(arguments, ATTENTION.head_dim, CONFIG.alignment)
+    angles = position * (head_dim // 2)
+    at = row * dim(arguments, ATTENTION.k, 1, CONFIG.alignment) + head * head_dim
+    k = rotated(operand(arguments, ATTENTION.k, tl.float32) + at,
+                operand(arguments, ATTENTION.k_norm, CONFIG.weight),
+                is_given(arguments, ATTENTION.k_norm),
+                operand(arguments, ATTENTION.cos, tl.float32) + angles,
+                operand(arguments, ATTENTION.sin, tl.float32) + angles, sees_own, head_dim,
+                float_parameter(arguments, ATTENTION.eps), CONFIG)
+    d = tl.arange(0, HEAD_BLOCK)
+    v = tl.load(operand(arguments, ATTENTION.v, tl.float32) + at[:, None] + d[None, :],
+                mask=sees_own[:, None] & (d < head_dim)[None, :], other=0)
+    k = narrow(k, CONFIG.weight, CONFIG.interpreted).to(tl.float32)
+    v = narrow(v, CONFIG.weight, CONFIG.interpreted).to(tl.float32)
+    score = tl.where(sees_own, tl.sum(q * k, axis=1), float("-inf"))
+    new_largest = tl.maximum(largest, score)
+    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weight, decay = tl.exp(score - base), tl.exp(largest - base)
+    return (new_largest, total * decay + weight,
+            partial * decay[:, None] + v * weight[:, None])
 
 
 @triton.jit
@@ -170,15 +187,21 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     position = row_entry(arguments, ATTENTION.row_position, step, row, there)
     begin, end = split_range(arguments, position, split)
     sees = there & (begin < end)
+    sees_own = sees & (end > position) & is_given(arguments, ATTENTION.k)
+    end = tl.where(sees_own, position, end)  # the cache has only what lies before
     context_begin = tl.min(tl.where(sees, begin, FAR), axis=0)
     context_end = tl.max(tl.where(sees, end, 0), axis=0)
 
     d = tl.arange(0, HEAD_BLOCK)
     in_head = d < head_dim
     mask = there[:, None] & in_head[None, :]
-    at = row * width + query_head * head_dim
-    q = tl.load(operand(arguments, ATTENTION.q_rotated, tl.float32) + at[:, None] + d[None, :],
-                mask=mask, other=0) * scale
+    angles = position * (head_dim // 2)
+    q = rotated(operand(arguments, ATTENTION.q, tl.float32) + row * width + query_head * head_dim,
+                operand(arguments, ATTENTION.q_norm, CONFIG.weight),
+                is_given(arguments, ATTENTION.q_norm),
+                operand(arguments, ATTENTION.cos, tl.float32) + angles,
+                operand(arguments, ATTENTION.sin, tl.float32) + angles, there, head_dim,
+                float_parameter(arguments, ATTENTION.eps), CONFIG) * scale
     k_cache = operand(arguments, ATTENTION.k_cache, CONFIG.weight)
     k_cache += kv_offset(arguments, ATTENTION.k_cache, request, head, 0, CONFIG.alignment)
     v_cache = operand(arguments, ATTENTION.v_cache, CONFIG.weight)
@@ -204,6 +227,9 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
                     mask=known[:, None] & in_head[None, :], other=0)  # [positions, head_dim]
         partial = widened_dot(weights, v, partial * decay[:, None], CONFIG)
         largest = new_largest
+    if is_given(arguments, ATTENTION.k):
+        largest, total, partial = fold_own(arguments, row, position, sees_own, q, head, largest,
+                                           total, partial, CONFIG)
     kv_splits = word(arguments, ATTENTION.kv_splits)
     slot = row * kv_splits + split
     out = operand(arguments, ATTENTION.partial, tl.float32)
@@ -216,10 +242,10 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
 @gpu_body(device_functions.attention, configure=head_configuration)
 @triton.jit(noinline=True)
 def attention(arguments, tile, step, CONFIG: tl.constexpr):
-    """partial, stats = unnormalised softmax(q_rotated @ k.T * scale) @ v over one split"""
+    """partial, stats = unnormalised softmax(rope(q) @ k.T * scale) @ v over one split"""
     PAIRS: tl.constexpr = CONFIG.pairs
     first, last = tile_range(tile[0], word(arguments, ATTENTION.tile_m),
-                             dim(arguments, ATTENTION.q_rotated, 0))
+                             dim(arguments, ATTENTION.q, 0))
     head, split = tile[1], tile[2]
     group_heads = word(arguments, ATTENTION.group_heads)
     while first < last:
