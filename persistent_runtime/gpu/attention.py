@@ -62,7 +62,7 @@ def narrow(values, TYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     if INTERPRETED:
         if TYPE == tl.bfloat16:
             bits = values.to(tl.int32, bitcast=True)
-            values = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+            values = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return values.to(TYPE)
 
 
@@ -138,34 +138,30 @@ def split_range(arguments, position, split):
 
 
 @triton.jit
-def fold_own(arguments, row, position, sees_own, q, head, largest, total, partial,
-             CONFIG: tl.constexpr):
-    """The running softmax with the position of each row itself folded in, where a split has it:
-    its key and value as the cache will have them later.
+def begin_with_own(arguments, row, position, sees_own, q, head, CONFIG: tl.constexpr):
+    """The running softmax after the position of each row itself, where a split has it: its key and
+    value as the cache will have them later. Before the cache is read, so that all of it is on its
+    way at once.
 
-    row, position, sees_own, largest, total: [pairs]; q, partial: [pairs, head_block].
+    row, position, sees_own: [pairs]; q: [pairs, head_block]; returns (largest, total, partial).
     """
     HEAD_BLOCK: tl.constexpr = CONFIG.head_block
     head_dim = word(arguments, ATTENTION.head_dim, CONFIG.alignment)
     angles = position * (head_dim // 2)
     at = row * dim(arguments, ATTENTION.k, 1, CONFIG.alignment) + head * head_dim
+    d = tl.arange(0, HEAD_BLOCK)
+    v = tl.load(operand(arguments, ATTENTION.v, tl.float32) + at[:, None] + d[None, :],
+                mask=sees_own[:, None] & (d < head_dim)[None, :], other=0)
     k = rotated(operand(arguments, ATTENTION.k, tl.float32) + at,
                 operand(arguments, ATTENTION.k_norm, CONFIG.weight),
                 is_given(arguments, ATTENTION.k_norm),
                 operand(arguments, ATTENTION.cos, tl.float32) + angles,
                 operand(arguments, ATTENTION.sin, tl.float32) + angles, sees_own, head_dim,
                 float_parameter(arguments, ATTENTION.eps), CONFIG)
-    d = tl.arange(0, HEAD_BLOCK)
-    v = tl.load(operand(arguments, ATTENTION.v, tl.float32) + at[:, None] + d[None, :],
-                mask=sees_own[:, None] & (d < head_dim)[None, :], other=0)
     k = narrow(k, CONFIG.weight, CONFIG.interpreted).to(tl.float32)
     v = narrow(v, CONFIG.weight, CONFIG.interpreted).to(tl.float32)
     score = tl.where(sees_own, tl.sum(q * k, axis=1), float("-inf"))
-    new_largest = tl.maximum(largest, score)
-    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-    weight, decay = tl.exp(score - base), tl.exp(largest - base)
-    return (new_largest, total * decay + weight,
-            partial * decay[:, None] + v * weight[:, None])
+    return score, sees_own.to(tl.float32), v
 
 
 @triton.jit
@@ -209,6 +205,9 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     partial = tl.zeros([PAIRS, HEAD_BLOCK], tl.float32)
     largest = tl.full([PAIRS], float("-inf"), tl.float32)
     total = tl.zeros([PAIRS], tl.float32)
+    if is_given(arguments, ATTENTION.k):
+        largest, total, partial = begin_with_own(arguments, row, position, sees_own, q, head,
+                                                 CONFIG)
     for t0 in tl.range(context_begin, context_end, KV_BLOCK, num_stages=CONFIG.stages):
         t = t0 + tl.arange(0, KV_BLOCK)
         known = t < context_end
@@ -227,9 +226,6 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
                     mask=known[:, None] & in_head[None, :], other=0)  # [positions, head_dim]
         partial = widened_dot(weights, v, partial * decay[:, None], CONFIG)
         largest = new_largest
-    if is_given(arguments, ATTENTION.k):
-        largest, total, partial = fold_own(arguments, row, position, sees_own, q, head, largest,
-                                           total, partial, CONFIG)
     kv_splits = word(arguments, ATTENTION.kv_splits)
     slot = row * kv_splits + split
     out = operand(arguments, ATTENTION.partial, tl.float32)
