@@ -31,6 +31,7 @@ from frontend.config import parse_config  # noqa: E402
 from frontend.families import build_step  # noqa: E402
 from frontend.operators import Limits, Operators  # noqa: E402
 from frontend.tiles import choose_kv_splits, choose_tiles  # noqa: E402
+from scheduling.merge import merge_events  # noqa: E402
 from scheduling.policies import critical_path, round_robin  # noqa: E402
 from scheduling.prune import prune_waits  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
@@ -75,7 +76,7 @@ def measure(clock: Clock) -> dict[str, Any]:
     table = clock("instantiate", lambda: instantiate(derived, BINDINGS))
     clock("verify_table", lambda: verify_table(table))
     placed = clock("critical_path", lambda: critical_path(table, H200))
-    pruned = clock("prune_waits", lambda: prune_waits(placed))
+    pruned = clock("prune_waits", lambda: merge_events(prune_waits(placed)))
     clock("verify_schedule", lambda: verify_schedule(pruned))
     estimate = clock("estimate_makespan", lambda: estimate_makespan(pruned, H200))
     baseline = estimate_makespan(prune_waits(round_robin(table, H200)), H200)

@@ -15,6 +15,7 @@ from event_tensor.tensors import EventTensor
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Runtime: TypeAlias = Mapping[str, npt.NDArray[Any]]
 MAX_TILE_RANK = 4
+MOST_MERGED_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +38,8 @@ class TaskTable:
     bytes: npt.NDArray[np.float64]  # [tasks]
     flops: npt.NDArray[np.float64]
     runtime: Runtime = field(default_factory=dict)  # sample values of data-dependent edges
+    # event → events whose notifies it counts as well (scheduling/merge.py)
+    merged: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     wait_task: IntArray = field(init=False)  # [waits]: the task of each entry of wait_event
     notify_task: IntArray = field(init=False)  # [notifies]
 
@@ -89,7 +92,13 @@ class TaskTable:
         return f"{call.name}[{', '.join(map(str, coordinates))}]"
 
     def event_name(self, event: int) -> str:
-        """`E_act[3]`"""
+        """`E_act[3]`, or `E_q[3] + E_k[3]` where one event counts for several."""
+        others = self.merged.get(event, ())
+        more = len(others) - MOST_MERGED_NAMES
+        return " + ".join(map(self._own_name, (event, *others[:MOST_MERGED_NAMES]))) + (
+            f" + {more} more" if more > 0 else "")
+
+    def _own_name(self, event: int) -> str:
         tensor = self.event_tensor(event)
         shape = self.event_shape[tensor]
         indices = np.unravel_index(event - self.event_begin[tensor], shape) if shape else ()

@@ -20,7 +20,10 @@ def merge_events(schedule: StaticSchedule) -> StaticSchedule:
     if not len(table.wait_event):
         return schedule
     first = _first_of_equals(table)
-    merged = table.with_notifies(
+    others: dict[int, tuple[int, ...]] = {}
+    for event in np.flatnonzero(first != np.arange(len(first))).tolist():
+        others[int(first[event])] = (*others.get(int(first[event]), ()), event)
+    merged = replace(table, merged=others).with_notifies(
         *_unique_pairs(table.notify_task, first[table.notify_event])).with_waits(
         *_unique_pairs(table.wait_task, first[table.wait_event]))
     return replace(schedule, table=merged)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from event_tensor.ancestors import ancestors
 from event_tensor.errors import UserError
+from event_tensor.instantiate import instantiate
 from frontend.compile import compile_decode_loop
 
 
@@ -66,6 +68,18 @@ def test_decoding_does_not_wait_for_keys_to_be_appended(decoder):
     assert decoder.graph.name == "decode_step"
     assert who_waits(decoder.graph) <= {"norm_linear", "select_token"}
     assert "attention" in who_waits(decoder.prefill.graph)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_token_comes_after_all_keys_and_values_before_it(decoder, rows):
+    """A conversation goes on from what the cache holds, however the launch has ended."""
+    for graph in (decoder.graph, decoder.prefill.graph):
+        table = instantiate(graph, decoder.bindings(rows, rows, 9))
+        function = np.array([graph.calls[call].function.name for call in table.call])
+        kept, chosen = (np.flatnonzero(function == name)
+                        for name in ("rope_append", "select_token"))
+        assert len(kept) and len(chosen) == rows
+        assert ancestors(table).before(np.tile(kept, rows), np.repeat(chosen, len(kept))).all()
 
 
 @pytest.mark.parametrize("schedule", ["static", "dynamic", "unfused"])

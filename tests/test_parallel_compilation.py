@@ -1,13 +1,15 @@
 """Several processes compile what no cache has; one that fails costs time and nothing else."""
 
 import os
+import resource
 import signal
+import threading
 import time
 
 import pytest
 
 from persistent_runtime import device_functions as df
-from persistent_runtime.cpu import parallel, registry
+from persistent_runtime.cpu import disk_cache, parallel, registry
 from persistent_runtime.cpu.parallel import compile_entries
 
 FUNCTIONS = (df.embed_tokens, df.attention_combine, df.rope_append)
@@ -93,6 +95,80 @@ def test_an_interrupt_leaves_no_helper(entries, monkeypatch):
     monkeypatch.setattr(parallel, "compile_entry", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compile_entries(entries, 1)
+    assert not are_children_left()
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_machine_without_room_for_more_processes(entries, monkeypatch, room):
+    own, forks = os.fork, []
+
+    def fork():
+        if len(forks) == room:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        forks.append(1)
+        return own()
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = len(os.listdir("/proc/self/fd"))
+    assert all(body.address for body in compile_entries(entries, 3))
+    assert found() == {function.name: (False, room > 0) for function in FUNCTIONS}
+    assert not are_children_left() and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_many_open_files_are_no_obstacle(entries):
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(limit, 2000), most), most))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert all(body.address for body in compile_entries(entries, 2))
+    finally:
+        for file in held:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+
+
+def test_helpers_that_cannot_save_leave_the_work(entries, monkeypatch):
+    monkeypatch.setattr(disk_cache.KeptFile, "save", lambda self, payload: None)
+    assert all(body.address for body in compile_entries(entries, 2))
+    assert found() == {function.name: (False, False) for function in FUNCTIONS}
+
+
+def test_what_no_cache_could_keep_is_compiled_here(entries, monkeypatch):
+    monkeypatch.setattr(registry.Entry, "can_be_kept", False)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a helper could leave nothing"))
+    assert all(body.address for body in compile_entries(entries, 3))
+    assert all("no source file" in c.note for c in registry.COMPILATIONS)
+
+
+def test_another_thread_may_load_functions_meanwhile(entries, monkeypatch):
+    """A helper would wait for ever for a lock that it was born without the holder of."""
+    monkeypatch.setattr(parallel, "LONGEST_S", 20.0)
+    held, began = threading.Event(), time.monotonic()
+
+    def hold():
+        with registry.compiling:
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    compile_entries(entries, 2)
+    thread.join()
+    assert time.monotonic() - began < 20
+    assert found() == {function.name: (False, True) for function in FUNCTIONS}
+
+
+def test_an_interrupt_amid_forking_leaves_no_helper(entries, monkeypatch):
+    own = os.fork
+
+    def fork():
+        os.kill(os.getpid(), signal.SIGINT)
+        return own()
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(KeyboardInterrupt):
+        compile_entries(entries, 3)
     assert not are_children_left()
 
 

@@ -72,6 +72,22 @@ def test_policies_keep_program_order(policy, workers):
         assert pruned_waits == 0 or workers > 1  # one worker needs no events at all
 
 
+def test_an_event_that_counts_for_several_is_called_by_all_their_names():
+    several = 0
+    for seed in range(40):
+        example = random_graph(seed)
+        table = verify(derive_events(example.graph), example.bindings[-1])
+        pruned = prune_waits(POLICIES["round_robin"](table, generic_cpu(5)))
+        merged = merge_events(pruned).table
+        for event, others in merged.merged.items():
+            names = merged.event_name(event).split(" + ")
+            assert names[:2] == [table.event_name(e) for e in (event, others[0])]
+            producers = sum((pruned.table.notify_event == e).sum() for e in (event, *others))
+            assert merged.event_count[event] <= producers
+            several += 1
+    assert several
+
+
 def awaited_by_the_same(table):
     """How many events have the same waiting tasks as one before."""
     indptr, task = table.consumers()

@@ -26,6 +26,7 @@ from persistent_runtime.cpu.registry import (
     Elsewhere,
     Entry,
     compile_entry,
+    compiling,
     open_cache,
 )
 
@@ -69,7 +70,7 @@ def _missing(entries: Sequence[Entry]) -> list[Entry]:
         open_cache()
     except OSError:
         return []
-    missing = [e for e in entries if not e.is_compiled and not e.file.exists()]
+    missing = [e for e in entries if not e.is_compiled and e.can_be_kept and not e.file.exists()]
     return missing[:MOST_ENTRIES]
 
 
@@ -79,31 +80,54 @@ class Helpers:
     def __init__(self, entries: Sequence[Entry], count: int) -> None:
         self._entries, self._count = entries, count
         self._processes: list[int] = []
+        self._pipes: set[int] = set()  # ends that are open
+        self._done = -1  # the one to read from
 
     def __enter__(self) -> Helpers:
-        queue, filled = os.pipe()
-        self._done, done = os.pipe()
-        os.write(filled, bytes(range(len(self._entries))))
-        os.close(filled)
-        with global_compiler_lock, warnings.catch_warnings():
-            # other threads do not compile now, and helpers do nothing else
-            warnings.simplefilter("ignore", DeprecationWarning)
-            for _ in range(self._count):
-                process = os.fork()
-                if process == 0:
-                    self._help(queue, done)
-                self._processes.append(process)
-        os.close(queue)
-        os.close(done)  # so that the other end shows when the last helper is gone
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def _start(self) -> None:
+        """As many helpers as there is room for, on a machine that has little perhaps none."""
+        # held by nobody else when the process is copied: other threads are not in a helper, and
+        # could not give them back there; Ctrl-C amid a fork would be lost in whoever runs then
+        with compiling, global_compiler_lock, interrupt_deferred(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that other threads exist
+            with suppress(OSError):
+                queue, filled = self._pipe()
+                self._done, done = self._pipe()
+                os.write(filled, bytes(range(len(self._entries))))
+                self._close(filled)
+                for _ in range(self._count):
+                    process = os.fork()
+                    if process == 0:
+                        self._help(queue, done)
+                    self._processes.append(process)
+            for end in self._pipes - {self._done}:
+                self._close(end)  # so that the one that is left shows when all helpers are gone
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._pipes |= set(ends)
+        return ends
+
+    def _close(self, end: int) -> None:
+        self._pipes.remove(end)
+        os.close(end)
 
     def _help(self, queue: int, done: int) -> None:
         """A helper's life. What goes wrong here goes wrong again where someone is told of it."""
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for helpers ends them
             while number := os.read(queue, 1):
-                begin_s = time.monotonic()
-                compile_entry(self._entries[number[0]])
+                begin_s, entry = time.monotonic(), self._entries[number[0]]
+                compile_entry(entry)
+                if not entry.file.exists():  # a full disk, say: there is no use in helping
+                    break
                 os.write(done, MESSAGE.pack(number[0], time.monotonic() - begin_s))
         finally:
             os._exit(0)
@@ -111,7 +135,13 @@ class Helpers:
     def finished(self) -> Iterator[tuple[Entry, float]]:
         """Entries that the cache has now, each as soon as it has, and the seconds they took; ends
         when no helper is left that could bring more."""
-        while select.select([self._done], [], [], LONGEST_S)[0]:
+        if not self._processes:
+            return
+        messages = select.poll()
+        messages.register(self._done, select.POLLIN)
+        for _ in self._entries:
+            if not messages.poll(LONGEST_S * 1e3):
+                return
             message = os.read(self._done, MESSAGE.size)
             if not message:
                 return
@@ -119,8 +149,9 @@ class Helpers:
             yield self._entries[number], seconds
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._done)
         with interrupt_deferred():  # some send Ctrl-C twice
+            for end in set(self._pipes):
+                self._close(end)
             for process in self._processes:
                 # whoever embeds this may have waited for all children
                 with suppress(ProcessLookupError, ChildProcessError):

@@ -90,7 +90,7 @@ COMPILATIONS: list[Compilation] = []  # of this process, in order
 _bodies: dict[str, Body] = {}
 _compiled: dict[tuple[Callable[..., Any], str], CompiledBody] = {}
 _reasons: dict[Path, str] = {}  # folder of the cache → why this process had to make it
-_lock = threading.RLock()
+compiling = threading.RLock()  # numba's own lock is taken inside it, never around it
 
 
 def cpu_body(declaration: DeviceFunction) -> Callable[[Body], Body]:
@@ -136,6 +136,15 @@ class Entry:
         function = self.function
         line = function.__code__.co_firstlineno
         return cache_directory() / f"{function.__qualname__}-{line}{SUFFIX}"
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether there is a source file that would show changes."""
+        return self.source.is_file()
+
+    @property
+    def source(self) -> Path:
+        return Path(self.function.__code__.co_filename)
 
     @property
     def is_compiled(self) -> bool:
@@ -184,7 +193,7 @@ def worker_entry(worker: FunctionType, signature: Any) -> Entry:
 def compile_entry(entry: Entry, elsewhere: Elsewhere | None = None) -> CompiledBody:
     """Its C function, once for all kernels of this process: from the disk cache where it has been
     compiled before, or `elsewhere` just now."""
-    with _lock:
+    with compiling:
         if entry.key not in _compiled:
             _compiled[entry.key] = _compile(entry, elsewhere)
         return _compiled[entry.key]
@@ -192,7 +201,7 @@ def compile_entry(entry: Entry, elsewhere: Elsewhere | None = None) -> CompiledB
 
 def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
     begin_s = elsewhere.since_s if elsewhere else time.monotonic()
-    name, source = entry.name, Path(entry.function.__code__.co_filename)
+    name = entry.name
     function = CFunc(entry.function, sigutils.normalize_signature(entry.signature), {},
                      {"nopython": True, "fastmath": FASTMATH, "error_model": "numpy"})
     reason = note = ""
@@ -201,10 +210,10 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
         reason = open_cache()
     except OSError as error:
         note = f"not cached: {error}; set EVENT_TENSOR_CACHE to a writable directory"
-    if not note and not source.is_file():
+    if not note and not entry.can_be_kept:
         note = f"not cached: {name} has no source file that would show changes"
     if not note:
-        disk = DiskEntry(entry.file, {f"source of {name}": file_digest(source)})
+        disk = DiskEntry(entry.file, {f"source of {name}": file_digest(entry.source)})
         function._cache = disk
     with interrupt_deferred():
         function.compile()
@@ -220,7 +229,7 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
 def open_cache() -> str:
     """Why this process found no folder; "" if it did. Raises OSError where none can be written."""
     folder = cache_directory()
-    with _lock:
+    with compiling:
         if folder not in _reasons:
             _reasons[folder] = open_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
