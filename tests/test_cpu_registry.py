@@ -19,10 +19,10 @@ from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
 from persistent_runtime import device_functions as df
 from persistent_runtime.cpu import disk_cache, intrinsics, numerics, registry
+from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
-from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
 
 def test_exp_is_within_two_ulp():

@@ -26,7 +26,7 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 
 import persistent_runtime
-from persistent_runtime.cpu.vectors import CPU_FEATURES
+from persistent_runtime.cpu.emit import CPU_FEATURES
 
 Key = Mapping[str, str]
 KEY_FILE = "key.json"

@@ -11,6 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from persistent_runtime.cpu.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
 from persistent_runtime.cpu.intrinsics import (
     I32,
     advance,
@@ -20,15 +21,7 @@ from persistent_runtime.cpu.intrinsics import (
     widen,
 )
 from persistent_runtime.cpu.jit import device_jit, exact_jit
-from persistent_runtime.cpu.vectors import (
-    FETCH_AHEAD_BYTES,
-    LANES,
-    MANY_REGISTERS,
-    dot_block,
-    maximum,
-    most_rows,
-    sum_rows_block,
-)
+from persistent_runtime.cpu.vectors import dot_block, maximum, most_rows, sum_rows_block
 
 ZERO, ONE, MINUS_INFINITY = np.float32(0), np.float32(1), np.float32(-np.inf)
 

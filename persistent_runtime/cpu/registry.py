@@ -36,8 +36,8 @@ from persistent_runtime.cpu.disk_cache import (
     file_digest,
     open_folder,
 )
+from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
-from persistent_runtime.cpu.vectors import CONVERTS_FLOAT16
 
 Body = Callable[..., None]
 
