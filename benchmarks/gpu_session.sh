@@ -8,7 +8,7 @@
 #   decode    published shapes beside PyTorch under CUDA graphs                  6 minutes
 #   sanitize  memcheck and racecheck over a small model                          3 minutes
 #   compiled  as decode, with torch.compile                                      9 minutes
-#   costs     of one dependency                                                 2 minutes
+#   costs     of one dependency                                                  2 minutes
 # Results and logs go to OUT. PYTHON names the interpreter, EVENT_TENSOR_COMMIT the commit where
 # there is no git.
 out=${1:?say where results go}

@@ -46,7 +46,8 @@ def test_all_are_compiled_in_order_and_kept(entries, processes):
     assert found() == {function.name: (False, True) for function in FUNCTIONS}
     assert all(c.reason == "first start with this cache" and not c.note
                for c in registry.COMPILATIONS)
-    assert all(entry.file.exists() for entry in entries)
+    folder, _ = registry.open_cache()
+    assert all(entry.file_in(folder).exists() for entry in entries)
     assert not are_children_left()
 
 

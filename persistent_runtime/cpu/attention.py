@@ -71,29 +71,36 @@ def rotate(vector, head_dim, cos, sin, arguments, norm, eps, like, out, out_like
 
 
 @device_jit
-def narrow_all(vector, count, out, out_like):
-    for d in range(count):
-        out[d] = narrow(vector[d], out_like)
+def key_and_value(arguments, offsets, row, position, head, like, k, v):
+    """What the cache keeps of a row: k = rope(k), v, as they are stored; [head_dim] each.
+
+    offsets: those of the device function's record that has the row's.
+    """
+    head_dim = arguments[offsets.head_dim]
+    angles = position * (head_dim // 2)
+    at = row * dim(arguments, offsets.k, 1) + head * head_dim
+    rotate(advance(operand(arguments, offsets.k, FLOAT32), at), head_dim,
+           advance(operand(arguments, offsets.cos, FLOAT32), angles),
+           advance(operand(arguments, offsets.sin, FLOAT32), angles), arguments, offsets.k_norm,
+           float_parameter(arguments, offsets.eps), like, k, like)
+    value = advance(operand(arguments, offsets.v, FLOAT32), at)
+    for d in range(head_dim):
+        v[d] = narrow(value[d], like)
 
 
 @cpu_body(device_functions.rope_append)
 def rope_append(arguments, tile, step, scratch, like):
     """k_cache, v_cache at the row's position = rope(k), v"""
-    head_dim, head = arguments[ROPE.head_dim], np.int64(tile[1])
-    eps, stride = float_parameter(arguments, ROPE.eps), dim(arguments, ROPE.k, 1)
+    head = np.int64(tile[1])
     first, last = tile_range(tile[0], arguments[ROPE.tile_m], dim(arguments, ROPE.k, 0))
     for row in range(first, last):
         request = row_entry(arguments, ROPE.row_request, step, row)
         position = row_entry(arguments, ROPE.row_position, step, row)
-        angles, at = position * (head_dim // 2), row * stride + head * head_dim
-        kept = kv_offset(arguments, ROPE.k_cache, request, head, position)
-        rotate(advance(operand(arguments, ROPE.k, FLOAT32), at), head_dim,
-               advance(operand(arguments, ROPE.cos, FLOAT32), angles),
-               advance(operand(arguments, ROPE.sin, FLOAT32), angles), arguments, ROPE.k_norm, eps,
-               like, advance(operand(arguments, ROPE.k_cache, like), kept), like)
-        kept = kv_offset(arguments, ROPE.v_cache, request, head, position)
-        narrow_all(advance(operand(arguments, ROPE.v, FLOAT32), at), head_dim,
-                   advance(operand(arguments, ROPE.v_cache, like), kept), like)
+        key_and_value(arguments, ROPE, row, position, head, like,
+                      advance(operand(arguments, ROPE.k_cache, like),
+                              kv_offset(arguments, ROPE.k_cache, request, head, position)),
+                      advance(operand(arguments, ROPE.v_cache, like),
+                              kv_offset(arguments, ROPE.v_cache, request, head, position)))
 
 
 @device_jit
@@ -183,15 +190,9 @@ def attend_own(arguments, step, row, position, q, head, split, scratch, own, par
     q: [group_heads, head_dim]; own: room for both, as they will be stored.
     """
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
-    angles = position * (head_dim // 2)
-    at = row * dim(arguments, ATTENTION.k, 1) + head * head_dim
     k = pointer_to(address_of(own), like)
     v = advance(k, head_dim)
-    rotate(advance(operand(arguments, ATTENTION.k, FLOAT32), at), head_dim,
-           advance(operand(arguments, ATTENTION.cos, FLOAT32), angles),
-           advance(operand(arguments, ATTENTION.sin, FLOAT32), angles), arguments,
-           ATTENTION.k_norm, float_parameter(arguments, ATTENTION.eps), like, k, like)
-    narrow_all(advance(operand(arguments, ATTENTION.v, FLOAT32), at), head_dim, v, like)
+    key_and_value(arguments, ATTENTION, row, position, head, like, k, v)
     attend_block(arguments, step, row, 1, position, 1, q, head_dim, group_heads, k, v, k, split,
                  scratch, partial, head_dim, stats, 2)
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from numba.core.compiler_lock import global_compiler_lock
 
+from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.registry import (
     CompiledBody,
@@ -66,12 +67,14 @@ def _missing(entries: Sequence[Entry]) -> list[Entry]:
     """Those that neither this process nor a cache has, where there is a cache to leave them in."""
     if sys.platform != "linux":  # elsewhere a fork of a process with threads is not safe
         return []
+    new = [entry for entry in entries if not entry.is_compiled and entry.can_be_kept]
+    if not new:
+        return []
     try:
-        open_cache()
+        folder, _ = open_cache()
     except OSError:
         return []
-    missing = [e for e in entries if not e.is_compiled and e.can_be_kept and not e.file.exists()]
-    return missing[:MOST_ENTRIES]
+    return [entry for entry in new if not entry.file_in(folder).exists()][:MOST_ENTRIES]
 
 
 class Helpers:
@@ -126,8 +129,8 @@ class Helpers:
             while number := os.read(queue, 1):
                 begin_s, entry = time.monotonic(), self._entries[number[0]]
                 compile_entry(entry)
-                if not entry.file.exists():  # a full disk, say: there is no use in helping
-                    break
+                if not entry.file_in(cache_directory()).exists():
+                    break  # a full disk, say: there is no use in helping
                 os.write(done, MESSAGE.pack(number[0], time.monotonic() - begin_s))
         finally:
             os._exit(0)

@@ -130,12 +130,10 @@ class Entry:
     dtype: str
     key: tuple[Callable[..., Any], str]  # one C function in a process for each
 
-    @property
-    def file(self) -> Path:
+    def file_in(self, folder: Path) -> Path:
         """Where the cache has the C function, if it has been compiled before."""
-        function = self.function
-        line = function.__code__.co_firstlineno
-        return cache_directory() / f"{function.__qualname__}-{line}{SUFFIX}"
+        line = self.function.__code__.co_firstlineno
+        return folder / f"{self.function.__qualname__}-{line}{SUFFIX}"
 
     @property
     def can_be_kept(self) -> bool:
@@ -207,13 +205,13 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
     reason = note = ""
     disk: DiskEntry | None = None
     try:
-        reason = open_cache()
+        folder, reason = open_cache()
     except OSError as error:
         note = f"not cached: {error}; set EVENT_TENSOR_CACHE to a writable directory"
     if not note and not entry.can_be_kept:
         note = f"not cached: {name} has no source file that would show changes"
     if not note:
-        disk = DiskEntry(entry.file, {f"source of {name}": file_digest(entry.source)})
+        disk = DiskEntry(entry.file_in(folder), {f"source of {name}": file_digest(entry.source)})
         function._cache = disk
     with interrupt_deferred():
         function.compile()
@@ -226,12 +224,13 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
     return CompiledBody(name, entry.dtype, function.address, function)
 
 
-def open_cache() -> str:
-    """Why this process found no folder; "" if it did. Raises OSError where none can be written."""
+def open_cache() -> tuple[Path, str]:
+    """The folder, and why this process found none; "" if it did. Raises OSError where none can be
+    written."""
     folder = cache_directory()
     with compiling:
         if folder not in _reasons:
             _reasons[folder] = open_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-        return _reasons[folder]
+        return folder, _reasons[folder]

@@ -5,7 +5,7 @@ Sizes and indices are int32, which saves registers; offsets into weights and cac
 
 from __future__ import annotations
 
-from collections import namedtuple
+from dataclasses import make_dataclass
 from typing import Any
 
 import triton
@@ -27,7 +27,8 @@ STREAM_COUNT = tl.constexpr(layout.STREAM_COUNT - layout.TILE)
 
 
 class Constants(tl.constexpr):
-    """A namedtuple of numbers that device functions read by field name."""
+    """A frozen dataclass of numbers that device functions read by field name; Triton would take the
+    names off a namedtuple that one of them hands on."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "value" or name.startswith("__"):
@@ -38,7 +39,7 @@ class Constants(tl.constexpr):
 def record_offsets(declaration: DeviceFunction) -> Constants:
     """The offsets of the argument record, for use as a global of bodies."""
     offsets = layout.argument_offsets(declaration)
-    return Constants(namedtuple(f"{declaration.name}_offsets", offsets)(**offsets))
+    return Constants(make_dataclass(f"{declaration.name}_offsets", offsets, frozen=True)(**offsets))
 
 
 @triton.jit

@@ -92,38 +92,51 @@ def rotated(vectors, norm, normed, cos, sin, there, head_dim, eps, CONFIG: tl.co
     return a * c + b * tl.where(is_first, -1.0, 1.0)[None, :] * s
 
 
+@triton.jit
+def key_and_value(arguments, OFFSETS: tl.constexpr, row, position, there, head,
+                  CONFIG: tl.constexpr):
+    """What the cache keeps of rows: (rope(k), v), [rows, head_block] each, as they are stored.
+
+    OFFSETS: those of the device function's record that has the rows'.
+    """
+    head_dim = word(arguments, OFFSETS.head_dim, CONFIG.alignment)
+    angles = position * (head_dim // 2)
+    at = row * dim(arguments, OFFSETS.k, 1, CONFIG.alignment) + head * head_dim
+    d = tl.arange(0, CONFIG.head_block)[None, :]
+    v = tl.load(operand(arguments, OFFSETS.v, tl.float32) + at[:, None] + d,
+                mask=there[:, None] & (d < head_dim), other=0)
+    k = rotated(operand(arguments, OFFSETS.k, tl.float32) + at,
+                operand(arguments, OFFSETS.k_norm, CONFIG.weight),
+                is_given(arguments, OFFSETS.k_norm),
+                operand(arguments, OFFSETS.cos, tl.float32) + angles,
+                operand(arguments, OFFSETS.sin, tl.float32) + angles, there, head_dim,
+                float_parameter(arguments, OFFSETS.eps), CONFIG)
+    return (narrow(k, CONFIG.weight, CONFIG.interpreted),
+            narrow(v, CONFIG.weight, CONFIG.interpreted))
+
+
 @gpu_body(device_functions.rope_append, configure=head_configuration)
 @triton.jit(noinline=True)
 def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
     """k_cache, v_cache at the row's position = rope(k), v"""
     ROWS: tl.constexpr = CONFIG.pairs
-    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
-    head_dim = word(arguments, ROPE.head_dim, CONFIG.alignment)
-    stride = dim(arguments, ROPE.k, 1, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, ROPE.tile_m), dim(arguments, ROPE.k, 0))
-    d = tl.arange(0, HEAD_BLOCK)[None, :]
+    d = tl.arange(0, CONFIG.head_block)[None, :]
     for first_row in tl.range(first, last, ROWS):
         row = first_row + tl.arange(0, ROWS)
         there = row < last
-        mask = there[:, None] & (d < head_dim)
+        mask = there[:, None] & (d < word(arguments, ROPE.head_dim, CONFIG.alignment))
         request = row_entry(arguments, ROPE.row_request, step, row, there)
         position = row_entry(arguments, ROPE.row_position, step, row, there)
-        angles, at = position * (head_dim // 2), row * stride + tile[1] * head_dim
-        k = rotated(operand(arguments, ROPE.k, tl.float32) + at,
-                    operand(arguments, ROPE.k_norm, CONFIG.weight),
-                    is_given(arguments, ROPE.k_norm),
-                    operand(arguments, ROPE.cos, tl.float32) + angles,
-                    operand(arguments, ROPE.sin, tl.float32) + angles, there, head_dim,
-                    float_parameter(arguments, ROPE.eps), CONFIG)
+        k, v = key_and_value(arguments, ROPE, row, position, there, tile[1], CONFIG)
         k_cache = operand(arguments, ROPE.k_cache, CONFIG.weight)
         k_cache += kv_offset(arguments, ROPE.k_cache, request, tile[1], position,
                              CONFIG.alignment)
-        tl.store(k_cache[:, None] + d, narrow(k, CONFIG.weight, CONFIG.interpreted), mask=mask)
+        tl.store(k_cache[:, None] + d, k, mask=mask)
         v_cache = operand(arguments, ROPE.v_cache, CONFIG.weight)
         v_cache += kv_offset(arguments, ROPE.v_cache, request, tile[1], position,
                              CONFIG.alignment)
-        v = tl.load(operand(arguments, ROPE.v, tl.float32) + at[:, None] + d, mask=mask, other=0)
-        tl.store(v_cache[:, None] + d, narrow(v, CONFIG.weight, CONFIG.interpreted), mask=mask)
+        tl.store(v_cache[:, None] + d, v, mask=mask)
 
 
 @triton.jit
@@ -145,21 +158,8 @@ def begin_with_own(arguments, row, position, sees_own, q, head, CONFIG: tl.const
 
     row, position, sees_own: [pairs]; q: [pairs, head_block]; returns (largest, total, partial).
     """
-    HEAD_BLOCK: tl.constexpr = CONFIG.head_block
-    head_dim = word(arguments, ATTENTION.head_dim, CONFIG.alignment)
-    angles = position * (head_dim // 2)
-    at = row * dim(arguments, ATTENTION.k, 1, CONFIG.alignment) + head * head_dim
-    d = tl.arange(0, HEAD_BLOCK)
-    v = tl.load(operand(arguments, ATTENTION.v, tl.float32) + at[:, None] + d[None, :],
-                mask=sees_own[:, None] & (d < head_dim)[None, :], other=0)
-    k = rotated(operand(arguments, ATTENTION.k, tl.float32) + at,
-                operand(arguments, ATTENTION.k_norm, CONFIG.weight),
-                is_given(arguments, ATTENTION.k_norm),
-                operand(arguments, ATTENTION.cos, tl.float32) + angles,
-                operand(arguments, ATTENTION.sin, tl.float32) + angles, sees_own, head_dim,
-                float_parameter(arguments, ATTENTION.eps), CONFIG)
-    k = narrow(k, CONFIG.weight, CONFIG.interpreted).to(tl.float32)
-    v = narrow(v, CONFIG.weight, CONFIG.interpreted).to(tl.float32)
+    k, v = key_and_value(arguments, ATTENTION, row, position, sees_own, head, CONFIG)
+    k, v = k.to(tl.float32), v.to(tl.float32)
     score = tl.where(sees_own, tl.sum(q * k, axis=1), float("-inf"))
     return score, sees_own.to(tl.float32), v
 
