@@ -31,3 +31,7 @@ class DeadlockError(EventTensorError):
 
 class UserError(EventTensorError):
     """Something the user gave cannot be used: a file, an option, a model we do not support."""
+
+
+class NotFiniteError(EventTensorError):
+    """A model's logits were NaN or infinite; the message names the step and the likely cause."""

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from event_tensor.errors import GraphError
 from event_tensor.symbols import Expr, ExprLike, as_expr
 
-Role = Literal["weight", "activation", "kv_cache", "control"]
+# control: host and workers both write it; input: the host writes it before a launch
+Role = Literal["weight", "activation", "kv_cache", "control", "input"]
 
 
 class _Marker:

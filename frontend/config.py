@@ -14,8 +14,9 @@ from types import MappingProxyType
 from event_tensor.errors import UserError
 from frontend.expert_config import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
 from frontend.fields import Fields, read_json, require_directory
+from frontend.generation_config import sampling_of, warn_of_unserved
 from frontend.rope_config import RopeConfig, parse_rope
-from frontend.sampling import Sampling, sampling_of
+from frontend.sampling import Sampling
 from frontend.windows import (
     Windows,
     full_attention,
@@ -166,7 +167,8 @@ def read_config(directory: Path) -> DecoderConfig:
     fields = read_json(directory / "config.json")
     generation_path = directory / "generation_config.json"
     generation = read_json(generation_path) if os.path.lexists(generation_path) else None
-    return parse_config(fields, generation, source=str(directory / "config.json"))
+    return parse_config(fields, generation, source=str(directory / "config.json"),
+                        generation_source=str(generation_path))
 
 
 def parse_config(
@@ -174,12 +176,14 @@ def parse_config(
     generation: Mapping[str, object] | None,
     *,
     source: str = "config.json",
+    generation_source: str = "generation_config",
 ) -> DecoderConfig:
     """The decoder that config.json (or `model.config.to_dict()`) describes.
 
     `generation` is generation_config.json (or `model.generation_config.to_dict()`): its
-    eos_token_id and bos_token_id win, where it has them.
+    eos_token_id and bos_token_id win, where it has them. Warns of what in it we cannot do.
     """
+    warn_of_unserved(generation, generation_source)
     name = find_family(fields, source)
     family = FAMILIES[name]
     config = Fields(source, fields, family.defaults)
@@ -227,7 +231,7 @@ def parse_config(
         dtype=parse_dtype(config),
         eos_token_ids=special_ids.token_ids("eos_token_id"),
         bos_token_id=next(iter(special_ids.token_ids("bos_token_id")), None),
-        sampling=sampling_of(generation, source),
+        sampling=sampling_of(generation, generation_source),
     )
 
 

@@ -15,16 +15,20 @@ import numpy.typing as npt
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from frontend.config import DecoderConfig
+from frontend.control import write_plan, write_requests
 from frontend.conversation import Conversation
 from frontend.dump import dump
 from frontend.generation import Generation, Token
+from frontend.not_finite import not_finite_error
 from frontend.operators import Operators
 from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
+from frontend.processors import BiasList
 from frontend.request_checks import check_request, prompt_ids
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
-from frontend.watcher import RequestWatcher, RunOptions, sampling_record
+from frontend.watcher import RequestWatcher, RunOptions
+from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.megakernel import Megakernel
@@ -132,7 +136,7 @@ class Decoder:
 
         stop: texts before which the output is cut. trace_steps: how many steps of each segment
         leave their times in `Generation.trace`. sampling: fields of `Sampling` (temperature,
-        top_k, top_p, min_p, repetition_penalty, seed, logprobs); what is left out is as the
+        top_k, top_p, min_p, repetition_penalty, seed, logprobs, …); what is left out is as the
         model's generation_config.json says, greedy if that says nothing.
 
         Raises UserError for an empty prompt, ids outside the vocabulary, prompts that do not fit
@@ -178,11 +182,13 @@ class Decoder:
              ) -> Iterator[Token]:
         """One launch; a generator, so that tokens stream. Arguments are checked at once."""
         check_request(self, [len(result.prompt_ids) for result in results], options)
-        for result in results:
-            result.sampling = options.sampling
+        for row, result in enumerate(results):
+            result.sampling = options.sampling.of_row(row)
+        end_ids = () if options.ignore_eos else self.config.eos_token_ids
+        biases = BiasList.of(options.sampling, end_ids, self.config.vocab_size)
         watchers = [RequestWatcher(result, options, self.config.eos_token_ids, self.tokenizer)
                     for result in results]
-        return self._tokens(watchers, options, keep_cache)
+        return self._tokens(watchers, options, biases, keep_cache)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -195,8 +201,8 @@ class Decoder:
         finally:
             self._busy.release()
 
-    def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, keep_cache: bool
-                ) -> Iterator[Token]:
+    def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, biases: BiasList,
+                keep_cache: bool) -> Iterator[Token]:
         with self._exclusive():
             self._interrupted.clear()
             start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
@@ -211,7 +217,7 @@ class Decoder:
             self.phases.fill("waiting for a prompt")
             before = self.kernel.launches
             with self.phases("prepare launch"):
-                segments = self._prepare([w.result for w in watchers], requests, options)
+                segments = self._prepare([w.result for w in watchers], requests, options, biases)
                 launch = self.kernel.launch(segments, finished=self._control("finished"),
                                             trace_steps=options.trace_steps)
             for watcher in watchers:
@@ -257,30 +263,30 @@ class Decoder:
                 gap_s = (recent[1] - recent[0]) / 1e9
                 pause_s = min(max(gap_s / LOOKS_PER_TOKEN, SHORTEST_POLL_S), LONGEST_POLL_S)
         launch.check()
+        self._check_finite(watchers)
 
-    def _prepare(self, results: list[Generation], requests: list[Request], options: RunOptions
-                 ) -> list[Segment]:
+    def _prepare(self, results: list[Generation], requests: list[Request], options: RunOptions,
+                 biases: BiasList) -> list[Segment]:
         """Fills the control tensors for a launch; returns its segments."""
         plan = plan_launch(requests, self._operators.tiles.linear_rows)
-        for name, values in (("row_request", plan.row_request),
-                             ("row_position", plan.row_position), ("logit_row", plan.logit_row)):
-            self._control(name)[:len(values)] = values
-        stop_ids = self._control("stop_ids")
-        stop_ids[:] = -1
-        if not options.ignore_eos:
-            stop_ids[:len(self.config.eos_token_ids)] = self.config.eos_token_ids
-        self._control("finished")[:] = 1  # requests that this launch does not have
-        for k, (result, request) in enumerate(zip(results, requests, strict=True)):
-            self._control("token_ids")[k, :request.prompt_tokens] = result.prompt_ids
-            self._control("length")[k] = request.prompt_tokens
-            self._control("length_limit")[k] = request.end
-            self._control("finished")[k] = 0
-            self._control("seed")[k] = options.sampling.seed or 0
-            self._control("sampling")[k] = sampling_record(options.sampling)
+        write_plan(self._control, plan)
+        write_requests(self._control, results, requests,
+                       () if options.ignore_eos else self.config.eos_token_ids, biases)
         return [self._segment(s.tokens, s.logit_rows, s.context, steps=s.steps,
                               first_row=s.first_row, row_stride=s.row_stride,
                               first_logit=s.first_logit, row_advance=s.row_advance)
                 for s in plan.segments]
+
+    def _check_finite(self, watchers: list[RequestWatcher]) -> None:
+        """Raises NotFiniteError where a request ended because its logits were no numbers."""
+        finished, failed = self._control("finished"), {}
+        for request, watcher in enumerate(watchers):
+            if finished[request] == layout.NOT_FINITE and not watcher.stopped:
+                failed[request] = len(watcher.result.output_ids)
+                watcher.result.finish_reason = "error"
+        if failed:
+            raise not_finite_error(failed, len(watchers), self.dtype,
+                                   self._operators.weights.values(), self._buffers.array)
 
     def _cached_prefix(self, request: int, ids: list[int]) -> int:
         """Leading positions of `ids` that the KV cache has; at least one token must be computed."""
@@ -293,7 +299,9 @@ class Decoder:
         """After a launch: the cache holds all positions before a request's last token."""
         for request, watcher in enumerate(watchers):
             length = int(self._control("length")[request])
-            if length > len(watcher.result.prompt_ids):  # else prefill may not have ended
+            if self._control("finished")[request] == layout.NOT_FINITE:
+                self._cached[request] = []  # of what it holds, nobody knows what is a number
+            elif length > len(watcher.result.prompt_ids):  # else prefill may not have ended
                 self._cached[request] = self._control("token_ids")[request, :length - 1].tolist()
 
     def logits(self, token_ids: Sequence[int], last: int | None = None

@@ -26,9 +26,9 @@ class Token:
 class Generation:
     """The result of one prompt. Times in milliseconds; TPOT leaves the first token out.
 
-    finish_reason: "length", "eos", "stop" (a stop string) or "aborted". prefilled_tokens: prompt
-    tokens that were computed; the others were in the KV cache. trace: of a traced launch, one entry
-    per segment: chunks of prefill, then the decode steps.
+    finish_reason: "length", "eos", "stop" (a stop string), "aborted" or "error" (the logits were no
+    numbers). prefilled_tokens: prompt tokens that were computed; the others were in the KV cache.
+    trace: of a traced launch, one entry per segment: chunks of prefill, then the decode steps.
     """
 
     prompt_ids: list[int]

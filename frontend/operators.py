@@ -73,6 +73,9 @@ class Operators:
     def control(self, name: str, *shape: int, dtype: str = "int32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype, "control"))
 
+    def input(self, name: str, *shape: int) -> TensorSpec:
+        return self.tensors.setdefault(name, TensorSpec(name, shape, "int32", "input"))
+
     def activation(self, name: str, *shape: Expr | int, dtype: str = "float32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
 
@@ -287,6 +290,9 @@ class Operators:
                   self.activation("scores", LOGIT_ROWS, 2, vocab),
                   self.control("sampling", requests, layout.SAMPLING_WORDS, dtype="float32"),
                   self.control("seed", requests, dtype="int64"),
+                  self.input("processors", requests, layout.PROCESSORS_WORDS),
+                  self.input("biases", layout.MAX_BIASES, layout.BIAS_WORDS),
+                  self.input("bias_prefixes", layout.MAX_PREFIX_TOKENS),
                   self.logit_row, self.row_request, self.row_position, self.token_ids,
                   self.control("token_time", requests, self.limits.max_context, dtype="int64"),
                   self.control("token_logprob", requests, self.limits.max_context,

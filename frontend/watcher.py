@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from frontend.generation import Generation, Token
 from frontend.sampling import Sampling
 from frontend.stop_strings import StopFilter
 from frontend.tokenizer import Tokenizer
-from persistent_runtime import layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +20,6 @@ class RunOptions:
     stop: Sequence[str]
     sampling: Sampling
     trace_steps: int = 0  # of each segment; see Generation.trace
-
-
-def sampling_record(sampling: Sampling) -> npt.NDArray[np.float32]:
-    """[SAMPLING_WORDS], as select_token reads it."""
-    record = np.zeros(layout.SAMPLING_WORDS, np.float32)
-    record[layout.TEMPERATURE] = sampling.temperature
-    record[layout.TOP_K] = sampling.top_k
-    record[layout.TOP_P] = sampling.top_p
-    record[layout.MIN_P] = sampling.min_p
-    record[layout.REPETITION_PENALTY] = sampling.repetition_penalty
-    record[layout.LOGPROBS] = sampling.logprobs
-    return record
 
 
 class RequestWatcher:

@@ -168,7 +168,7 @@ norm_lm_head = DeviceFunction(
         reads("norm_weight", WHOLE),
         reads("weight", Tile("j", tile_n), WHOLE),  # [vocab, in_features]
         writes("logits", Tile("i", tile_m), Tile("j", tile_n)),  # [logit_rows, vocab] float32
-        # greedy choice within the tile: [logit_rows, tiles]
+        # greedy choice within the tile: [logit_rows, tiles]; NaN where a logit is not finite
         writes("tile_max", Tile("i", tile_m), Tile("j", 1)),
         writes("tile_argmax", Tile("i", tile_m), Tile("j", 1)),
     ),
@@ -189,6 +189,9 @@ select_token = DeviceFunction(
         writes("scores", Tile("i", 1), WHOLE, WHOLE),
         reads("sampling", WHOLE, WHOLE),  # [requests, SAMPLING_WORDS] float32
         reads("seed", WHOLE),  # [requests] int64
+        reads("processors", WHOLE, WHOLE),  # [requests, PROCESSORS_WORDS] int32
+        reads("biases", WHOLE, WHOLE),  # [MAX_BIASES, BIAS_WORDS] int32
+        reads("bias_prefixes", WHOLE),  # [MAX_PREFIX_TOKENS] int32
         reads("logit_row", Indexed("step")),
         reads("row_request", Indexed("step")),
         updates("row_position", Indexed("step", "i", distinct=True)),

@@ -204,6 +204,33 @@ REPETITION_PENALTY = 4  # 1: none
 LOGPROBS = 5  # 1: the log-probability of each chosen token is wanted, else 0
 SAMPLING_WORDS = 8
 
+# Logit bias, int32 words: added to the score of BIAS_TOKEN where the tokens before are those of the
+# prefix and the position is below a limit. The biases of a request are a range of the list: lone
+# ones have no prefix and a token of their own, those of one token follow each other.
+BIAS_TOKEN = 0
+BIAS_VALUE = 1  # float32 bits
+BIAS_LIMIT = 2  # word of the request's record that holds the position from which on it is none
+BIAS_PREFIX = 3  # range in the list of prefix tokens
+BIAS_PREFIX_END = 4
+BIAS_WORDS = 8
+MAX_BIASES = 2**15
+MAX_PREFIX_TOKENS = 2**15
+
+# Processors record, int32 words per request: what is done to its logits before one is drawn.
+BIAS_BEGIN = 0  # range in the list of biases: lone ones, then the others
+BIAS_SHARED = 1
+BIAS_END = 2
+NO_LIMIT = 3  # limits of biases, positions: never reached,
+FIRST_LIMIT = 4  # after the first new token,
+MINIMUM_LIMIT = 5  # from which on the request may end
+NO_REPEAT_NGRAM = 6  # no run of so many tokens occurs twice; 0 for no such rule
+PROCESSORS_WORDS = 8
+
+# What `finished` says of a request, and the workers never of one that goes on.
+RUNNING = 0
+ENDED = 1
+NOT_FINITE = 2  # a logit was NaN or infinite, so there is no token
+
 # Stuck record, int64 words per worker: what it waits for, kept for error messages.
 STUCK_SEGMENT = 0
 STUCK_TASK = 1  # -1 at the end of a step, where workers wait for each other

@@ -5,7 +5,8 @@ import torch
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.sampling import Sampling, sampling_of
+from frontend.generation_config import sampling_of
+from frontend.sampling import Sampling
 from frontend.stop_strings import StopFilter
 
 PROMPT = [5, 91, 17, 4, 250, 33]

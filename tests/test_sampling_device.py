@@ -12,24 +12,28 @@ pytest.importorskip("numba")
 
 from transformers.generation import logits_process
 
+from frontend.control import sampling_record
+from frontend.processors import BiasList, processors_record
+from frontend.sampling import Sampling
 from persistent_runtime import device_functions as df
 from persistent_runtime import layout
 from persistent_runtime.cpu.single_tile import run_tile
 
-GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 CAPACITY = 64
+SPARE_BIAS = np.zeros((1, layout.BIAS_WORDS), np.int32)  # an array without elements has no address
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DRAWS = 150 if INTERPRETED else 20_000  # the interpreter takes some ten milliseconds for one
 
 
-def select(logits, seed=0, history=(3,), logprobs=False, **settings):
-    """(token, processed logits, log-probability) for the position after `history`."""
+def select(logits, seed=0, history=(3,), logprobs=False, end_ids=(), prompt_tokens=None,
+           **settings):
+    """(token, processed logits, log-probability) for the position after `history`, whose first
+    `prompt_tokens`, by default all, were the prompt."""
     vocab = len(logits)
+    sampling = Sampling(logprobs=logprobs, **settings)
+    biases = BiasList.of(sampling, end_ids, vocab)
+    record = processors_record(biases, sampling, prompt_tokens or len(history))
     logits = np.ascontiguousarray(logits, np.float32).reshape(1, vocab)
-    values = GREEDY | settings
-    record = np.zeros((1, layout.SAMPLING_WORDS), np.float32)
-    record[0, :6] = (values["temperature"], values["top_k"], values["top_p"], values["min_p"],
-                     values["repetition_penalty"], logprobs)
     token_ids = np.zeros((1, CAPACITY), np.int32)
     token_ids[0, :len(history)] = history
     scores = np.full((1, 2, vocab), np.nan, np.float32)
@@ -38,9 +42,11 @@ def select(logits, seed=0, history=(3,), logprobs=False, **settings):
     run_tile(df.select_token, "float32", {
         "tile_max": np.full((1, 1), best, np.float32),
         "tile_argmax": np.array([[int(np.argmax(logits[0] == best))]], np.int32),
-        "logits": logits, "scores": scores, "sampling": record,
-        "seed": np.array([seed], np.int64), "logit_row": np.zeros(1, np.int32),
-        "row_request": np.zeros(1, np.int32),
+        "logits": logits, "scores": scores, "sampling": sampling_record(sampling)[None],
+        "seed": np.array([seed], np.int64), "processors": record[None],
+        "biases": np.concatenate([biases.biases, SPARE_BIAS]),
+        "bias_prefixes": np.append(biases.prefixes, 0).astype(np.int32),
+        "logit_row": np.zeros(1, np.int32), "row_request": np.zeros(1, np.int32),
         "row_position": np.array([len(history) - 1], np.int32), "token_ids": token_ids,
         "token_time": np.zeros((1, CAPACITY), np.int64), "token_logprob": logprob,
         "stop_ids": np.array([-1], np.int32), "length_limit": np.array([CAPACITY], np.int32),

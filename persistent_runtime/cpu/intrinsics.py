@@ -207,6 +207,17 @@ def float64_from_bits(typing_context, bits):
 
 
 @intrinsic
+def float32_bits(typing_context, value):
+    """The bits of a float32 as an int32."""
+    signature = types.int32(types.float32)
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], I32)
+
+    return signature, codegen
+
+
+@intrinsic
 def float32_from_bits(typing_context, bits):
     """The float32 whose bits an int32 holds."""
     signature = types.float32(types.int32)

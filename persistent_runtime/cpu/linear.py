@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from persistent_runtime import device_functions
 from persistent_runtime.cpu.arguments import (
     FLOAT32,
@@ -22,7 +24,14 @@ from persistent_runtime.cpu.intrinsics import (
     widen,
 )
 from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import ONE, exp, largest, matmul_rows, rms_norm
+from persistent_runtime.cpu.numerics import (
+    ONE,
+    exp,
+    is_finite,
+    largest,
+    matmul_rows,
+    rms_norm,
+)
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.vectors import begin_stream, multiplicand, round_block
 
@@ -30,6 +39,7 @@ NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
 GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
+NOT_A_NUMBER = np.float32(np.nan)
 
 # Scratch holds the tile's normalised rows and this many rows of in_features more.
 SPARE_ROWS = device_functions.norm_gate_up_silu.scratch_bytes.evaluate(
@@ -202,6 +212,7 @@ def norm_lm_head(arguments, tile, step, scratch, like):
     tile_max = operand(arguments, LM_HEAD.tile_max, FLOAT32)
     tile_argmax = operand(arguments, LM_HEAD.tile_argmax, INT32)
     for m in range(first, last):
-        best, index = largest(advance(logits, (m - first) * vocab), end - begin)
-        tile_max[m * tiles + tile[1]] = best
+        of_row = advance(logits, (m - first) * vocab)
+        best, index = largest(of_row, end - begin)
+        tile_max[m * tiles + tile[1]] = best if is_finite(of_row, end - begin) else NOT_A_NUMBER
         tile_argmax[m * tiles + tile[1]] = begin + index

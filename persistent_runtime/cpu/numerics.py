@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from persistent_runtime.cpu.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
 from persistent_runtime.cpu.intrinsics import (
-    I32,
     advance,
+    float32_bits,
     float32_from_bits,
     item_bytes,
     keep_out_of_line,
@@ -23,28 +21,20 @@ from persistent_runtime.cpu.intrinsics import (
 from persistent_runtime.cpu.jit import device_jit, exact_jit
 from persistent_runtime.cpu.vectors import dot_block, maximum, most_rows, sum_rows_block
 
-ZERO, ONE, MINUS_INFINITY = np.float32(0), np.float32(1), np.float32(-np.inf)
+ZERO, ONE = np.float32(0), np.float32(1)
+INFINITY, MINUS_INFINITY = np.float32(np.inf), np.float32(-np.inf)
 
 # exp: x = n * ln 2 + r, |r| <= ln 2 / 2; minimax polynomial of Cephes expf.
 LOG2_E = np.float32(math.log2(math.e))
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 ROUND_TO_INTEGER = np.float32(1.5 * 2**23)  # adding it leaves n in the low bits of the mantissa
 EXPONENT_BIAS, MANTISSA_BITS = np.int32(127), np.int32(23)
+EXPONENT = np.int32(0x7F800000)  # all its bits are set where a float32 is no finite number
 EXP_LOWEST, EXP_HIGHEST = np.float32(-87.336544), np.float32(88.75)  # 2^-126, beyond 2^128
 EXP_COEFFICIENTS = tuple(np.float32(c) for c in (
     1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
     5.0000001201e-1))
 EXP_5, EXP_4, EXP_3, EXP_2, EXP_1, EXP_0 = EXP_COEFFICIENTS
-
-
-@intrinsic
-def _float32_bits(typing_context, value):
-    signature = types.int32(types.float32)
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], I32)
-
-    return signature, codegen
 
 
 @exact_jit
@@ -56,7 +46,7 @@ def exp(x):  # noqa: ANN201
     n = shifted - ROUND_TO_INTEGER
     r = (clamped - n * LN2_HIGH) - n * LN2_LOW
     p = ((((EXP_5 * r + EXP_4) * r + EXP_3) * r + EXP_2) * r + EXP_1) * r + EXP_0
-    power = float32_from_bits((_float32_bits(shifted) + EXPONENT_BIAS) << MANTISSA_BITS)
+    power = float32_from_bits((float32_bits(shifted) + EXPONENT_BIAS) << MANTISSA_BITS)
     return ZERO if x < EXP_LOWEST else (p * r * r + r + ONE) * power
 
 
@@ -85,6 +75,15 @@ def largest(values, length):
         if values[k] == best:
             return best, k
     return best, 0
+
+
+@device_jit
+def is_finite(values, length):
+    """Whether none of `length` float32 is NaN or infinite."""
+    found = np.int32(0)
+    for k in range(length):  # integers, which a reduction may take in any order
+        found |= np.int32(float32_bits(values[k]) & EXPONENT == EXPONENT)
+    return found == 0
 
 
 WEIGHT_ROWS = 4 if MANY_REGISTERS else 2  # of a block: its sums fit the registers with operands

@@ -1,8 +1,8 @@
-"""Sampling: logits → a token, by the rules and in the order of transformers' logits processors.
+"""Sampling: scores → a token, by the rules and in the order of transformers.
 
-Repetition penalty, temperature, top-k, top-p, min-p, then a draw. Random numbers are counters: the
-token for a position depends on the seed, the position and the probabilities, on nothing else, so
-any number of workers and either backend draw the same. Sums run over fixed blocks of the
+Top-k, top-p, min-p, then a draw; processors.py makes the scores. Random numbers are counters: the
+token for a position depends on the request's seed, the position and the probabilities, on nothing
+else, so any number of workers and either backend draw the same. Sums run over fixed blocks of the
 vocabulary for the same reason.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import advance
 from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import MINUS_INFINITY, ONE, ZERO, exp, largest
+from persistent_runtime.cpu.numerics import INFINITY, MINUS_INFINITY, ONE, ZERO, exp, largest
+from persistent_runtime.cpu.processors import process_logits
 from persistent_runtime.cpu.vectors import maximum
 from persistent_runtime.device_functions import SAMPLING_BINS
 
@@ -41,21 +42,6 @@ def uniform(seed, position):  # noqa: ANN201
                           (product_0 >> WORD_BITS) ^ c3 ^ key_1, product_0 & LOW)
         key_0, key_1 = (key_0 + KEY_STEPS[0]) & LOW, (key_1 + KEY_STEPS[1]) & LOW
     return np.float32(c0 >> DROPPED_BITS) * UNIFORM_STEP
-
-
-@device_jit
-def process_logits(logits, vocab, settings, token_ids, position, scores):
-    """scores = logits with the penalty of the tokens before `position`, over the temperature."""
-    temperature, penalty = settings[layout.TEMPERATURE], settings[layout.REPETITION_PENALTY]
-    temperature = ONE if temperature == ZERO else temperature
-    for k in range(vocab):
-        scores[k] = logits[k] / temperature
-    if penalty != ONE:
-        for p in range(position):  # a token that comes again is written again, with the same value
-            token = token_ids[p]
-            score = logits[token]
-            score = score * penalty if score < ZERO else score / penalty
-            scores[token] = score / temperature
 
 
 @device_jit
@@ -128,6 +114,8 @@ def top_k_threshold(scores, vocab, top, top_k, counts, masses, work):
         mass += masses[b]
         b += 1
     count = sorted_bin(scores, vocab, top, b, work)
+    if count == 0:  # the others are no numbers
+        return MINUS_INFINITY, mass
     threshold = work[min(top_k - np.int64(above), count) - 1]
     k = 0
     while k < count and work[k] >= threshold:  # equal scores are all kept, as transformers does
@@ -157,12 +145,12 @@ def top_p_threshold(scores, vocab, top, wanted_mass, lowest, counts, masses, wor
 
 @device_jit
 def drop_scores(scores, first, last, top, threshold, min_p):
-    """Turns what no filter keeps into -inf; returns the mass of the rest."""
+    """Turns what no filter keeps into -inf; returns the mass of the rest. The likeliest stays."""
     total = ZERO
     for k in range(first, last):
         score = scores[k]
         weight = exp(score - top)
-        kept = (score >= threshold) & (weight >= min_p)
+        kept = ((score >= threshold) & (weight >= min_p)) | (score == top)
         scores[k] = score if kept else MINUS_INFINITY
         total += weight if kept else ZERO
     return total
@@ -194,11 +182,18 @@ def draw(scores, vocab, top, threshold, min_p, random, sums):
 
 
 @device_jit
-def sample(logits, vocab, settings, token_ids, position, seed, scores, work, scratch):
-    """The token for `position`. scores: [vocab] processed logits; work: [vocab]."""
-    process_logits(logits, vocab, settings, token_ids, position, scores)
-    top = maximum(scores, vocab)
-    if settings[layout.TEMPERATURE] == ZERO or not top > MINUS_INFINITY:
+def sample(logits, vocab, wanted, scores, work, scratch):
+    """The token for the wanted position. scores: [vocab] processed logits; work: [vocab]."""
+    settings = wanted.settings
+    temperature = settings[layout.TEMPERATURE]
+    greedy, top = temperature == ZERO, INFINITY
+    while not top < INFINITY:
+        process_logits(logits, vocab, wanted, ONE if greedy else temperature, scores, work)
+        top = maximum(scores, vocab)
+        if greedy:
+            break
+        greedy = not top < INFINITY  # so cold that scores overflow: the likeliest is certain
+    if greedy or not top > MINUS_INFINITY:
         return largest(scores, vocab)[1]
     top_k, top_p = np.int64(settings[layout.TOP_K]), settings[layout.TOP_P]
     counts, masses = scratch, advance(scratch, SAMPLING_BINS)
@@ -214,8 +209,8 @@ def sample(logits, vocab, settings, token_ids, position, seed, scores, work, scr
         if top_p < ONE:
             threshold = top_p_threshold(scores, vocab, top, top_p * mass, threshold, counts, masses,
                                         work)
-    return draw(scores, vocab, top, threshold, settings[layout.MIN_P], uniform(seed, position),
-                work)
+    return draw(scores, vocab, top, threshold, settings[layout.MIN_P],
+                uniform(wanted.seed, wanted.position), work)
 
 
 @device_jit

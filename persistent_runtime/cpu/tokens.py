@@ -24,7 +24,8 @@ from persistent_runtime.cpu.intrinsics import (
     widen,
 )
 from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import ONE, ZERO
+from persistent_runtime.cpu.numerics import ZERO
+from persistent_runtime.cpu.processors import Wanted, is_plain
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.sampling import logprob, sample
 
@@ -46,6 +47,17 @@ def embed_tokens(arguments, tile, step, scratch, like):  # noqa: ANN201
         out = advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size)
         for k in range(hidden_size):
             out[k] = widen(weight[k])
+
+
+@device_jit
+def has_finite_logits(arguments, logit_row):
+    """Whether no tile met a logit that is NaN or infinite: its maximum is NaN then."""
+    tiles = dim(arguments, SELECT.tile_max, 1)
+    tile_max = advance(operand(arguments, SELECT.tile_max, FLOAT32), logit_row * tiles)
+    for j in range(tiles):
+        if tile_max[j] != tile_max[j]:
+            return False
+    return True
 
 
 @device_jit
@@ -71,35 +83,46 @@ def is_stop(arguments, token):
 
 
 @device_jit
+def wanted_of(arguments, request, position):
+    """What the request wants of its token for `position`."""
+    max_context = dim(arguments, SELECT.token_ids, 1)
+    return Wanted(
+        advance(operand(arguments, SELECT.sampling, FLOAT32), request * layout.SAMPLING_WORDS),
+        advance(operand(arguments, SELECT.processors, INT32), request * layout.PROCESSORS_WORDS),
+        operand(arguments, SELECT.biases, INT32), operand(arguments, SELECT.bias_prefixes, INT32),
+        advance(operand(arguments, SELECT.token_ids, INT32), request * max_context), position,
+        operand(arguments, SELECT.seed, INT64)[request])
+
+
+@device_jit
 def choose_token(arguments, logit_row, request, position, scratch):
     """The token for `position`; records its log-probability where the request wants it."""
     vocab = dim(arguments, SELECT.logits, 1)
-    settings = advance(operand(arguments, SELECT.sampling, FLOAT32),
-                       request * layout.SAMPLING_WORDS)
     logits = advance(operand(arguments, SELECT.logits, FLOAT32), logit_row * vocab)
-    first = request * dim(arguments, SELECT.token_ids, 1)
-    if settings[layout.TEMPERATURE] == ZERO and settings[layout.REPETITION_PENALTY] == ONE:
+    wanted = wanted_of(arguments, request, position)
+    if is_plain(wanted):
         token = np.int64(best_token(arguments, logit_row))
     else:
         scores = advance(operand(arguments, SELECT.scores, FLOAT32), logit_row * 2 * vocab)
-        token = sample(logits, vocab, settings,
-                       advance(operand(arguments, SELECT.token_ids, INT32), first), position,
-                       operand(arguments, SELECT.seed, INT64)[request], scores,
-                       advance(scores, vocab), scratch)
-    if settings[layout.LOGPROBS] != ZERO:
-        operand(arguments, SELECT.token_logprob, FLOAT32)[first + position] = logprob(
-            logits, vocab, token)
+        token = sample(logits, vocab, wanted, scores, advance(scores, vocab), scratch)
+    if wanted.settings[layout.LOGPROBS] != ZERO:
+        place = request * dim(arguments, SELECT.token_ids, 1) + position
+        operand(arguments, SELECT.token_logprob, FLOAT32)[place] = logprob(logits, vocab, token)
     return token
 
 
 @cpu_body(device_functions.select_token)
 def select_token(arguments, tile, step, scratch, like):
-    """Appends the choice for one logit row to its request, unless that has finished."""
+    """Appends the choice for one logit row to its request, unless that has finished; ends one whose
+    logits are not finite."""
     logit_row = np.int64(tile[0])
     row = logit_entry(arguments, SELECT.logit_row, step, logit_row)
     request = row_entry(arguments, SELECT.row_request, step, row)
     finished = operand(arguments, SELECT.finished, INT32)
-    if finished[request] != 0:
+    if finished[request] != layout.RUNNING:
+        return
+    if not has_finite_logits(arguments, logit_row):
+        finished[request] = layout.NOT_FINITE
         return
     position = row_entry(arguments, SELECT.row_position, step, row) + 1
     token = choose_token(arguments, logit_row, request, position, scratch)
@@ -109,7 +132,7 @@ def select_token(arguments, tile, step, scratch, like):
     operand(arguments, SELECT.token_time, INT64)[time_place] = monotonic_ns()
     limit = operand(arguments, SELECT.length_limit, INT32)[request]
     if position + 1 >= limit or is_stop(arguments, token):
-        finished[request] = 1
+        finished[request] = layout.ENDED
     row_position = operand(arguments, SELECT.row_position, INT32)
     row_position[step[layout.ROW_BASE] + row] += step[layout.ROW_ADVANCE]
     # release: a host thread that sees the new length also sees the token, its time and `finished`

@@ -293,13 +293,17 @@ def record_best(arguments, tile_n, first, last, begin, end):
     for m in tl.range(first, last):
         best = tl.full([ARGMAX_BLOCK], float("-inf"), tl.float32)
         place = tl.zeros([ARGMAX_BLOCK], tl.int32) + begin
+        odd = tl.zeros([ARGMAX_BLOCK], tl.int32)
         for n0 in tl.range(begin, end, ARGMAX_BLOCK):
             n = n0 + tl.arange(0, ARGMAX_BLOCK)
             value = tl.load(logits + m * vocab + n, mask=n < end, other=float("-inf"))
             place = tl.where(value > best, n, place)
             best = tl.where(value > best, value, best)
+            # NaN is not below infinity either
+            odd += ((n < end) & ((tl.abs(value) < float("inf")) == 0)).to(tl.int32)
         top = tl.max(best, axis=0)
-        tl.store(tile_max + m * tiles, top)
+        is_finite = tl.sum(odd, axis=0) == 0
+        tl.store(tile_max + m * tiles, tl.where(is_finite, top, float("nan")))
         # the lowest column wins a tie
         tl.store(tile_argmax + m * tiles,
                  tl.min(tl.where(best == top, place, end - 1), axis=0))

@@ -17,8 +17,8 @@ from event_tensor.tensors import TensorSpec
 from persistent_runtime.gpu.sync import globaltimer
 from persistent_runtime.storage import STORAGE_DTYPE, as_tensor
 
-# Control tensors that the host writes before a launch and the device writes during it.
-HOST_VISIBLE = "control"
+# Roles of tensors that the host writes before a launch, and of those that the device writes back.
+HOST_WRITTEN, HOST_READ = ("control", "input"), "control"
 # Written by the device alone, in its own clock; the host reads it in CLOCK_MONOTONIC.
 CLOCK_TENSOR = "token_time"
 
@@ -89,7 +89,8 @@ class DeviceMemory:
     def pull_control(self) -> None:
         """What the device has written so far comes to the host; `length` first, because it is
         published last: everything it promises is in the later copies."""
-        ordered = sorted(self._pairs, key=lambda pair: pair[0].name != "length")
+        ordered = sorted((pair for pair in self._pairs if pair[0].role == HOST_READ),
+                         key=lambda pair: pair[0].name != "length")
         with torch.cuda.stream(self.stream):
             for _, host, device in ordered:
                 host.copy_(device, non_blocking=True)
@@ -140,7 +141,7 @@ class DeviceBuffers:
 
     def allocate(self, tensor: TensorSpec, shape: tuple[int, ...]) -> Any:
         """Fresh zeroed memory for a tensor; a host array for control, else a device tensor."""
-        if tensor.role == HOST_VISIBLE:
+        if tensor.role in HOST_WRITTEN:
             array, owner = self.memory.pair(tensor, shape)
         else:
             kind = getattr(torch, tensor.dtype)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime import layout
+from persistent_runtime.gpu.processors import process_logits
 
 BLOCK = tl.constexpr(1024)  # tokens whose probabilities are summed before those of other blocks
 BLOCKS = tl.constexpr(512)  # of the vocabulary, at most
@@ -32,24 +33,6 @@ def ordered(scores):
     bits = scores.to(tl.int32, bitcast=True)
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return tl.where(scores == scores, key, LOWEST)
-
-
-@triton.jit
-def process_logits(logits, vocab, temperature, penalty, token_ids, position, scores):
-    """scores = logits with the penalty of the tokens before `position`, over the temperature."""
-    for first in tl.range(0, vocab, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        tl.store(scores + k, tl.div_rn(tl.load(logits + k, mask=k < vocab, other=0), temperature),
-                 mask=k < vocab)
-    tl.debug_barrier()  # another thread may write the same score again
-    if penalty != 1.0:
-        for first in tl.range(0, position, BLOCK):
-            p = first + tl.arange(0, BLOCK)
-            token = tl.load(token_ids + p, mask=p < position, other=0)
-            score = tl.load(logits + token, mask=p < position, other=0)
-            score = tl.where(score < 0, score * penalty, tl.div_rn(score, penalty))
-            tl.store(scores + token, tl.div_rn(score, temperature), mask=p < position)
-        tl.debug_barrier()
 
 
 @triton.jit
@@ -143,12 +126,14 @@ def threshold_key(scores, vocab, top, top_k, top_p, found):
 
 @triton.jit
 def drop_scores(scores, vocab, top, key, min_p, sums):
-    """Turns what no filter keeps into -inf; sums = the mass of the rest, block by block."""
+    """Turns what no filter keeps into -inf; sums = the mass of the rest, block by block. The
+    likeliest stays."""
     for first in tl.range(0, vocab, BLOCK):
         k = first + tl.arange(0, BLOCK)
         score = tl.load(scores + k, mask=k < vocab, other=float("-inf"))
         weight = tl.exp(score - top)
-        kept = (ordered(score) >= key) & (weight >= min_p) & (score == score)
+        kept = ((ordered(score) >= key) & (weight >= min_p)) | (score == top)
+        kept = kept & (score == score)
         tl.store(scores + k, tl.where(kept, score, float("-inf")), mask=k < vocab)
         tl.store(sums + first // BLOCK, tl.sum(tl.where(kept, weight, 0.0), axis=0))
     tl.debug_barrier()  # other threads read them
@@ -173,24 +158,29 @@ def draw(scores, vocab, top, random, sums):
 
 
 @triton.jit
-def sample(logits, vocab, settings, token_ids, position, seed, scores, work):
-    """The token for `position`. scores: [vocab] processed logits; work: [vocab]."""
+def sample(logits, vocab, wanted, scores, work):
+    """The token for the wanted position. scores: [vocab] processed logits; work: [vocab]."""
+    settings = wanted.settings
     temperature = tl.load(settings + layout.TEMPERATURE)
-    penalty = tl.load(settings + layout.REPETITION_PENALTY)
     top_k = tl.load(settings + layout.TOP_K).to(tl.int32)
     top_p, min_p = tl.load(settings + layout.TOP_P), tl.load(settings + layout.MIN_P)
-    process_logits(logits, vocab, tl.where(temperature == 0, 1.0, temperature), penalty,
-                   token_ids, position, scores)
-    top, token = largest(scores, vocab)
+    greedy, settled = temperature == 0, False
+    top, token = temperature, vocab * 0
+    while settled == 0:
+        process_logits(logits, vocab, wanted, tl.where(greedy, 1.0, temperature), scores, work)
+        top, token = largest(scores, vocab)
+        settled = greedy | (top < float("inf"))
+        greedy = greedy | (top == float("inf"))  # so cold that scores overflow: it is certain
+        tl.debug_barrier()  # the scores may be written again
     if top == float("-inf"):
-        token = 0
-    elif temperature != 0:
+        token = vocab * 0
+    elif greedy == 0:
         key = tl.full((), LOWEST, tl.int32)
         if ((top_k > 0) & (top_k < vocab)) | (top_p < 1.0):
             key = threshold_key(scores, vocab, top, top_k, top_p, work)
         tl.debug_barrier()  # `work` is written again
         drop_scores(scores, vocab, top, key, min_p, work)
-        token = draw(scores, vocab, top, uniform(tl.load(seed), position), work)
+        token = draw(scores, vocab, top, uniform(tl.load(wanted.seed), wanted.position), work)
     return token
 
 

@@ -19,6 +19,7 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
+from persistent_runtime.gpu.processors import Wanted, is_plain
 from persistent_runtime.gpu.registry import Shape, gpu_body
 from persistent_runtime.gpu.sampling import logprob, sample
 from persistent_runtime.gpu.sync import globaltimer
@@ -66,6 +67,19 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
 
 
 @triton.jit
+def has_finite_logits(arguments, logit_row):
+    """Whether no tile met a logit that is NaN or infinite: its maximum is NaN then."""
+    tiles = dim(arguments, SELECT.tile_max, 1)
+    tile_max = operand(arguments, SELECT.tile_max, tl.float32) + logit_row * tiles
+    odd = tl.zeros([CANDIDATES], tl.int32)
+    for first in tl.range(0, tiles, CANDIDATES):
+        j = first + tl.arange(0, CANDIDATES)
+        value = tl.load(tile_max + j, mask=j < tiles, other=0)
+        odd += (value != value).to(tl.int32)
+    return tl.sum(odd, axis=0) == 0
+
+
+@triton.jit
 def best_token(arguments, logit_row):
     """The token of the largest tile maximum; tiles ascend, so the lowest id wins a tie."""
     tiles = dim(arguments, SELECT.tile_max, 1)
@@ -96,23 +110,31 @@ def is_stop(arguments, token):
 
 
 @triton.jit
+def wanted_of(arguments, request, position):
+    """What the request wants of its token for `position`."""
+    max_context = dim(arguments, SELECT.token_ids, 1)
+    return Wanted(
+        operand(arguments, SELECT.sampling, tl.float32) + request * layout.SAMPLING_WORDS,
+        operand(arguments, SELECT.processors, tl.int32) + request * layout.PROCESSORS_WORDS,
+        operand(arguments, SELECT.biases, tl.int32),
+        operand(arguments, SELECT.bias_prefixes, tl.int32),
+        operand(arguments, SELECT.token_ids, tl.int32) + request * max_context, position,
+        operand(arguments, SELECT.seed, tl.int64) + request)
+
+
+@triton.jit
 def choose_token(arguments, logit_row, request, position):
     """The token for `position`; records its log-probability where the request wants it."""
     vocab = dim(arguments, SELECT.logits, 1)
-    settings = operand(arguments, SELECT.sampling, tl.float32) + request * layout.SAMPLING_WORDS
     logits = operand(arguments, SELECT.logits, tl.float32) + logit_row * vocab
-    first = request * dim(arguments, SELECT.token_ids, 1)
-    greedy = ((tl.load(settings + layout.TEMPERATURE) == 0)
-              & (tl.load(settings + layout.REPETITION_PENALTY) == 1))
+    wanted = wanted_of(arguments, request, position)
     token = best_token(arguments, logit_row)
-    if greedy == 0:
+    if is_plain(wanted) == 0:
         scores = operand(arguments, SELECT.scores, tl.float32) + logit_row * 2 * vocab
-        token = sample(logits, vocab, settings,
-                       operand(arguments, SELECT.token_ids, tl.int32) + first, position,
-                       operand(arguments, SELECT.seed, tl.int64) + request, scores,
-                       scores + vocab)
-    if tl.load(settings + layout.LOGPROBS) != 0:
-        tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + first + position,
+        token = sample(logits, vocab, wanted, scores, scores + vocab)
+    if tl.load(wanted.settings + layout.LOGPROBS) != 0:
+        place = request * dim(arguments, SELECT.token_ids, 1) + position
+        tl.store(operand(arguments, SELECT.token_logprob, tl.float32) + place,
                  logprob(logits, vocab, token))
     return token
 
@@ -120,7 +142,8 @@ def choose_token(arguments, logit_row, request, position):
 @gpu_body(device_functions.select_token, configure=token_configuration)
 @triton.jit(noinline=True)
 def select_token(arguments, tile, step, CONFIG: tl.constexpr):
-    """Appends the choice for one logit row to its request, unless that has finished."""
+    """Appends the choice for one logit row to its request, unless that has finished; ends one whose
+    logits are not finite."""
     logit_row = tile[0]
     row = logit_entry(arguments, SELECT.logit_row, step, logit_row, True)
     request = row_entry(arguments, SELECT.row_request, step, row, True)
@@ -128,7 +151,11 @@ def select_token(arguments, tile, step, CONFIG: tl.constexpr):
     was_finished = tl.load(finished)
     position = row_entry(arguments, SELECT.row_position, step, row, True) + 1
     tl.debug_barrier()  # every thread has read what one thread is about to overwrite
-    if was_finished == 0:
+    if was_finished != layout.RUNNING:
+        pass
+    elif has_finite_logits(arguments, logit_row) == 0:
+        tl.store(finished, layout.NOT_FINITE)
+    else:
         token = choose_token(arguments, logit_row, request, position)
         place = request * dim(arguments, SELECT.token_ids, 1) + position
         tl.store(operand(arguments, SELECT.token_ids, tl.int32) + place, token)
@@ -137,7 +164,7 @@ def select_token(arguments, tile, step, CONFIG: tl.constexpr):
                  globaltimer(CONFIG.interpreted))
         limit = tl.load(operand(arguments, SELECT.length_limit, tl.int32) + request)
         if (position + 1 >= limit) | (is_stop(arguments, token) != 0):
-            tl.store(finished, 1)
+            tl.store(finished, layout.ENDED)
         row_position = operand(arguments, SELECT.row_position, tl.int32) + step[ROW_BASE] + row
         tl.store(row_position, position - 1 + step[ROW_ADVANCE])
         tl.debug_barrier()

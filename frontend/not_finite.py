@@ -1,0 +1,66 @@
+"""Logits that are no numbers: why, as far as the weights tell, and what can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from event_tensor.errors import NotFiniteError
+from event_tensor.tensors import TensorSpec
+from persistent_runtime.storage import as_array
+
+CHUNK = 1 << 22  # elements that are looked at together, so that a large weight needs no copy
+# dtype → its exponent's bits, all of them set in NaN and infinity, and the bits of its fraction
+BITS: Mapping[str, tuple[Any, int, int]] = {
+    "float32": (np.uint32, 0x7F800000, 0x007FFFFF), "bfloat16": (np.uint16, 0x7F80, 0x007F),
+    "float16": (np.uint16, 0x7C00, 0x03FF)}
+
+
+def not_finite_error(failed: Mapping[int, int], requests: int, dtype: str,
+                     weights: Iterable[TensorSpec], memory: Callable[[TensorSpec], Any]
+                     ) -> NotFiniteError:
+    """failed: prompt → new tokens it had when its next logits were not finite; requests: prompts of
+    the launch; weights: are searched for the cause, and `memory` says where each lies."""
+    prompt, tokens = min(failed.items(), key=lambda item: item[1])
+    where = f"of prompt {prompt} " if requests > 1 else ""
+    return NotFiniteError(
+        f"the logits {where}for new token {tokens + 1} (decode step {tokens}) are NaN or infinite; "
+        + (damaged_weight(weights, memory) or overflow(dtype)))
+
+
+def damaged_weight(weights: Iterable[TensorSpec], memory: Callable[[TensorSpec], Any]
+                   ) -> str | None:
+    """What is wrong with the first weight that holds no numbers; None where all do."""
+    for spec in weights:
+        found = memory(spec)
+        array = found if isinstance(found, np.ndarray) else as_array(found)
+        nan, infinite = count_not_finite(array, spec.dtype)
+        if nan or infinite:
+            remedy = ("use --dtype bfloat16 or float32, or check the model"
+                      if spec.dtype == "float16" else "download, convert or merge the model again")
+            return (f"the weight {spec.name} holds {nan} NaN and {infinite} infinite values in "
+                    f"{spec.dtype}: {remedy}")
+    return None
+
+
+def overflow(dtype: str) -> str:
+    if dtype == "float16":
+        return ("all weights are finite, so a key or value probably exceeded 65504, the largest "
+                "float16: use --dtype bfloat16 or float32")
+    return ("all weights are finite, so an activation overflowed: check that the model and its "
+            "config.json belong together")
+
+
+def count_not_finite(array: npt.NDArray[Any], dtype: str) -> tuple[int, int]:
+    """How many elements are NaN, and how many infinite."""
+    integer, exponent, fraction = BITS[dtype]
+    bits, nan, infinite = array.reshape(-1).view(integer), 0, 0
+    for first in range(0, len(bits), CHUNK):
+        part = bits[first:first + CHUNK]
+        odd = part[(part & exponent) == exponent] & fraction
+        nan += int(np.count_nonzero(odd))
+        infinite += int(np.count_nonzero(odd == 0))
+    return nan, infinite
