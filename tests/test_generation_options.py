@@ -1,7 +1,11 @@
 """Sampling, stop strings and batches through the whole decoder, and the values it refuses."""
 
+from functools import cache
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
@@ -17,8 +21,18 @@ def demo():
     return compile_decode_loop("demo")
 
 
+@cache
+def shared_tiny():
+    """For tests of many examples, which take no fixture."""
+    return compile_decode_loop(tiny_llama())
+
+
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny():
+    return tiny_llama()
+
+
+def tiny_llama():
     import transformers
 
     torch.manual_seed(3)
@@ -50,6 +64,35 @@ def test_a_penalty_changes_greedy_tokens_as_in_transformers(tiny):
     assert ours.output_ids != plain.output_ids
 
 
+NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0}
+FILTER_VALUES = {"top_k": st.integers(0, 3), "top_p": st.sampled_from([0, 0.0, 0.5, 1, 1.0]),
+                 "min_p": st.sampled_from([0, 0.0, 0.3])}
+
+
+@given(st.fixed_dictionaries({}, optional=FILTER_VALUES))
+def test_only_a_filter_that_drops_tokens_makes_a_greedy_model_sample(options):
+    chosen = Sampling().with_options(options)
+    drops = any(value != NEUTRAL[name] for name, value in options.items())
+    assert chosen.temperature == (1.0 if drops else 0.0)
+    assert chosen.is_greedy == (not drops or options.get("top_p") == 0)
+
+
+@pytest.mark.parametrize("options", [
+    {"top_p": 1.0}, {"top_k": 0}, {"min_p": 0.0}, {"top_p": 1, "top_k": 0, "min_p": 0},
+    {"top_p": 0.0}, {"temperature": 1.0, "top_p": 0.0}, {"temperature": 5.0, "top_p": 0.0},
+    {"temperature": 1e-38}, {"temperature": 1e-45}, {"temperature": 5e-324},
+    {"temperature": 1e-38, "top_k": 3, "top_p": 0.5, "min_p": 0.2}])
+def test_options_that_leave_only_the_likeliest_token_are_greedy(tiny, options):
+    decoder = shared_tiny()
+    greedy = decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True).output_ids
+    assert decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True,
+                            **options).output_ids == greedy
+    penalty = {"repetition_penalty": 1.3}
+    greedy = decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True, **penalty).output_ids
+    assert decoder.generate(PROMPT, max_new_tokens=20, ignore_eos=True, **penalty,
+                            **options).output_ids == greedy
+
+
 def test_logprobs_are_transformers_log_softmax(tiny):
     result = compile_decode_loop(tiny).generate(PROMPT, max_new_tokens=12, ignore_eos=True,
                                                 temperature=1.5, seed=2, logprobs=True)
@@ -62,15 +105,39 @@ def test_logprobs_are_transformers_log_softmax(tiny):
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16])
 def test_a_batch_gives_what_its_prompts_give_one_by_one(tiny, count):
+    """Each row draws as its prompt does alone with the row's seed, which the result names."""
     decoder = compile_decode_loop(tiny)
     prompts = [[(7 * k + 3 * p) % 301 for p in range(1 + (37 * k) % 90)] for k in range(count)]
-    for options in ({}, {"temperature": 0.9, "top_k": 30, "seed": 5}):
-        alone = [decoder.generate(p, max_new_tokens=10, ignore_eos=True, **options)
-                 for p in prompts]
+    for options in ({}, {"temperature": 0.9, "top_k": 30, "seed": 5}, {"temperature": 0.9}):
         together = decoder.generate(prompts, max_new_tokens=10, ignore_eos=True, **options)
+        alone = [decoder.generate(p, max_new_tokens=10, ignore_eos=True,
+                                  **{**options, "seed": r.sampling.seed})
+                 for p, r in zip(prompts, together, strict=True)]
         assert [r.output_ids for r in together] == [r.output_ids for r in alone]
         assert all(r.launches == 1 for r in together)
+        if "seed" in options:
+            assert together[0].sampling.seed == options["seed"]
+            again = decoder.generate(prompts, max_new_tokens=10, ignore_eos=True, **options)
+            assert [r.output_ids for r in together] == [r.output_ids for r in again]
     assert decoder.compilations == 1
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**63 - 1), st.integers(2, 16), st.sampled_from([0.7, 1.5, 40.0]))
+def test_equal_prompts_of_a_sampled_batch_have_different_answers(seed, count, temperature):
+    decoder = shared_tiny()
+    results = decoder.generate([PROMPT] * count, max_new_tokens=24, ignore_eos=True, seed=seed,
+                               temperature=temperature)
+    answers = {tuple(r.output_ids) for r in results}
+    assert len(answers) == count == len({r.sampling.seed for r in results})
+    assert all(0 <= r.sampling.seed < 2**63 for r in results)
+
+
+def test_an_unseeded_batch_draws_anew(tiny):
+    decoder = compile_decode_loop(tiny)
+    answers = [r.output_ids for _ in range(3) for r in decoder.generate(
+        [PROMPT] * 5, max_new_tokens=16, ignore_eos=True, temperature=1.5)]
+    assert len({tuple(answer) for answer in answers}) == 15
 
 
 def test_each_request_of_a_batch_ends_on_its_own(demo):
@@ -104,6 +171,7 @@ def test_stop_filter_releases_what_was_no_stop_string():
     ({"do_sample": False, "temperature": 0.7, "repetition_penalty": 1.1},
      Sampling(repetition_penalty=1.1)),
     ({"do_sample": True}, Sampling(temperature=1.0, top_k=50)),
+    ({"do_sample": True, "top_p": 0.0}, Sampling(temperature=1.0, top_k=50, top_p=0.0)),
     ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": None},
      Sampling(temperature=0.6, top_k=20, top_p=0.95))])
 def test_generation_config_is_honoured(generation, expected):
@@ -116,13 +184,15 @@ def test_options_replace_what_the_model_asks_for():
     assert model.with_options({"top_p": 0.5, "top_k": None}) == Sampling(
         temperature=0.6, top_k=20, top_p=0.5)
     assert Sampling().with_options({"top_k": 5}).temperature == 1.0
+    cold = sampling_of({"do_sample": True, "temperature": 0.6, "top_p": 0.0}, "")
+    assert cold.is_greedy and cold.with_options({"top_p": 0.9}).temperature == 0.6
     assert Sampling().with_seed().seed is None
     assert isinstance(Sampling(temperature=1.0).with_seed().seed, int)
 
 
 @pytest.mark.parametrize("options, named", [
     ({"temperature": -0.1}, "temperature is -0.1"), ({"temperature": float("nan")}, "temperature"),
-    ({"top_p": 0.0}, "top_p is 0.0"), ({"top_p": 1.01}, "top_p"), ({"top_k": -1}, "top_k is -1"),
+    ({"top_p": -0.1}, "top_p is -0.1"), ({"top_p": 1.01}, "top_p"), ({"top_k": -1}, "top_k is -1"),
     ({"top_k": 2.5}, "top_k"), ({"min_p": 1.5}, "min_p"), ({"seed": -1}, "seed"),
     ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"stop": [""]}, "empty"),
     ({"stop": "text"}, "list"), ({"tempreature": 1.0}, "tempreature"),

@@ -2,7 +2,6 @@
 each is drawn, and that a seed fixes the draw. test_gpu_interpreter.py runs this file for Triton."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -10,49 +9,14 @@ import torch
 
 pytest.importorskip("numba")
 
+import select_token
+from select_token import INTERPRETED, select, select_many
 from transformers.generation import logits_process
 
-from frontend.control import sampling_record
-from frontend.processors import BiasList, processors_record
 from frontend.sampling import Sampling
-from persistent_runtime import device_functions as df
 from persistent_runtime import layout
-from persistent_runtime.cpu.single_tile import run_tile
 
-CAPACITY = 64
-SPARE_BIAS = np.zeros((1, layout.BIAS_WORDS), np.int32)  # an array without elements has no address
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DRAWS = 150 if INTERPRETED else 20_000  # the interpreter takes some ten milliseconds for one
-
-
-def select(logits, seed=0, history=(3,), logprobs=False, end_ids=(), prompt_tokens=None,
-           **settings):
-    """(token, processed logits, log-probability) for the position after `history`, whose first
-    `prompt_tokens`, by default all, were the prompt."""
-    vocab = len(logits)
-    sampling = Sampling(logprobs=logprobs, **settings)
-    biases = BiasList.of(sampling, end_ids, vocab)
-    record = processors_record(biases, sampling, prompt_tokens or len(history))
-    logits = np.ascontiguousarray(logits, np.float32).reshape(1, vocab)
-    token_ids = np.zeros((1, CAPACITY), np.int32)
-    token_ids[0, :len(history)] = history
-    scores = np.full((1, 2, vocab), np.nan, np.float32)
-    logprob = np.zeros((1, CAPACITY), np.float32)
-    best = np.nanmax(logits) if np.isfinite(logits).any() else -np.inf
-    run_tile(df.select_token, "float32", {
-        "tile_max": np.full((1, 1), best, np.float32),
-        "tile_argmax": np.array([[int(np.argmax(logits[0] == best))]], np.int32),
-        "logits": logits, "scores": scores, "sampling": sampling_record(sampling)[None],
-        "seed": np.array([seed], np.int64), "processors": record[None],
-        "biases": np.concatenate([biases.biases, SPARE_BIAS]),
-        "bias_prefixes": np.append(biases.prefixes, 0).astype(np.int32),
-        "logit_row": np.zeros(1, np.int32), "row_request": np.zeros(1, np.int32),
-        "row_position": np.array([len(history) - 1], np.int32), "token_ids": token_ids,
-        "token_time": np.zeros((1, CAPACITY), np.int64), "token_logprob": logprob,
-        "stop_ids": np.array([-1], np.int32), "length_limit": np.array([CAPACITY], np.int32),
-        "length": np.zeros(1, np.int32), "finished": np.zeros(1, np.int32),
-    }, (0,), df.SAMPLING_SCRATCH)
-    return int(token_ids[0, len(history)]), scores[0, 0], float(logprob[0, len(history)])
 
 
 def processed(logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
@@ -145,8 +109,8 @@ DISTRIBUTIONS = [
 
 
 def draws_of(logits, count, history, **settings):
-    return np.bincount([select(logits, seed=seed, history=history, **settings)[0]
-                        for seed in range(count)], minlength=len(logits))
+    return np.bincount(select_many(logits, range(count), history=history, **settings),
+                       minlength=len(logits))
 
 
 @pytest.mark.parametrize("settings", DISTRIBUTIONS)
@@ -164,9 +128,27 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(settings):
     wanted = np.append(expected[common], expected[~common].sum())
     cells, wanted = cells[wanted > 0], wanted[wanted > 0]
     chi_square = ((cells - wanted) ** 2 / wanted).sum()
-    freedom = len(cells) - 1
-    # Wilson-Hilferty: five standard deviations, one false alarm in some million seeds
-    assert chi_square < freedom * (1 - 2 / (9 * freedom) + 5 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert chi_square < chi_square_limit(len(cells) - 1)
+
+
+def chi_square_limit(freedom):
+    """Wilson-Hilferty: five standard deviations, one false alarm in some million seeds."""
+    return freedom * (1 - 2 / (9 * freedom) + 5 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+def test_rows_of_a_batch_draw_by_their_own_and_independently():
+    logits = np.array([0.0, 1.0, 0.3, -0.5], np.float32)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    rows = [select_many(logits, [Sampling(seed=seed).of_row(row).seed for seed in range(DRAWS)],
+                        temperature=1.0) for row in (0, 1, 15)]
+    for draws in rows:
+        found = np.bincount(draws, minlength=4)
+        wanted = DRAWS * expected
+        assert ((found - wanted) ** 2 / wanted).sum() < chi_square_limit(3)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        found = np.bincount(rows[first] * 4 + rows[second], minlength=16).reshape(4, 4)
+        wanted = DRAWS * np.outer(expected, expected)
+        assert ((found - wanted) ** 2 / wanted).sum() < chi_square_limit(15)
 
 
 def test_a_seed_and_a_position_fix_the_draw():
@@ -210,16 +192,31 @@ def test_logits_without_a_number_give_a_token_and_no_hang(settings):
         assert select(some, **settings)[0] == 17
 
 
+EXTREMES = [0.0, 1e-45, 1e-38, 3e38, np.inf, -np.inf, np.nan, -3e38, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(10 if INTERPRETED else 150))
+def test_whatever_the_logits_and_settings_the_token_is_one(seed, monkeypatch):
+    """The record is written as it is: no host has looked at its values."""
+    rng = np.random.default_rng(seed)
+    vocab = int(rng.choice([1, 3, 1025]))
+    logits = (rng.choice(EXTREMES, vocab) if seed % 2 else rng.normal(0, 1e38, vocab))
+    record = rng.choice([*EXTREMES, -1.0, 5.0], layout.SAMPLING_WORDS).astype(np.float32)
+    monkeypatch.setattr(select_token, "sampling_record", lambda sampling: record)
+    with np.errstate(over="ignore"):
+        logits = logits.astype(np.float32)
+    token, _, _ = select(logits, seed=seed, history=[0, vocab - 1])
+    assert 0 <= token < vocab
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="compares with the interpreter, which has to be chosen")
 def test_both_backends_draw_the_same_tokens(monkeypatch):
-    import sys
-
     from persistent_runtime.cpu import single_tile
 
     rng = np.random.default_rng(9)
     cases = [(logits_of(rng, 3000), settings_of(rng)) for _ in range(25)]
     interpreted = [select(logits, seed=k, **settings)[0]
                    for k, (logits, settings) in enumerate(cases)]
-    monkeypatch.setattr(sys.modules[__name__], "run_tile", single_tile.run_tile)
+    monkeypatch.setattr(select_token, "run_tile", single_tile.run_tile)
     assert interpreted == [select(logits, seed=k, **settings)[0]
                            for k, (logits, settings) in enumerate(cases)]

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -162,6 +163,9 @@ def _entry(arguments, tile, step, scratch):  # noqa: ANN001, ANN202
     body(arguments, tile, step, scratch, like)  # noqa: F821 (globals that entry_of provides)
 
 
+compiled_into = cache(device_jit)  # one dispatcher of numba for all entries of a body
+
+
 def entry_of(declaration: DeviceFunction, dtype: str) -> Entry:
     """The C entry of a body for one dtype, as a function of its own; raises UserError.
 
@@ -177,7 +181,7 @@ def entry_of(declaration: DeviceFunction, dtype: str) -> Entry:
     name = f"{declaration.name}_{dtype}_{hashlib.sha256(record.encode()).hexdigest()[:8]}"
     code = _entry.__code__.replace(co_filename=inspect.getfile(body), co_name=name,
                                    co_firstlineno=body.__code__.co_firstlineno)
-    function = FunctionType(code, {"__name__": body.__module__, "body": device_jit(body),
+    function = FunctionType(code, {"__name__": body.__module__, "body": compiled_into(body),
                                    "like": STORAGE[dtype]}, name)
     function.__qualname__ = name
     return Entry(function, ENTRY_SIGNATURE, declaration.name, dtype, (body, dtype))

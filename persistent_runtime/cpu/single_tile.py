@@ -53,13 +53,21 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
 
     `step` maps offsets of the step record (layout.py) to values, 0 where not given.
     """
+    run_tiles(declaration, dtype, values, [tile], scratch_bytes, step)
+
+
+def run_tiles(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
+              tiles: Sequence[Sequence[int]], scratch_bytes: int = 0,
+              step: dict[int, int] | None = None) -> None:
+    """The same for several tiles of one call, one after the other."""
     record = pack_arguments(declaration, values)
-    coordinates = np.zeros(layout.MAX_TILE_RANK, np.int32)
-    coordinates[:len(tile)] = tile
     step_record = np.zeros(layout.STEP_WORDS, np.int64)
     for offset, value in (step or {}).items():
         step_record[offset] = value
     scratch = np.empty(scratch_bytes // 4 + 1, np.float32)
     function = _ENTRY(compile_body(declaration, dtype).address)
-    function(record.ctypes.data, coordinates.ctypes.data, step_record.ctypes.data,
-             scratch.ctypes.data)
+    of_record, of_step, of_scratch = (a.ctypes.data for a in (record, step_record, scratch))
+    for tile in tiles:
+        coordinates = np.zeros(layout.MAX_TILE_RANK, np.int32)
+        coordinates[:len(tile)] = tile
+        function(of_record, coordinates.ctypes.data, of_step, of_scratch)

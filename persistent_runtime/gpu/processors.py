@@ -76,7 +76,7 @@ def add_shared_biases(wanted, first, last, scores):
                             other=-1)
         if following != token:
             tl.store(scores + token, tl.load(scores + token) + total)
-            total = total * 0
+        total = tl.where(following == token, total, 0.0)
 
 
 @triton.jit
