@@ -6,7 +6,8 @@ of transformers, unless the directory asks for a class or a setting whose rules 
 here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,8 +135,8 @@ def over_tokenizers(
     special = {token_id for token_id, token in added.items() if token.special}
 
     def encode(text: str, *, add_special_tokens: bool) -> list[int]:
-        text = require_text(text)
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        with encoding(text):
+            return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         text = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
@@ -165,12 +166,17 @@ def has_legacy_tokens(directory: Path, config: dict[str, Any]) -> bool:
     return "added_tokens_decoder" not in config and (directory / "added_tokens.json").exists()
 
 
-def require_text(text: str) -> str:
+@contextmanager
+def encoding(text: str) -> Iterator[None]:
+    """Raises UserError for what is no text, and for a text that the tokenizer fails at."""
     try:
         text.encode("utf-8")
+        yield
     except UnicodeEncodeError:
         raise UserError("the prompt is not UTF-8 text; convert it to UTF-8") from None
-    return text
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(f"the tokenizer cannot encode the prompt ({error}); its files do not fit "
+                        f"together, download them again") from None
 
 
 def load_with_transformers(directory: Path, complaint: str) -> Any:
@@ -194,19 +200,21 @@ def from_transformers(tokenizer: Any) -> Tokenizer:
         token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
     ) if tokenizer.is_fast else frozenset(tokenizer.all_special_ids)
 
+    def encode(text: str, *, add_special_tokens: bool) -> list[int]:
+        with encoding(text):
+            return list(tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+
     def token_id(text: str) -> int | None:
         found = tokenizer.get_vocab().get(text)
         return None if found is None else int(found)
 
     return Tokenizer(
-        encode=lambda text: list(tokenizer(require_text(text)).input_ids),
+        encode=partial(encode, add_special_tokens=True),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         decode_all=lambda ids: str(tokenizer.decode(list(ids))),
         is_silent=lambda token_id: token_id in special or token_id >= vocab_size,
         token_id=token_id,
-        encode_bare=lambda text: list(
-            tokenizer(require_text(text), add_special_tokens=False).input_ids
-        ),
+        encode_bare=partial(encode, add_special_tokens=False),
         chat_template=template_of_tokenizer(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
     )
