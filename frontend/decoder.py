@@ -17,6 +17,7 @@ from event_tensor.graph import Graph
 from frontend.config import DecoderConfig
 from frontend.conversation import Conversation
 from frontend.dump import dump
+from frontend.end_tokens import TokenIds, end_tokens
 from frontend.generation import Generation, Token
 from frontend.operators import Operators
 from frontend.phases import Phases
@@ -118,19 +119,21 @@ class Decoder:
     @overload
     def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = ...,
                  ignore_eos: bool = ..., stop: Sequence[str] = ..., trace_steps: int = ...,
-                 **sampling: Any) -> Generation: ...
+                 eos_token_id: TokenIds = ..., **sampling: Any) -> Generation: ...
 
     @overload
     def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], *,
                  max_new_tokens: int = ..., ignore_eos: bool = ..., stop: Sequence[str] = ...,
-                 trace_steps: int = ..., **sampling: Any) -> list[Generation]: ...
+                 eos_token_id: TokenIds = ..., trace_steps: int = ..., **sampling: Any
+                 ) -> list[Generation]: ...
 
     def generate(self, prompt: Any, *, max_new_tokens: int = 128, ignore_eos: bool = False,
-                 stop: Sequence[str] = (), trace_steps: int = 0, **sampling: Any
-                 ) -> Generation | list[Generation]:
+                 stop: Sequence[str] = (), trace_steps: int = 0, eos_token_id: TokenIds = None,
+                 **sampling: Any) -> Generation | list[Generation]:
         """Continuation of a text or of token ids; of a list of either, all in one launch.
 
-        stop: texts before which the output is cut. trace_steps: how many steps of each segment
+        stop: texts before which the output is cut; they may have special tokens. eos_token_id: what
+        ends the output, instead of the model's own. trace_steps: how many steps of each segment
         leave their times in `Generation.trace`. sampling: fields of `Sampling` (temperature,
         top_k, top_p, min_p, repetition_penalty, seed, logprobs); what is left out is as the
         model's generation_config.json says, greedy if that says nothing.
@@ -139,8 +142,8 @@ class Decoder:
         max_context or max_requests, text when the model has no tokenizer, and values of sampling
         outside their limits.
         """
-        options = RunOptions(max_new_tokens, ignore_eos, stop,
-                             self.config.sampling.with_options(sampling).with_seed(), trace_steps)
+        sampled = self.config.sampling.with_options(sampling).with_seed()
+        options = RunOptions(max_new_tokens, ignore_eos, stop, sampled, trace_steps, eos_token_id)
         first = None if isinstance(prompt, str) or not len(prompt) else prompt[0]
         is_batch = isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
         results = [Generation(prompt_ids(self, p)) for p in (prompt if is_batch else [prompt])]
@@ -149,18 +152,20 @@ class Decoder:
         return results if is_batch else results[0]
 
     def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
-               ignore_eos: bool = False, stop: Sequence[str] = (),
-               result: Generation | None = None, keep_cache: bool = False, **sampling: Any
-               ) -> Iterator[Token]:
+               ignore_eos: bool = False, stop: Sequence[str] = (), eos_token_id: TokenIds = None,
+               result: Generation | None = None, keep_cache: bool = False,
+               is_answer: bool = False, **sampling: Any) -> Iterator[Token]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
         Options as in `generate`. `result`, if given, collects ids and times on the way.
-        keep_cache: go on from what the KV cache holds of the same tokens.
+        keep_cache: go on from what the KV cache holds of the same tokens. is_answer: the text
+        stands alone; else text of the prompt + pieces = text of all tokens.
         """
         into = result if result is not None else Generation([])
         into.prompt_ids[:] = prompt_ids(self, prompt)
-        options = RunOptions(max_new_tokens, ignore_eos, stop,
-                             self.config.sampling.with_options(sampling).with_seed())
+        sampled = self.config.sampling.with_options(sampling).with_seed()
+        options = RunOptions(max_new_tokens, ignore_eos, stop, sampled, eos_token_id=eos_token_id,
+                             is_answer=is_answer)
         return self._run([into], options, keep_cache=keep_cache)
 
     def chat(self, system: str | None = None) -> Conversation:
@@ -180,8 +185,8 @@ class Decoder:
         check_request(self, [len(result.prompt_ids) for result in results], options)
         for result in results:
             result.sampling = options.sampling
-        watchers = [RequestWatcher(result, options, self.config.eos_token_ids, self.tokenizer)
-                    for result in results]
+        ends = end_tokens(self, options)
+        watchers = [RequestWatcher(result, options, ends, self.tokenizer) for result in results]
         return self._tokens(watchers, options, keep_cache)
 
     @contextmanager
@@ -265,10 +270,7 @@ class Decoder:
         for name, values in (("row_request", plan.row_request),
                              ("row_position", plan.row_position), ("logit_row", plan.logit_row)):
             self._control(name)[:len(values)] = values
-        stop_ids = self._control("stop_ids")
-        stop_ids[:] = -1
-        if not options.ignore_eos:
-            stop_ids[:len(self.config.eos_token_ids)] = self.config.eos_token_ids
+        self._control("stop_ids")[:] = end_tokens(self, options).padded_ids
         self._control("finished")[:] = 1  # requests that this launch does not have
         for k, (result, request) in enumerate(zip(results, requests, strict=True)):
             self._control("token_ids")[k, :request.prompt_tokens] = result.prompt_ids

@@ -27,8 +27,8 @@ class TextStream:
         self._decode, self._is_silent = decode, is_silent
         # the tokens we decode: a finished part, then a held one
         self._window = context(decode, is_silent, prompt_ids)
-        self._finished = len(self._window)  # tokens of the window whose text is out
-        self._shown = decode(self._window) if self._window else ""  # the window's text that is out
+        self._finished = finished_tokens(decode, self._window)  # so many, whose text is out
+        self._shown = shown_text(decode, self._window, self._finished)  # the text that is out
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes: empty while a character is unfinished."""
@@ -37,9 +37,9 @@ class TextStream:
         self._window.append(token_id)
         text = self._decode(self._window)
         if not text.endswith(REPLACEMENT):
-            if len(text) <= len(self._shown):  # nothing to see yet: a lone word boundary
-                return ""
             piece = self._new(text)
+            if not piece:  # nothing to see yet: a lone word boundary
+                return ""
             self._window = self._window[self._finished:]
             self._finished = len(self._window)
             self._shown = self._decode(self._window)
@@ -75,3 +75,20 @@ def context(decode: Callable[[Sequence[int]], str], is_silent: Callable[[int], b
         if not decode(last[-first:]).startswith(REPLACEMENT):
             return last[-first:]
     return last
+
+
+def finished_tokens(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> int:
+    """How many of a prompt's tokens stand before a character that is unfinished at its end."""
+    for unfinished in range(min(MAX_HELD_CHARACTERS, len(ids)) + 1):
+        finished = len(ids) - unfinished
+        if not finished or not decode(ids[:finished]).endswith(REPLACEMENT):
+            return finished
+    return len(ids)  # bytes that are no text, and never will be
+
+
+def shown_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], finished: int) -> str:
+    """The text of a prompt's tokens; some decoders garble all bytes if the last are unfinished."""
+    if not ids:
+        return ""
+    text, settled = decode(ids), decode(ids[:finished])
+    return text if text.startswith(settled) else settled
