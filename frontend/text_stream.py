@@ -25,9 +25,8 @@ class TextStream:
     def __init__(self, decode: Callable[[Sequence[int]], str], is_silent: Callable[[int], bool],
                  prompt_ids: Sequence[int] = ()) -> None:
         self._decode, self._is_silent = decode, is_silent
-        # the tokens we decode: a finished part, then a held one
-        self._window = context(decode, is_silent, prompt_ids)
-        self._finished = finished_tokens(decode, self._window)  # so many, whose text is out
+        # the tokens we decode, and how many of them are finished: the others are held
+        self._window, self._finished = context(decode, is_silent, prompt_ids)
         self._shown = shown_text(decode, self._window, self._finished)  # the text that is out
 
     def push(self, token_id: int) -> str:
@@ -67,28 +66,26 @@ class TextStream:
 
 
 def context(decode: Callable[[Sequence[int]], str], is_silent: Callable[[int], bool],
-            prompt_ids: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt whose text does not begin amid a character."""
+            prompt_ids: Sequence[int]) -> tuple[list[int], int]:
+    """The last tokens of a prompt, and how many of them stand before an unfinished character.
+
+    Their text neither begins nor ends amid a character: some decoders garble all bytes of a row if
+    the first or the last are unfinished.
+    """
     newest_first = (token_id for token_id in reversed(prompt_ids) if not is_silent(token_id))
     last = list(islice(newest_first, OVERLAP_TOKENS + MAX_HELD_TOKENS))[::-1]
-    for first in range(OVERLAP_TOKENS, len(last)):
-        if not decode(last[-first:]).startswith(REPLACEMENT):
-            return last[-first:]
-    return last
-
-
-def finished_tokens(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> int:
-    """How many of a prompt's tokens stand before a character that is unfinished at its end."""
-    for unfinished in range(min(MAX_HELD_CHARACTERS, len(ids)) + 1):
-        finished = len(ids) - unfinished
-        if not finished or not decode(ids[:finished]).endswith(REPLACEMENT):
-            return finished
-    return len(ids)  # bytes that are no text, and never will be
+    for unfinished in range(min(MAX_HELD_CHARACTERS, len(last)) + 1):
+        settled = last[:len(last) - unfinished]
+        for count in range(OVERLAP_TOKENS, OVERLAP_TOKENS + MAX_HELD_CHARACTERS + 1):
+            text = decode(settled[-count:]) if settled else ""
+            if not text.startswith(REPLACEMENT) and not text.endswith(REPLACEMENT):
+                return last[-count - unfinished:], len(settled[-count:])
+    return last, len(last)  # bytes that are no text, and never will be
 
 
 def shown_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], finished: int) -> str:
-    """The text of a prompt's tokens; some decoders garble all bytes if the last are unfinished."""
+    """The text of a prompt's tokens; only that of the finished ones where the others garble it."""
     if not ids:
         return ""
-    text, settled = decode(ids), decode(ids[:finished])
+    text, settled = decode(ids), decode(ids[:finished]) if finished else ""
     return text if text.startswith(settled) else settled
