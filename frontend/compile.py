@@ -15,6 +15,7 @@ from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
+from frontend.end_tokens import MAX_END_TOKENS
 from frontend.expert_weights import read_weight, stored_tensors
 from frontend.families import build_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
@@ -74,7 +75,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     operators = Operators(
         config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
-               max(len(config.eos_token_ids), 1)), weight_dtype)
+               MAX_END_TOKENS), weight_dtype)
     decoding = operators.for_decoding()
     with phases("build graph"):
         build_step(operators)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from frontend.end_tokens import EndTokens
 from frontend.generation import Generation
 from frontend.plan import Plan, Request
 from frontend.processors import BiasList, processors_record
@@ -18,6 +20,14 @@ FLOAT32 = np.finfo(np.float32)
 Tensors = Callable[[str], Any]  # name of a control tensor → its host side
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the requests of one launch have in common beside their sampling values."""
+
+    ends: EndTokens
+    biases: BiasList
+
+
 def write_plan(tensors: Tensors, plan: Plan) -> None:
     """The rows of all segments."""
     for name, values in (("row_request", plan.row_request), ("row_position", plan.row_position),
@@ -26,11 +36,10 @@ def write_plan(tensors: Tensors, plan: Plan) -> None:
 
 
 def write_requests(tensors: Tensors, results: Sequence[Generation], requests: Sequence[Request],
-                   end_ids: Sequence[int], biases: BiasList) -> None:
+                   rules: Rules) -> None:
     """Prompts, limits and how tokens are chosen; `result.sampling` says that for each request."""
-    stop_ids = tensors("stop_ids")
-    stop_ids[:] = -1
-    stop_ids[:len(end_ids)] = end_ids
+    biases = rules.biases
+    tensors("stop_ids")[:] = rules.ends.padded_ids
     tensors("biases")[:len(biases.biases)] = biases.biases
     tensors("bias_prefixes")[:len(biases.prefixes)] = biases.prefixes
     tensors("finished")[:] = layout.ENDED  # requests that this launch does not have

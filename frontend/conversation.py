@@ -10,6 +10,7 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from frontend.chat_template import Message
+from frontend.end_tokens import TokenIds, conversation_end_ids
 from frontend.generation import Generation, Token, percentiles_ms
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Conversation:
         self._decoder = decoder
         self._encode = decoder.tokenizer.encode_bare
         self._template = decoder.tokenizer.chat_template()
+        self._end_ids = conversation_end_ids(decoder, decoder.tokenizer, self._template) or None
         self._system: list[Message] = (
             [] if system is None else [{"role": "system", "content": system}])
         self._messages: list[Message] = []
@@ -70,12 +72,14 @@ class Conversation:
         return len(last.prompt_ids) + len(last.output_ids) if last else 0
 
     def send(self, text: str, *, max_new_tokens: int | None = None, ignore_eos: bool = False,
-             stop: Sequence[str] = (), **sampling: Any) -> Iterator[Token]:
+             stop: Sequence[str] = (), eos_token_id: TokenIds = None,
+             **sampling: Any) -> Iterator[Token]:
         """Streams the answer to `text`. Leaving the loop early, or `interrupt`, ends the launch.
 
         The answer joins the history as far as it was seen; if nothing was, neither does `text`.
-        max_new_tokens: by default MAX_ANSWER_TOKENS; never beyond the end of the context. Other
-        options as in `Decoder.generate`.
+        max_new_tokens: by default MAX_ANSWER_TOKENS; never beyond the end of the context.
+        eos_token_id: in the place of the model's own end tokens and the chat template's end of
+        turn. Other options as in `Decoder.generate`.
 
         Raises UserError, and leaves the conversation as it was, for values outside their limits, a
         template that refuses the messages, and a conversation that no longer fits.
@@ -86,7 +90,8 @@ class Conversation:
         result = Generation([])
         tokens = self._decoder.stream(
             ids, max_new_tokens=min(limit, self._room(len(ids))), ignore_eos=ignore_eos, stop=stop,
-            result=result, keep_cache=True, **sampling)
+            eos_token_id=self._end_ids if eos_token_id is None else eos_token_id, result=result,
+            keep_cache=True, is_answer=True, **sampling)
         return self._answer(message, tokens, result)
 
     def interrupt(self) -> None:

@@ -15,14 +15,16 @@ import numpy.typing as npt
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from frontend.config import DecoderConfig
-from frontend.control import write_plan, write_requests
+from frontend.control import Rules, write_plan, write_requests
 from frontend.conversation import Conversation
 from frontend.dump import dump
+from frontend.end_tokens import TokenIds, end_tokens
 from frontend.generation import Generation, Token
 from frontend.not_finite import not_finite_error
 from frontend.operators import Operators
 from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
+from frontend.prefix_memory import PrefixMemory
 from frontend.processors import BiasList
 from frontend.request_checks import check_request, prompt_ids
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
@@ -59,8 +61,7 @@ class Decoder:
         self._buffers = buffers
         self._busy = threading.Lock()
         self._interrupted = threading.Event()
-        # the tokens whose keys and values the cache holds, from position 0 on
-        self._cached: list[list[int]] = [[] for _ in range(self.max_requests)]
+        self._prefixes = PrefixMemory(self.max_requests)
 
     @property
     def graph(self) -> Graph:
@@ -122,19 +123,21 @@ class Decoder:
     @overload
     def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = ...,
                  ignore_eos: bool = ..., stop: Sequence[str] = ..., trace_steps: int = ...,
-                 **sampling: Any) -> Generation: ...
+                 eos_token_id: TokenIds = ..., **sampling: Any) -> Generation: ...
 
     @overload
     def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], *,
                  max_new_tokens: int = ..., ignore_eos: bool = ..., stop: Sequence[str] = ...,
-                 trace_steps: int = ..., **sampling: Any) -> list[Generation]: ...
+                 eos_token_id: TokenIds = ..., trace_steps: int = ..., **sampling: Any
+                 ) -> list[Generation]: ...
 
     def generate(self, prompt: Any, *, max_new_tokens: int = 128, ignore_eos: bool = False,
-                 stop: Sequence[str] = (), trace_steps: int = 0, **sampling: Any
-                 ) -> Generation | list[Generation]:
+                 stop: Sequence[str] = (), trace_steps: int = 0, eos_token_id: TokenIds = None,
+                 **sampling: Any) -> Generation | list[Generation]:
         """Continuation of a text or of token ids; of a list of either, all in one launch.
 
-        stop: texts before which the output is cut. trace_steps: how many steps of each segment
+        stop: texts before which the output is cut; they may have special tokens. eos_token_id: what
+        ends the output, instead of the model's own. trace_steps: how many steps of each segment
         leave their times in `Generation.trace`. sampling: fields of `Sampling` (temperature,
         top_k, top_p, min_p, repetition_penalty, seed, logprobs, …); what is left out is as the
         model's generation_config.json says, greedy if that says nothing.
@@ -143,8 +146,8 @@ class Decoder:
         max_context or max_requests, text when the model has no tokenizer, and values of sampling
         outside their limits.
         """
-        options = RunOptions(max_new_tokens, ignore_eos, stop,
-                             self.config.sampling.with_options(sampling).with_seed(), trace_steps)
+        sampled = self.config.sampling.with_options(sampling).with_seed()
+        options = RunOptions(max_new_tokens, ignore_eos, stop, sampled, trace_steps, eos_token_id)
         first = None if isinstance(prompt, str) or not len(prompt) else prompt[0]
         is_batch = isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
         results = [Generation(prompt_ids(self, p)) for p in (prompt if is_batch else [prompt])]
@@ -153,18 +156,20 @@ class Decoder:
         return results if is_batch else results[0]
 
     def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
-               ignore_eos: bool = False, stop: Sequence[str] = (),
-               result: Generation | None = None, keep_cache: bool = False, **sampling: Any
-               ) -> Iterator[Token]:
+               ignore_eos: bool = False, stop: Sequence[str] = (), eos_token_id: TokenIds = None,
+               result: Generation | None = None, keep_cache: bool = False,
+               is_answer: bool = False, **sampling: Any) -> Iterator[Token]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
         Options as in `generate`. `result`, if given, collects ids and times on the way.
-        keep_cache: go on from what the KV cache holds of the same tokens.
+        keep_cache: go on from what the KV cache holds of the same tokens. is_answer: the text
+        stands alone; else text of the prompt + pieces = text of all tokens.
         """
         into = result if result is not None else Generation([])
         into.prompt_ids[:] = prompt_ids(self, prompt)
-        options = RunOptions(max_new_tokens, ignore_eos, stop,
-                             self.config.sampling.with_options(sampling).with_seed())
+        sampled = self.config.sampling.with_options(sampling).with_seed()
+        options = RunOptions(max_new_tokens, ignore_eos, stop, sampled, eos_token_id=eos_token_id,
+                             is_answer=is_answer)
         return self._run([into], options, keep_cache=keep_cache)
 
     def chat(self, system: str | None = None) -> Conversation:
@@ -184,11 +189,10 @@ class Decoder:
         check_request(self, [len(result.prompt_ids) for result in results], options)
         for row, result in enumerate(results):
             result.sampling = options.sampling.of_row(row)
-        end_ids = () if options.ignore_eos else self.config.eos_token_ids
-        biases = BiasList.of(options.sampling, end_ids, self.config.vocab_size)
-        watchers = [RequestWatcher(result, options, self.config.eos_token_ids, self.tokenizer)
-                    for result in results]
-        return self._tokens(watchers, options, biases, keep_cache)
+        ends = end_tokens(self, options)
+        biases = BiasList.of(options.sampling, ends.eos, self.config.vocab_size)
+        watchers = [RequestWatcher(result, options, ends, self.tokenizer) for result in results]
+        return self._tokens(watchers, options, Rules(ends, biases), keep_cache)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -201,7 +205,7 @@ class Decoder:
         finally:
             self._busy.release()
 
-    def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, biases: BiasList,
+    def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, rules: Rules,
                 keep_cache: bool) -> Iterator[Token]:
         with self._exclusive():
             self._interrupted.clear()
@@ -209,15 +213,13 @@ class Decoder:
             requests = []
             for request, watcher in enumerate(watchers):
                 result = watcher.result
-                cached = self._cached_prefix(request, result.prompt_ids) if keep_cache else 0
+                cached = self._prefixes.claim(request, result.prompt_ids, reuse=keep_cache)
                 result.start_ns, result.prefilled_tokens = start_ns, len(result.prompt_ids) - cached
                 requests.append(Request(len(result.prompt_ids), options.max_new_tokens, cached))
-                # until the launch has shown what it computed; it leaves these positions alone
-                self._cached[request] = result.prompt_ids[:cached]
             self.phases.fill("waiting for a prompt")
             before = self.kernel.launches
             with self.phases("prepare launch"):
-                segments = self._prepare([w.result for w in watchers], requests, options, biases)
+                segments = self._prepare([w.result for w in watchers], requests, rules)
                 launch = self.kernel.launch(segments, finished=self._control("finished"),
                                             trace_steps=options.trace_steps)
             for watcher in watchers:
@@ -226,7 +228,7 @@ class Decoder:
                 yield from self._watch(launch, watchers)
             finally:
                 launch.abort()
-                self._remember_cached(watchers)
+                self._prefixes.remember(self._control, [w.result for w in watchers])
                 if options.trace_steps:
                     traces = launch.trace()
                     for watcher in watchers:
@@ -265,13 +267,12 @@ class Decoder:
         launch.check()
         self._check_finite(watchers)
 
-    def _prepare(self, results: list[Generation], requests: list[Request], options: RunOptions,
-                 biases: BiasList) -> list[Segment]:
+    def _prepare(self, results: list[Generation], requests: list[Request], rules: Rules
+                 ) -> list[Segment]:
         """Fills the control tensors for a launch; returns its segments."""
         plan = plan_launch(requests, self._operators.tiles.linear_rows)
         write_plan(self._control, plan)
-        write_requests(self._control, results, requests,
-                       () if options.ignore_eos else self.config.eos_token_ids, biases)
+        write_requests(self._control, results, requests, rules)
         return [self._segment(s.tokens, s.logit_rows, s.context, steps=s.steps,
                               first_row=s.first_row, row_stride=s.row_stride,
                               first_logit=s.first_logit, row_advance=s.row_advance)
@@ -287,22 +288,6 @@ class Decoder:
         if failed:
             raise not_finite_error(failed, len(watchers), self.dtype,
                                    self._operators.weights.values(), self._buffers.array)
-
-    def _cached_prefix(self, request: int, ids: list[int]) -> int:
-        """Leading positions of `ids` that the KV cache has; at least one token must be computed."""
-        cached = self._cached[request]
-        same = next((k for k, (a, b) in enumerate(zip(cached, ids, strict=False)) if a != b),
-                    min(len(cached), len(ids)))
-        return min(same, len(ids) - 1)
-
-    def _remember_cached(self, watchers: list[RequestWatcher]) -> None:
-        """After a launch: the cache holds all positions before a request's last token."""
-        for request, watcher in enumerate(watchers):
-            length = int(self._control("length")[request])
-            if self._control("finished")[request] == layout.NOT_FINITE:
-                self._cached[request] = []  # of what it holds, nobody knows what is a number
-            elif length > len(watcher.result.prompt_ids):  # else prefill may not have ended
-                self._cached[request] = self._control("token_ids")[request, :length - 1].tolist()
 
     def logits(self, token_ids: Sequence[int], last: int | None = None
                ) -> npt.NDArray[np.float32]:
@@ -323,7 +308,7 @@ class Decoder:
             self._control("row_request")[:len(ids)] = 0
             self._control("row_position")[:len(ids)] = np.arange(len(ids))
             self._control("finished")[:] = 1  # nothing is to be appended to a request
-            self._cached[0] = []
+            self._prefixes.forget(0)
             for first in range(0, unwanted, self._operators.tiles.linear_rows):
                 rows = min(self._operators.tiles.linear_rows, unwanted - first)
                 self.kernel.launch([self._segment(rows, 0, first + rows, first_row=first)]).wait()

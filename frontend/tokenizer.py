@@ -1,10 +1,13 @@
 """Text to token ids and back, one token at a time where it streams.
 
-`encode` gives what transformers' `tokenizer(text).input_ids` gives, `decode` what its `decode(ids,
-skip_special_tokens=True)` gives, without importing transformers where there is a tokenizer.json.
+`encode` gives what `AutoTokenizer`'s `tokenizer(text).input_ids` gives, `decode` what its
+`decode(ids, skip_special_tokens=True)` gives. Where there is a tokenizer.json this takes no import
+of transformers, unless the directory asks for a class or a setting whose rules are not written
+here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,76 +15,52 @@ from typing import TYPE_CHECKING, Any
 
 from event_tensor.errors import UserError
 from frontend.chat_template import ChatTemplate, load_chat_template, template_of_tokenizer
-from frontend.fields import read_json, require_directory, token_text
+from frontend.fields import read_json, require_directory
+from frontend.special_tokens import add_tokens, added_tokens, mark_special, special_tokens
+from frontend.text_stream import TextStream
+from frontend.tokenizer_class import rebuild, tokenizer_class
 
 if TYPE_CHECKING:
     import tokenizers
 
 # Files from which transformers can build a tokenizer when there is no tokenizer.json.
 OTHER_TOKENIZER_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
-REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (or not yet) a character
-LLAMA_TOKENIZER_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
-TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-MAX_HELD_TOKENS = 8  # a character has at most 4 bytes, so at most 4 tokens: more is not a character
-MAX_HELD_CHARACTERS = 3  # an unfinished character shows as one to three replacement characters
-OVERLAP_TOKENS = 12  # enough to see MAX_HELD_CHARACTERS, of up to 3 bytes each, in full
+# Settings of tokenizer_config.json
+SPLITS_SPECIAL_TOKENS = "split_special_tokens"
+CLEANS_SPACES = "clean_up_tokenization_spaces"
+CLEANS_BPE_TOO = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+UNUSUAL_SETTINGS = frozenset((  # arguments of transformers that no tokenizer writes there itself
+    CLEANS_BPE_TOO, "fast_tokenizer_files", "fix_mistral_regex", "gguf_file", "init_inputs",
+    "merges", "post_processor", "tokenizer_object", "tokenizer_padding", "tokenizer_truncation",
+    "vocab"))
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]  # leaves out special tokens
+    decode_all: Callable[[Sequence[int]], str]  # special tokens are text, too
     is_silent: Callable[[int], bool]  # whether `decode` leaves this id out wherever it stands
     token_id: Callable[[str], int | None]  # the id of a token such as "<|im_end|>"
     encode_bare: Callable[[str], list[int]]  # adds no special tokens to those the text has
     chat_template: Callable[[], ChatTemplate]  # raises UserError where there is none to use
+    eos_token_id: int | None  # of its own eos_token, whatever the model's config says
 
-    def stream(self) -> "TextStream":
-        return TextStream(self)
+    def stream(self, prompt_ids: Sequence[int] = ()) -> TextStream:
+        """The text of tokens that come one by one, as it goes on from the text of `prompt_ids`."""
+        return TextStream(self.decode, self.is_silent, prompt_ids)
 
+    def stream_all(self, prompt_ids: Sequence[int] = ()) -> TextStream:
+        """Likewise, special tokens as text."""
+        return TextStream(
+            self.decode_all,
+            lambda token_id: self.is_silent(token_id) and not self.decode_all([token_id]),
+            prompt_ids)
 
-class TextStream:
-    """Incremental detokenizer: the pieces that `push` and `flush` return join to the whole text.
-
-    Every step decodes only the tokens since the last complete character and those before it that
-    the decoder's treatment of word boundaries depends on.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._window: list[int] = []  # the tokens we decode: a finished part, then a held one
-        self._finished = 0  # tokens of the window whose text is out
-        self._emitted = 0  # characters of the window's text that are out
-
-    def push(self, token_id: int) -> str:
-        """The text that `token_id` completes: empty while a character is unfinished."""
-        if self._tokenizer.is_silent(token_id):
-            return ""
-        self._window.append(token_id)
-        text = self._tokenizer.decode(self._window)
-        if not text.endswith(REPLACEMENT):
-            if len(text) <= self._emitted:  # nothing to see yet: a lone word boundary
-                return ""
-            piece = text[self._emitted :]
-            self._window = self._window[self._finished :]
-            self._finished = len(self._window)
-            self._emitted = len(self._tokenizer.decode(self._window))
-            return piece
-        if len(self._window) - self._finished <= MAX_HELD_TOKENS:
-            return ""
-        # These bytes are no text. All but the last few characters are settled, whatever follows.
-        held = min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_HELD_CHARACTERS)
-        piece = text[self._emitted : len(text) - held]
-        self._window = self._window[-OVERLAP_TOKENS:]
-        self._finished = len(self._window) - MAX_HELD_CHARACTERS
-        self._emitted = len(self._tokenizer.decode(self._window)) - held
-        return piece
-
-    def flush(self) -> str:
-        """What is still held back, unfinished characters included; the stream starts afresh."""
-        piece = self._tokenizer.decode(self._window)[self._emitted :]
-        self._window, self._finished, self._emitted = [], 0, 0
-        return piece
+    def special_token_id(self, text: str) -> int | None:
+        """The id of a special token; None for any other text."""
+        token_id = self.token_id(text)
+        return token_id if token_id is not None and self.is_silent(token_id) else None
 
 
 def load_tokenizer(directory: Path) -> Tokenizer | None:
@@ -91,7 +70,9 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     if (directory / "tokenizer.json").exists():
         return from_tokenizer_json(directory)
     if any((directory / name).exists() for name in OTHER_TOKENIZER_FILES):
-        return from_other_files(directory)
+        return from_transformers(load_with_transformers(
+            directory, f"{directory} has no tokenizer.json, and transformers cannot load its "
+                       f"other files"))
     return None
 
 
@@ -100,128 +81,140 @@ def from_tokenizer_json(directory: Path) -> Tokenizer:
 
     path = directory / "tokenizer.json"
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        file = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         read_json(path)  # says so, if the file is not even JSON
         raise UserError(f"{path} is not a tokenizer ({error}); download it again") from None
+    config_path = directory / "tokenizer_config.json"
+    config = read_json(config_path) if config_path.exists() else {}
+    try:
+        tokenizer = as_transformers_builds(directory, file, config)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        tokenizer = None
+    if tokenizer is not None:
+        return tokenizer
+    return from_transformers(load_with_transformers(
+        directory, f"{config_path} describes its tokenizer in a way we cannot read"))
+
+
+def as_transformers_builds(
+    directory: Path, file: "tokenizers.Tokenizer", config: dict[str, Any]
+) -> Tokenizer | None:
+    """The tokenizer that `AutoTokenizer` makes of `file`; None where its rules are not ours.
+
+    Raises KeyError, TypeError, ValueError or AttributeError for settings that are none.
+    """
+    from tokenizers.models import BPE
+
+    made_by = tokenizer_class(directory, config)
+    splits, cleans = (config.get(name, False) for name in (SPLITS_SPECIAL_TOKENS, CLEANS_SPACES))
+    is_plain = isinstance(splits, bool) and not config.keys() & UNUSUAL_SETTINGS
+    if made_by is None or not is_plain or has_legacy_tokens(directory, config):
+        return None
+    known = added_tokens(config, file)
+    named, unnamed = special_tokens(directory, config, file, made_by, known)
+    tokenizer = rebuild(file, made_by, config)
+    if tokenizer is None:
+        return None
     # The file may carry the settings of a training run; a prompt is neither cut nor padded.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config_path = directory / "tokenizer_config.json"
-    if config_path.exists():
-        try:
-            config = read_json(config_path)
-            add_special_tokens(tokenizer, config)
-            if is_rebuilt_as_llama(tokenizer, config, directory):
-                rebuild_as_llama(tokenizer, config)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{config_path} describes its special tokens in a way we cannot read ({error}); "
-                "download it again"
-            ) from None
+    tokenizer.encode_special_tokens = splits
+    add_tokens(tokenizer, known, named, unnamed)
+    if made_by.marks_all_special:
+        mark_special(tokenizer, named, unnamed)
+    is_cleaned = cleans and not isinstance(tokenizer.model, BPE)
+    return over_tokenizers(tokenizer, directory, str(named.get("eos_token", "")), bool(is_cleaned))
+
+
+def over_tokenizers(
+    tokenizer: "tokenizers.Tokenizer", directory: Path, eos_token: str, is_cleaned: bool
+) -> Tokenizer:
+    """Our interface over a tokenizer of the tokenizers library. is_cleaned: see `clean_up`."""
     added = tokenizer.get_added_tokens_decoder()
     special = {token_id for token_id, token in added.items() if token.special}
+
+    def encode(text: str, *, add_special_tokens: bool) -> list[int]:
+        with encoding(text):
+            return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        text = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return clean_up(text) if is_cleaned else text
+
     return Tokenizer(
-        encode=lambda text: list(tokenizer.encode(require_text(text)).ids),
-        decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        encode=partial(encode, add_special_tokens=True),
+        decode=partial(decode, skip_special_tokens=True),
+        decode_all=partial(decode, skip_special_tokens=False),
         is_silent=lambda token_id: token_id in special or tokenizer.id_to_token(token_id) is None,
         token_id=tokenizer.token_to_id,
-        encode_bare=lambda text: list(
-            tokenizer.encode(require_text(text), add_special_tokens=False).ids
-        ),
+        encode_bare=partial(encode, add_special_tokens=False),
         chat_template=partial(load_chat_template, directory),
+        eos_token_id=tokenizer.token_to_id(eos_token),
     )
 
 
-def add_special_tokens(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
-    """Adds the special tokens that only tokenizer_config.json names, as transformers does.
-
-    Its add_bos_token and add_eos_token do not count beside a tokenizer.json, there as here: the
-    file's own post-processor decides.
-    """
-    from tokenizers import AddedToken
-
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder") or {}
-    for token_id in sorted(listed, key=int):
-        if listed[token_id]["content"] not in known:
-            flags = {key: value for key, value in listed[token_id].items() if key in TOKEN_FLAGS}
-            tokenizer.add_tokens([AddedToken(listed[token_id]["content"], **flags)])
-
-    added = tokenizer.get_added_tokens_decoder().values()
-    special = {token.content for token in added if token.special}
-    named = (token for name, token in config.items() if name.endswith("_token"))
-    extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    extra = extra.values() if isinstance(extra, dict) else extra
-    for text in map(token_text, (*named, *extra)):
-        if text and text not in special:
-            tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-
-
-def is_rebuilt_as_llama(
-    tokenizer: "tokenizers.Tokenizer", config: dict[str, Any], directory: Path
-) -> bool:
-    """Whether transformers loads this as LlamaTokenizer, over the head of its tokenizer.json."""
-    from tokenizers.models import BPE
-
-    is_spelled_in_bytes = isinstance(tokenizer.model, BPE) and tokenizer.model.byte_fallback
-    if not is_spelled_in_bytes or config.get("tokenizer_class") not in LLAMA_TOKENIZER_CLASSES:
-        return False
-    model_path = directory / "config.json"
-    model_type = read_json(model_path).get("model_type") if model_path.exists() else None
-    return model_type not in ("mistral", "qwen2")  # these it loads by model type, not by class
-
-
-def rebuild_as_llama(tokenizer: "tokenizers.Tokenizer", config: dict[str, Any]) -> None:
-    """LlamaTokenizer marks where words begin by its own rule, whatever tokenizer.json says."""
-    from tokenizers.pre_tokenizers import Metaspace
-
-    scheme = "always" if config.get("legacy") else "first"
-    if config.get("add_prefix_space") is False:
-        scheme = "never"
-    tokenizer.normalizer = None
-    tokenizer.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
-
-
-def require_text(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError("the prompt is not UTF-8 text; convert it to UTF-8") from None
+def clean_up(text: str) -> str:
+    """`clean_up_tokenization` of transformers, for words that were joined by spaces."""
+    for words in (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {words}", words.strip())
     return text
 
 
-def from_other_files(directory: Path) -> Tokenizer:
+def has_legacy_tokens(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether added_tokens.json counts: tokenizers of the time before tokenizer.json."""
+    return "added_tokens_decoder" not in config and (directory / "added_tokens.json").exists()
+
+
+@contextmanager
+def encoding(text: str) -> Iterator[None]:
+    """Raises UserError for what is no text, and for a text that the tokenizer fails at."""
+    try:
+        text.encode("utf-8")
+        yield
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not UTF-8 text; convert it to UTF-8") from None
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UserError(f"the tokenizer cannot encode the prompt ({error}); its files do not fit "
+                        f"together, download them again") from None
+
+
+def load_with_transformers(directory: Path, complaint: str) -> Any:
+    """`AutoTokenizer` of a directory. complaint: begins the error where that fails."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a missing package, a damaged file, a class that needs remote code
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"{directory} has no tokenizer.json, and transformers cannot load its other files "
-            f"({reason}); add tokenizer.json"
-        ) from None
-    return from_transformers(tokenizer)
+        raise UserError(f"{complaint} ({reason}); download tokenizer.json and "
+                        f"tokenizer_config.json again") from None
 
 
 def from_transformers(tokenizer: Any) -> Tokenizer:
     """The same interface over a loaded transformers tokenizer."""
-    special, vocab_size = frozenset(tokenizer.all_special_ids), len(tokenizer)
+    vocab_size = len(tokenizer)
+    special = frozenset(
+        token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+    ) if tokenizer.is_fast else frozenset(tokenizer.all_special_ids)
+
+    def encode(text: str, *, add_special_tokens: bool) -> list[int]:
+        with encoding(text):
+            return list(tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
 
     def token_id(text: str) -> int | None:
         found = tokenizer.get_vocab().get(text)
         return None if found is None else int(found)
 
     return Tokenizer(
-        encode=lambda text: list(tokenizer(require_text(text)).input_ids),
+        encode=partial(encode, add_special_tokens=True),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        decode_all=lambda ids: str(tokenizer.decode(list(ids))),
         is_silent=lambda token_id: token_id in special or token_id >= vocab_size,
         token_id=token_id,
-        encode_bare=lambda text: list(
-            tokenizer(require_text(text), add_special_tokens=False).input_ids
-        ),
+        encode_bare=partial(encode, add_special_tokens=False),
         chat_template=template_of_tokenizer(tokenizer),
+        eos_token_id=tokenizer.eos_token_id,
     )

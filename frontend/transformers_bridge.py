@@ -34,7 +34,7 @@ def generate_with(decoder: Decoder, streamer: BaseStreamer | None = None
     it here, and not to `generate`.
 
     Raises UserError, naming it, for what the megakernel does not do: beams, other logits
-    processors and stopping criteria, scores, end tokens other than the model's.
+    processors and stopping criteria, scores.
     """
 
     def custom_generate(model: Any, input_ids: torch.Tensor, logits_processor: Iterable[Any],
@@ -56,7 +56,7 @@ def generate_with(decoder: Decoder, streamer: BaseStreamer | None = None
             raise UserError(f"a streamer takes one prompt, and there are {len(prompts)}; leave "
                             f"the streamer out, or give them one by one")
         pad = generation_config.pad_token_id
-        end = decoder.config.eos_token_ids
+        end = options["eos_token_id"] or decoder.config.eos_token_ids
         return join(input_ids, [r.output_ids for r in results],
                     pad if pad is not None else next(iter(end), 0))
 
@@ -107,20 +107,16 @@ def sampling_options(processors: Iterable[Any], do_sample: bool) -> dict[str, An
 
 def stopping_options(criteria: Iterable[Any], decoder: Decoder, prompt_tokens: int
                      ) -> dict[str, Any]:
-    """max_new_tokens and ignore_eos from transformers' prepared stopping criteria."""
+    """max_new_tokens and end tokens from transformers' prepared stopping criteria."""
     found = {type(criterion).__name__: criterion for criterion in criteria}
     for name in found:
         if name not in CRITERIA:
             raise UserError(f"the megakernel does not run the stopping criterion {name}; leave it "
                             f"out, or leave out custom_generate")
     ends = found.get("EosTokenCriteria")
-    asked = set(ends.eos_token_id.flatten().tolist()) if ends is not None else set()
-    own = set(decoder.config.eos_token_ids)
-    if asked and asked != own:
-        raise UserError(f"the megakernel was compiled for the end tokens {sorted(own)}, not "
-                        f"{sorted(asked)}; compile it with these in generation_config")
+    asked = ends.eos_token_id.flatten().tolist() if ends is not None else []
     return {"max_new_tokens": found["MaxLengthCriteria"].max_length - prompt_tokens,
-            "ignore_eos": not asked}
+            "ignore_eos": not asked, "eos_token_id": asked or None}
 
 
 def join(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], pad: int) -> torch.Tensor:

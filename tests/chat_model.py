@@ -41,7 +41,8 @@ def write_chat_model(directory: Path, template: str | None = CHATML, *, seed: in
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps(
-        {"eos_token": "<|im_end|>", "unk_token": "<unk>"}))
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>",
+         "unk_token": "<unk>"}))
     if template is not None:
         (directory / "chat_template.jinja").write_text(template)
     return directory

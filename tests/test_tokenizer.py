@@ -179,6 +179,26 @@ def test_any_tokens_stream_to_their_decoded_text(tmp_path: Path) -> None:
         assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_goes_on_from_its_prompt(kind: str, tmp_path: Path) -> None:
+    """The value is that of transformers: its text of all tokens, wherever the prompt ends."""
+    from transformers import AutoTokenizer
+
+    directory = save(KINDS[kind](), tmp_path)
+    tokenizer, theirs = load(directory), AutoTokenizer.from_pretrained(directory)
+    for text in [*TEXTS, "Hello<|user|> world </s>  and <s>more", "<s><s> Hello"]:
+        ids = tokenizer.encode(text)
+        whole = theirs.decode(ids, skip_special_tokens=True)
+        for split in range(len(ids) + 1):
+            # where the prompt ends amid a character, that belongs to the pieces
+            texts = [theirs.decode(ids[:k], skip_special_tokens=True) for k in range(split + 1)]
+            texts += [text.rstrip("\ufffd") for text in texts]
+            before = max((text for text in texts if whole.startswith(text)), key=len)
+            stream_of = tokenizer.stream(ids[:split])
+            pieces = [stream_of.push(token_id) for token_id in ids[split:]]
+            assert before + "".join(pieces) + stream_of.flush() == whole
+
+
 @pytest.mark.parametrize("endless", ["word", "bytes"])
 def test_cost_per_token_does_not_grow(endless: str, tmp_path: Path) -> None:
     whole = load(save(byte_level(with_bos=False), tmp_path))

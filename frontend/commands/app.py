@@ -47,6 +47,9 @@ RepetitionPenalty = Annotated[float | None, typer.Option(
 Seed = Annotated[int | None, typer.Option(help="Of the random draws.", show_default="random")]
 Stop = Annotated[list[str] | None, typer.Option(
     help="End before this text; may be given several times.")]
+EosTokenId = Annotated[str | None, typer.Option(
+    metavar="1,2", help="The ids of the tokens that end the text.",
+    show_default="those of the model, its tokenizer and its chat template")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 

@@ -13,6 +13,7 @@ from event_tensor.errors import UserError
 from frontend.commands.app import (
     Backend,
     Dtype,
+    EosTokenId,
     Json,
     MaxContext,
     MinP,
@@ -35,12 +36,16 @@ if TYPE_CHECKING:
     from frontend.generation import Generation
 
 
-def parse_ids(text: str) -> list[int]:
+def parse_ids(text: str, option: str = "--prompt-ids") -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--prompt-ids {text!r} is not a list of integers; write it like "
+        raise UserError(f"{option} {text!r} is not a list of integers; write it like "
                         f"1,2,3") from None
+
+
+def given_eos_ids(text: str | None) -> list[int] | None:
+    return None if text is None else parse_ids(text, "--eos-token-id")
 
 
 @app.command()
@@ -64,6 +69,7 @@ def generate(
     logprobs: Annotated[bool, typer.Option(
         "--logprobs", help="Record the log-probability of each token.")] = False,
     stop: Stop = None,
+    eos_token_id: EosTokenId = None,
     ignore_eos: Annotated[bool, typer.Option(
         "--ignore-eos", help="Continue past the end-of-text token.")] = False,
     json_output: Json = False,
@@ -77,7 +83,8 @@ def generate(
         given = sys.stdin.read()
     options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or (),
                "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-               "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs}
+               "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs,
+               "eos_token_id": given_eos_ids(eos_token_id)}
     check_options(options)
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
                             max_context=max_context)
@@ -110,6 +117,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    eos_token_id: EosTokenId = None,
 ) -> None:
     """Talk to a model; /stats, /reset and /quit, Ctrl-C ends an answer, Ctrl-D the chat."""
     from frontend.chat import chat_on_terminal
@@ -118,7 +126,8 @@ def chat(
 
     options = {"max_new_tokens": max_new_tokens, "stop": stop or (), "temperature": temperature,
                "top_k": top_k, "top_p": top_p, "min_p": min_p,
-               "repetition_penalty": repetition_penalty, "seed": seed}
+               "repetition_penalty": repetition_penalty, "seed": seed,
+               "eos_token_id": given_eos_ids(eos_token_id)}
     check_options(options)
     load_chat_template(resolve_model(model))  # a model without one is refused before it is compiled
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
