@@ -20,6 +20,7 @@ from event_tensor.errors import UserError
 from frontend.config import DTYPES
 from frontend.expert_weights import canonical_expert_name
 from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
+from frontend.loaded_models import weights_by_name
 from persistent_runtime.storage import STORAGE_DTYPE, as_array
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ def from_model(model: Any) -> Checkpoint:
             "transformers model"
         )
     entries = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights_by_name(model).items():
         if tensor.device.type == "meta":
             raise UserError(f"the loaded model has no data for {name}; load its weights first")
         element_type = str(tensor.dtype).removeprefix("torch.")
