@@ -20,6 +20,7 @@ from event_tensor.errors import UserError
 from frontend.config import DTYPES
 from frontend.expert_weights import canonical_expert_name
 from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
+from frontend.loaded_models import weights_by_name
 from persistent_runtime.storage import STORAGE_DTYPE, as_array
 
 if TYPE_CHECKING:
@@ -60,8 +61,15 @@ class Checkpoint:
     of a mixtral file as transformers 5 spells them.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], files: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        files: tuple[Path, ...] = (),
+        misplaced: Mapping[str, Path] | None = None,
+    ) -> None:
         self.files = files
+        # tensors that no file holds, and the file in which the index places each
+        self.misplaced = dict(misplaced or {})
         self._entries: dict[str, Entry] = {}
         for entry in entries.values():
             if not entry.stored_name.endswith("rotary_emb.inv_freq"):  # computed, not learned
@@ -189,27 +197,30 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def open_shards(index: Path) -> Checkpoint:
+    """Every tensor of every shard that the index names, as transformers loads them: of a tensor in
+    two shards the one of the later file name counts. A place where the index is wrong matters only
+    to who needs that tensor: `Checkpoint.misplaced` tells."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map from tensor to file; download it again")
-    headers: dict[str, dict[str, Entry]] = {}
-    entries: dict[str, Entry] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise UserError(f"{index}: weight_map[{name}] is {shard!r}; it must name a file")
-        if shard not in headers:
-            if not (index.parent / shard).exists():
-                raise UserError(
-                    f"{index.parent} lacks {shard}, which {index.name} names; download that file"
-                )
-            headers[shard] = read_header(index.parent / shard)
-        if name not in headers[shard]:
-            raise UserError(
-                f"{index.parent / shard} lacks the tensor {name}, which {index.name} places there; "
-                "download both again"
-            )
-        entries[name] = headers[shard][name]
-    return Checkpoint(entries, tuple(index.parent / shard for shard in sorted(headers)))
+    shards = [index.parent / shard for shard in sorted(set(weight_map.values()))]
+    present = tuple(shard for shard in shards if shard.exists())
+    if not present:
+        raise UserError(
+            f"{index.parent} lacks {shards[0].name}, which {index.name} names; download that file"
+        )
+    entries: dict[str, Entry] = {}
+    for shard in present:
+        entries |= read_header(shard)
+    misplaced = {
+        canonical_name(name): index.parent / shard
+        for name, shard in weight_map.items()
+        if name not in entries
+    }
+    return Checkpoint(entries, present, misplaced)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -286,7 +297,7 @@ def from_model(model: Any) -> Checkpoint:
             "transformers model"
         )
     entries = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights_by_name(model).items():
         if tensor.device.type == "meta":
             raise UserError(f"the loaded model has no data for {name}; load its weights first")
         element_type = str(tensor.dtype).removeprefix("torch.")

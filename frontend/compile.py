@@ -18,6 +18,8 @@ from frontend.decoder import Decoder
 from frontend.end_tokens import MAX_END_TOKENS
 from frontend.expert_weights import read_weight, stored_tensors
 from frontend.families import build_step
+from frontend.loaded_models import unwrapped
+from frontend.model_changes import refuse_changes
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.phases import Phases
 from frontend.required_tensors import check_tensors
@@ -45,7 +47,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
 
     model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
-    transformers model.
+    transformers model, which may be compiled by torch or have adapters that merge.
     schedule: auto (rows or queue for each part of the graph by the cost model), static (critical
     path), dynamic (a ready queue), hybrid (a queue for data-dependent calls), round_robin, or
     unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
@@ -107,11 +109,13 @@ def _open(model: str | Path | Any, phases: Phases
             checkpoint = open_checkpoint(directory)
         with phases("tokenizer"):
             return config, checkpoint, load_tokenizer(directory)
+    model = unwrapped(model)
     if not hasattr(model, "state_dict") or not hasattr(model, "config"):
         raise UserError(f"{type(model).__name__} is neither a path, a Hub id nor a transformers "
                         f"model")
     generation = getattr(model, "generation_config", None)
     config = parse_config(model.config.to_dict(), generation.to_dict() if generation else None)
+    refuse_changes(model, config)
     return config, from_model(model), None
 
 

@@ -12,6 +12,7 @@ from event_tensor.errors import UserError
 from frontend.chat_template import Message
 from frontend.end_tokens import TokenIds, conversation_end_ids
 from frontend.generation import Generation, Token, percentiles_ms
+from frontend.request_options import whole
 
 if TYPE_CHECKING:
     from frontend.decoder import Decoder
@@ -71,9 +72,9 @@ class Conversation:
         last = self.last
         return len(last.prompt_ids) + len(last.output_ids) if last else 0
 
-    def send(self, text: str, *, max_new_tokens: int | None = None, ignore_eos: bool = False,
-             stop: Sequence[str] = (), eos_token_id: TokenIds = None,
-             **sampling: Any) -> Iterator[Token]:
+    def send(self, text: str, *, max_new_tokens: int | None = None,
+             ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
+             eos_token_id: TokenIds = None, **sampling: Any) -> Iterator[Token]:
         """Streams the answer to `text`. Leaving the loop early, or `interrupt`, ends the launch.
 
         The answer joins the history as far as it was seen; if nothing was, neither does `text`.
@@ -84,9 +85,11 @@ class Conversation:
         Raises UserError, and leaves the conversation as it was, for values outside their limits, a
         template that refuses the messages, and a conversation that no longer fits.
         """
+        if not isinstance(text, str):
+            raise UserError(f"a message is text, not {type(text).__name__}; give a str")
         message = {"role": "user", "content": text}
         ids = self._encode(self._template.render([*self.history, message]))
-        limit = MAX_ANSWER_TOKENS if max_new_tokens is None else max_new_tokens
+        limit = whole("max_new_tokens", max_new_tokens, default=MAX_ANSWER_TOKENS)
         result = Generation([])
         tokens = self._decoder.stream(
             ids, max_new_tokens=min(limit, self._room(len(ids))), ignore_eos=ignore_eos, stop=stop,

@@ -26,7 +26,9 @@ from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
 from frontend.prefix_memory import PrefixMemory
 from frontend.processors import BiasList
-from frontend.request_checks import check_request, prompt_ids
+from frontend.prompts import read_prompt, read_prompts
+from frontend.request_checks import check_request, collector, run_options
+from frontend.request_options import truth, whole
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from frontend.watcher import RequestWatcher, RunOptions
@@ -121,56 +123,56 @@ class Decoder:
                 "kv_splits": splits}
 
     @overload
-    def generate(self, prompt: str | Sequence[int], *, max_new_tokens: int = ...,
-                 ignore_eos: bool = ..., stop: Sequence[str] = ..., trace_steps: int = ...,
-                 eos_token_id: TokenIds = ..., **sampling: Any) -> Generation: ...
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation: ...
 
     @overload
-    def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], *,
-                 max_new_tokens: int = ..., ignore_eos: bool = ..., stop: Sequence[str] = ...,
-                 eos_token_id: TokenIds = ..., trace_steps: int = ..., **sampling: Any
+    def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Any
                  ) -> list[Generation]: ...
 
-    def generate(self, prompt: Any, *, max_new_tokens: int = 128, ignore_eos: bool = False,
-                 stop: Sequence[str] = (), trace_steps: int = 0, eos_token_id: TokenIds = None,
-                 **sampling: Any) -> Generation | list[Generation]:
-        """Continuation of a text or of token ids; of a list of either, all in one launch.
+    @overload
+    def generate(self, prompt: Any, **options: Any) -> Any: ...
 
-        stop: texts before which the output is cut; they may have special tokens. eos_token_id: what
-        ends the output, instead of the model's own. trace_steps: how many steps of each segment
-        leave their times in `Generation.trace`. sampling: fields of `Sampling` (temperature,
-        top_k, top_p, min_p, repetition_penalty, seed, logprobs, …); what is left out is as the
-        model's generation_config.json says, greedy if that says nothing.
+    def generate(self, prompt: Any, *, max_new_tokens: int | None = 128,
+                 ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
+                 eos_token_id: TokenIds = None, trace_steps: int | None = 0, **sampling: Any
+                 ) -> Generation | list[Generation]:
+        """Continuation of one prompt, or of a batch of them, all in one launch.
 
-        Raises UserError for an empty prompt, ids outside the vocabulary, prompts that do not fit
-        max_context or max_requests, text when the model has no tokenizer, and values of sampling
-        outside their limits.
+        prompt: text, token ids, a tensor of ids, what a tokenizer returns, or a list of one of
+        these (frontend/prompts.py). stop: texts before which the output is cut; they may have
+        special tokens. eos_token_id: what ends the output, instead of the model's own.
+        trace_steps: how many steps of each segment leave their times in `Generation.trace`.
+        sampling: fields of `Sampling` (temperature, top_k, top_p, seed, logprobs, suppress_tokens,
+        …); what is left out, or None, is as the model's generation_config.json says, else greedy.
+
+        Raises UserError for what is no prompt, an empty prompt, ids outside the vocabulary, prompts
+        that do not fit max_context or max_requests, text when the model has no tokenizer, and
+        options of a wrong type or outside their limits.
         """
-        sampled = self.config.sampling.with_options(sampling).with_seed()
-        options = RunOptions(max_new_tokens, ignore_eos, stop, sampled, trace_steps, eos_token_id)
-        first = None if isinstance(prompt, str) or not len(prompt) else prompt[0]
-        is_batch = isinstance(first, (str, list, tuple)) or getattr(first, "ndim", 0) > 0
-        results = [Generation(prompt_ids(self, p)) for p in (prompt if is_batch else [prompt])]
+        options = run_options(self, max_new_tokens, ignore_eos, stop, sampling,
+                              trace_steps=trace_steps, eos_token_id=eos_token_id)
+        prompts, is_batch = read_prompts(self, prompt)
+        results = [Generation(ids) for ids in prompts]
         for _ in self._run(results, options):
             pass
         return results if is_batch else results[0]
 
-    def stream(self, prompt: str | Sequence[int], *, max_new_tokens: int = 128,
-               ignore_eos: bool = False, stop: Sequence[str] = (), eos_token_id: TokenIds = None,
-               result: Generation | None = None, keep_cache: bool = False,
-               is_answer: bool = False, **sampling: Any) -> Iterator[Token]:
+    def stream(self, prompt: Any, *, max_new_tokens: int | None = 128,
+               ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
+               eos_token_id: TokenIds = None, result: Generation | None = None,
+               keep_cache: bool | None = False, is_answer: bool = False, **sampling: Any
+               ) -> Iterator[Token]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
-        Options as in `generate`. `result`, if given, collects ids and times on the way.
+        One prompt, options as in `generate`. `result`, if given, collects ids and times on the way.
         keep_cache: go on from what the KV cache holds of the same tokens. is_answer: the text
         stands alone; else text of the prompt + pieces = text of all tokens.
         """
-        into = result if result is not None else Generation([])
-        into.prompt_ids[:] = prompt_ids(self, prompt)
-        sampled = self.config.sampling.with_options(sampling).with_seed()
-        options = RunOptions(max_new_tokens, ignore_eos, stop, sampled, eos_token_id=eos_token_id,
-                             is_answer=is_answer)
-        return self._run([into], options, keep_cache=keep_cache)
+        into = collector(result)
+        options = run_options(self, max_new_tokens, ignore_eos, stop, sampling,
+                              eos_token_id=eos_token_id, is_answer=is_answer)
+        into.prompt_ids[:] = read_prompt(self, prompt)
+        return self._run([into], options, keep_cache=truth("keep_cache", keep_cache))
 
     def chat(self, system: str | None = None) -> Conversation:
         """A conversation by the model's chat template, the KV cache kept between its turns.
@@ -289,17 +291,17 @@ class Decoder:
             raise not_finite_error(failed, len(watchers), self.dtype,
                                    self._operators.weights.values(), self._buffers.array)
 
-    def logits(self, token_ids: Sequence[int], last: int | None = None
-               ) -> npt.NDArray[np.float32]:
-        """Logits after each of the given tokens, or of the last so many: [tokens, vocab_size]
+    def logits(self, token_ids: Any, last: int | None = None) -> npt.NDArray[np.float32]:
+        """Logits after each token of one prompt, or after the last so many: [tokens, vocab_size]
         float32. Tokens before those are computed as in the prefill of a generation.
 
-        Raises UserError for ids and for numbers that cannot be.
+        Raises UserError for prompts and for numbers that cannot be.
         """
-        ids = prompt_ids(self, list(token_ids))
-        if last is not None and not 1 <= last <= len(ids):
+        ids = read_prompt(self, token_ids)
+        wanted = whole("last", last, default=len(ids))
+        if not 1 <= wanted <= len(ids):
             raise UserError(f"last is {last}; give from 1 to {len(ids)}, the number of tokens")
-        unwanted = 0 if last is None else len(ids) - last
+        unwanted = len(ids) - wanted
         if len(ids) > self.max_context:
             raise UserError(f"{len(ids)} tokens exceed max_context {self.max_context}; compile "
                             f"with a larger one")

@@ -1,43 +1,52 @@
-"""What a decoder refuses before it launches anything."""
+"""The options of a request, and what a decoder refuses before it launches anything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from event_tensor.errors import UserError
+from frontend.end_tokens import TokenIds
+from frontend.generation import Generation
+from frontend.request_options import (
+    DEFAULT_NEW_TOKENS,
+    sampling_options,
+    stop_strings,
+    truth,
+    whole,
+)
 from frontend.watcher import RunOptions
 
 if TYPE_CHECKING:
     from frontend.decoder import Decoder
 
 
-def prompt_ids(decoder: Decoder, prompt: str | Sequence[int]) -> list[int]:
-    """The token ids of a text, or the ids given; at least one, all within the vocabulary.
+def run_options(decoder: Decoder, max_new_tokens: int | None, ignore_eos: bool | None, stop: Any,
+                sampling: Mapping[str, Any], *, trace_steps: int | None = None,
+                eos_token_id: TokenIds = None, is_answer: bool = False) -> RunOptions:
+    """The options of `Decoder.generate`, None replaced by its default.
 
-    Raises UserError otherwise, and for text where the model has no tokenizer.
+    Raises UserError for an unknown option and for a value of a wrong type or outside its limits.
     """
-    if isinstance(prompt, str):
-        if decoder.tokenizer is None:
-            raise UserError("this model has no tokenizer; give the prompt as token ids "
-                            "(--prompt-ids 1,2,3)")
-        ids = decoder.tokenizer.encode(prompt)
-    else:
-        ids = [int(token) for token in prompt]
-    if not ids:
-        raise UserError("the prompt is empty; give at least one token")
-    vocab = decoder.config.vocab_size
-    bad = next((token for token in ids if not 0 <= token < vocab), None)
-    if bad is not None:
-        raise UserError(f"prompt id {bad} is outside the vocabulary of {vocab} tokens; give ids "
-                        f"from 0 to {vocab - 1}")
-    return ids
+    chosen = decoder.config.sampling.with_options(sampling_options(sampling)).with_seed()
+    return RunOptions(whole("max_new_tokens", max_new_tokens, DEFAULT_NEW_TOKENS),
+                      truth("ignore_eos", ignore_eos), stop_strings(stop), chosen,
+                      whole("trace_steps", trace_steps), eos_token_id, is_answer)
+
+
+def collector(result: Generation | None) -> Generation:
+    """Where a stream collects what it yields."""
+    if result is not None and not isinstance(result, Generation):
+        raise UserError(f"result is a {type(result).__name__}; give a Generation, or leave it out")
+    return Generation([]) if result is None else result
 
 
 def check_request(decoder: Decoder, prompt_lengths: Sequence[int], options: RunOptions) -> None:
     """Raises UserError for what the compiled kernel cannot run."""
     if options.max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {options.max_new_tokens}; give at least 1")
+    if options.trace_steps < 0:
+        raise UserError(f"trace_steps is {options.trace_steps}; give 0 or more")
     if options.stop and decoder.tokenizer is None:
         raise UserError("this model has no tokenizer, and stop strings are text; leave them out")
     if len(prompt_lengths) > decoder.max_requests:

@@ -1,6 +1,6 @@
 """The tensors that a decoder reads, and whether a checkpoint holds them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -72,12 +72,9 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     missing = [name for name in required if name not in names]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        remedy = CHECK
-        if missing == ["lm_head.weight"]:
-            remedy = "if the embedding serves as lm_head, set tie_word_embeddings in config.json"
         raise UserError(
             f"{where} lacks the tensors {', '.join(missing[:3])}{more}, which config.json wants; "
-            f"{remedy}"
+            f"{remedy_for(missing, checkpoint)}"
         )
     for name, shape in required.items():
         if checkpoint.shape(name) != shape:
@@ -97,6 +94,16 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
             )
     if config.tie_word_embeddings and "lm_head.weight" in names:
         check_tied(checkpoint, where)
+
+
+def remedy_for(missing: Sequence[str], checkpoint: Checkpoint) -> str:
+    for name in missing:
+        if shard := checkpoint.misplaced.get(name):
+            fault = "it lacks that" if shard.exists() else "that file is not there"
+            return f"by the index {name} is in {shard}, but {fault}; download that file again"
+    if missing == ["lm_head.weight"]:
+        return "if the embedding serves as lm_head, set tie_word_embeddings in config.json"
+    return CHECK
 
 
 def check_tied(checkpoint: Checkpoint, where: str) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from event_tensor.errors import UserError
+from frontend.bridge_processors import processor_options
 from frontend.decoder import Decoder
+from frontend.generate_arguments import (
+    arguments_of,
+    refuse_arguments,
+    refuse_config,
+    refuse_kept_back,
+    refuse_positions,
+)
 from frontend.generation import Generation
+from frontend.prompts import read_prompt, without_padding
 
 if TYPE_CHECKING:
     from transformers.generation import BaseStreamer
 
-# transformers' name of a step of sampling → its attribute and our name of it
-PROCESSORS = {"RepetitionPenaltyLogitsProcessor": ("penalty", "repetition_penalty"),
-              "TemperatureLogitsWarper": ("temperature", "temperature"),
-              "TopKLogitsWarper": ("top_k", "top_k"), "TopPLogitsWarper": ("top_p", "top_p"),
-              "MinPLogitsWarper": ("min_p", "min_p")}
-CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria")
 SEED_LIMIT = 2**62
 
 
@@ -30,93 +34,127 @@ def generate_with(decoder: Decoder, streamer: BaseStreamer | None = None
 
     transformers checks its arguments and then calls this in place of its own loop; greedy tokens
     are the same, sampled ones follow `torch.manual_seed`. Prompts of several lengths are padded on
-    the left and masked, as for transformers. It hands no streamer to a function of this kind: give
-    it here, and not to `generate`.
+    the left and masked, as for transformers. The streamer may be given here or to `generate`.
 
     Raises UserError, naming it, for what the megakernel does not do: beams, other logits
-    processors and stopping criteria, scores.
+    processors and stopping criteria, scores, a cache, embeddings or an assistant of the user's, and
+    whatever else it would not read.
     """
 
     def custom_generate(model: Any, input_ids: torch.Tensor, logits_processor: Iterable[Any],
                         stopping_criteria: Iterable[Any], generation_config: Any,
                         **model_kwargs: Any) -> torch.Tensor:
         # input_ids: [batch, prompt]; attention_mask: the same, or None; result: [batch, all]
-        refuse_unsupported(generation_config)
-        mask = model_kwargs.get("attention_mask")
-        rows = input_ids if mask is None else [
-            row[keep.bool()] for row, keep in zip(input_ids, mask, strict=True)]
-        prompts = [row.tolist() for row in rows]
-        options = sampling_options(logits_processor, bool(generation_config.do_sample))
-        options |= stopping_options(stopping_criteria, decoder, input_ids.shape[1])
-        if streamer is None:
-            results = decoder.generate(prompts, **options)
-        elif len(prompts) == 1:
-            results = [stream_into(streamer, decoder, prompts[0], **options)]
-        else:
-            raise UserError(f"a streamer takes one prompt, and there are {len(prompts)}; leave "
-                            f"the streamer out, or give them one by one")
-        pad = generation_config.pad_token_id
-        end = options["eos_token_id"] or decoder.config.eos_token_ids
-        return join(input_ids, [r.output_ids for r in results],
-                    pad if pad is not None else next(iter(end), 0))
+        asked = arguments_of(sys._getframe(1))
+        theirs = asked.get("streamer") or model_kwargs.pop("streamer", None)
+        with ended(streamer), ended(theirs):
+            refuse_config(generation_config)
+            refuse_kept_back(asked)
+            refuse_arguments(model_kwargs)
+            prompts = unpadded(input_ids, model_kwargs)
+            width, samples = input_ids.shape[1], bool(generation_config.do_sample)
+            options = stopping_options(stopping_criteria, width)
+            options |= processor_options(logits_processor, samples, width,
+                                         options["eos_token_id"] or ())
+            if samples:
+                options["seed"] = int(torch.randint(SEED_LIMIT, ()))
+            into = one_streamer(streamer, theirs, len(prompts))
+            if into is None:
+                results = decoder.generate(prompts, **options)
+            else:
+                if into is streamer:  # generate has put the prompt into its own
+                    into.put(input_ids.cpu())
+                results = [feed(into, decoder, prompts[0], **options)]
+        return join(input_ids, [r.output_ids for r in results], pad_id(generation_config))
 
     return custom_generate
 
 
-def stream_into(streamer: BaseStreamer, decoder: Decoder, prompt_ids: Sequence[int],
-                **options: Any) -> Generation:
+def stream_into(streamer: BaseStreamer, decoder: Decoder, prompt: Any, **options: Any
+                ) -> Generation:
     """Generates into a TextStreamer, a TextIteratorStreamer or another of transformers' streamers.
 
-    Options as in `Decoder.generate`. The streamer is ended whatever happens.
+    Prompt and options as in `Decoder.stream`. The streamer is ended whatever happens.
     """
-    result = Generation([])
+    with ended(streamer):
+        ids = read_prompt(decoder, prompt)
+        streamer.put(torch.tensor([ids]))
+        return feed(streamer, decoder, ids, **options)
+
+
+def one_streamer(ours: BaseStreamer | None, theirs: BaseStreamer | None, prompts: int
+                 ) -> BaseStreamer | None:
+    """The streamer given to generate_with or to generate, if there is one."""
+    if ours is not None and theirs is not None:
+        raise UserError("generate_with and generate each have a streamer; leave one of them out")
+    streamer = theirs if ours is None else ours
+    if streamer is not None and prompts > 1:
+        raise UserError(f"a streamer takes one prompt, and there are {prompts}; leave the streamer "
+                        f"out, or give them one by one")
+    return streamer
+
+
+@contextmanager
+def ended(streamer: BaseStreamer | None) -> Iterator[None]:
+    """Whoever reads a TextIteratorStreamer waits for its end, after an error too."""
     try:
-        streamer.put(torch.tensor([list(prompt_ids)]))
-        with closing(decoder.stream(prompt_ids, result=result, **options)) as tokens:
-            for token in tokens:
-                streamer.put(torch.tensor([token.id]))
+        yield
     finally:
-        streamer.end()  # whoever reads a TextIteratorStreamer waits for this
+        if streamer is not None:
+            streamer.end()
+
+
+def feed(streamer: BaseStreamer, decoder: Decoder, prompt_ids: Sequence[int], **options: Any
+         ) -> Generation:
+    """Puts each new token into a streamer that has the prompt."""
+    result = Generation([])
+    with closing(decoder.stream(prompt_ids, result=result, **options)) as tokens:
+        for token in tokens:
+            streamer.put(torch.tensor([token.id]))
     return result
 
 
-def refuse_unsupported(config: Any) -> None:
-    for name, allowed in (("num_beams", (None, 1)), ("num_return_sequences", (None, 1)),
-                          ("return_dict_in_generate", (None, False)),
-                          ("token_healing", (None, False))):
-        if getattr(config, name, None) not in allowed:
-            raise UserError(f"the megakernel does not support {name}={getattr(config, name)}; "
-                            f"leave it out, or leave out custom_generate")
+def unpadded(input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> list[list[int]]:
+    """The ids of each row behind the padding on its left.
+
+    input_ids: [batch, prompt]; attention_mask, if there is one, the same; position_ids: the same or
+    [1, prompt]. Raises UserError for another mask and for other positions.
+    """
+    rows, tokens = input_ids.tolist(), input_ids.shape[1]
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None:
+        if mask.shape != input_ids.shape:
+            raise UserError(f"attention_mask has the shape {list(mask.shape)} and input_ids "
+                            f"{list(input_ids.shape)}; give both in one shape")
+        rows = [without_padding(row, keep, f"prompt {number}")
+                for number, (row, keep) in enumerate(zip(rows, mask.tolist(), strict=True))]
+    positions = model_kwargs.get("position_ids")
+    if positions is not None:
+        refuse_positions(positions, [tokens - len(row) for row in rows], tokens)
+    return rows
 
 
-def sampling_options(processors: Iterable[Any], do_sample: bool) -> dict[str, Any]:
-    """Fields of `Sampling` from transformers' prepared logits processors."""
-    options: dict[str, Any] = {"temperature": 1.0 if do_sample else 0.0, "top_k": 0, "top_p": 1.0,
-                               "min_p": 0.0, "repetition_penalty": 1.0}
-    for processor in processors:
-        name = type(processor).__name__
-        if name not in PROCESSORS:
-            raise UserError(f"the megakernel does not run the logits processor {name}; leave it "
-                            f"out, or leave out custom_generate")
-        attribute, ours = PROCESSORS[name]
-        options[ours] = getattr(processor, attribute)
-    if do_sample:
-        options["seed"] = int(torch.randint(SEED_LIMIT, ()))
-    return options
+def pad_id(config: Any) -> int:
+    """What transformers writes behind an output that has ended."""
+    pad = getattr(config, "_pad_token_tensor", None)
+    pad = pad if pad is not None else config.pad_token_id
+    return 0 if pad is None else int(pad)
 
 
-def stopping_options(criteria: Iterable[Any], decoder: Decoder, prompt_tokens: int
-                     ) -> dict[str, Any]:
+def stopping_options(criteria: Iterable[Any], prompt_tokens: int) -> dict[str, Any]:
     """max_new_tokens and end tokens from transformers' prepared stopping criteria."""
-    found = {type(criterion).__name__: criterion for criterion in criteria}
-    for name in found:
-        if name not in CRITERIA:
+    lengths, ends = [], list[int]()
+    for criterion in criteria:
+        name = type(criterion).__name__
+        if name == "MaxLengthCriteria":
+            lengths.append(criterion.max_length)
+        elif name == "EosTokenCriteria":
+            ends += criterion.eos_token_id.flatten().tolist()
+        else:
             raise UserError(f"the megakernel does not run the stopping criterion {name}; leave it "
                             f"out, or leave out custom_generate")
-    ends = found.get("EosTokenCriteria")
-    asked = ends.eos_token_id.flatten().tolist() if ends is not None else []
-    return {"max_new_tokens": found["MaxLengthCriteria"].max_length - prompt_tokens,
-            "ignore_eos": not asked, "eos_token_id": asked or None}
+    return {"max_new_tokens": min(lengths) - prompt_tokens, "ignore_eos": not ends,
+            "eos_token_id": ends or None}
 
 
 def join(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], pad: int) -> torch.Tensor:

@@ -195,8 +195,8 @@ def test_options_replace_what_the_model_asks_for():
     ({"top_p": -0.1}, "top_p is -0.1"), ({"top_p": 1.01}, "top_p"), ({"top_k": -1}, "top_k is -1"),
     ({"top_k": 2.5}, "top_k"), ({"min_p": 1.5}, "min_p"), ({"seed": -1}, "seed"),
     ({"repetition_penalty": 0.0}, "repetition_penalty"), ({"stop": [""]}, "empty"),
-    ({"stop": "text"}, "list"), ({"tempreature": 1.0}, "tempreature"),
-    ({"temperature": "hot"}, "numbers"), ({"max_new_tokens": 0}, "max_new_tokens")])
+    ({"stop": 5}, "list"), ({"tempreature": 1.0}, "tempreature"),
+    ({"temperature": "hot"}, "no number"), ({"max_new_tokens": 0}, "max_new_tokens")])
 def test_values_outside_their_limits_are_named(demo, options, named):
     with pytest.raises(UserError, match=named):
         demo.generate("hacker:", **options)

@@ -72,10 +72,9 @@ def test_sampling_follows_the_seed_of_torch(tiny, decoder):
 
 
 @pytest.mark.parametrize("options, named", [
-    ({"num_beams": 2}, "num_beams=2"), ({"num_return_sequences": 2, "do_sample": True},
-                                        "num_return_sequences=2"),
+    ({"num_beams": 2}, "num_beams=2"),
     ({"return_dict_in_generate": True}, "return_dict_in_generate"),
-    ({"no_repeat_ngram_size": 2}, "NoRepeatNGramLogitsProcessor"),
+    ({"do_sample": True, "typical_p": 0.5}, "TypicalLogitsWarper"),
     ({"max_time": 1.0}, "MaxTimeCriteria")])
 def test_what_the_megakernel_does_not_do_is_named(tiny, decoder, options, named):
     with pytest.raises(UserError, match=named):
@@ -95,6 +94,9 @@ def test_streamers_print_the_text_that_transformers_streams(capsys):
         theirs = capsys.readouterr().out
         model.generate(**inputs, **options, custom_generate=generate_with(decoder, streamer))
         assert capsys.readouterr().out == theirs
+        model.generate(**inputs, **options, streamer=streamer,
+                       custom_generate=generate_with(decoder))
+        assert capsys.readouterr().out == theirs
 
     words = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
     thread = threading.Thread(target=stream_into, kwargs=options,
@@ -107,17 +109,25 @@ def test_streamers_print_the_text_that_transformers_streams(capsys):
                        custom_generate=generate_with(decoder, streamer))
 
 
-def test_a_streamer_is_ended_when_a_generation_is_refused(decoder):
-    class Ended(transformers.generation.BaseStreamer):
-        done = False
+class Ended(transformers.generation.BaseStreamer):
+    ends = 0
 
-        def put(self, value):
-            pass
+    def put(self, value):
+        pass
 
-        def end(self):
-            self.done = True
+    def end(self):
+        self.ends += 1
 
+
+def test_a_streamer_is_ended_when_a_generation_is_refused(tiny, decoder):
     streamer = Ended()
     with pytest.raises(UserError, match="max_new_tokens"):
         stream_into(streamer, decoder, [1, 2], max_new_tokens=0)
-    assert streamer.done
+    for ours, theirs in ((streamer, None), (None, streamer)):
+        with pytest.raises(UserError, match="num_beams=2|max_time|MaxTime"):
+            tiny.generate(PROMPT, max_new_tokens=2, max_time=1.0, streamer=theirs,
+                          custom_generate=generate_with(decoder, ours))
+    assert streamer.ends == 3
+    with pytest.raises(UserError, match="each have a streamer"):
+        tiny.generate(PROMPT, max_new_tokens=2, streamer=streamer,
+                      custom_generate=generate_with(decoder, Ended()))
