@@ -34,6 +34,7 @@ from persistent_runtime.cache_files import (
     make_folder,
     read_file,
     write_file,
+    write_problem,
 )
 from persistent_runtime.cpu.emit import CPU_FEATURES
 
@@ -183,8 +184,9 @@ class KeptFile:
         try:
             write_file(self.path, json.dumps(record).encode() + b"\n" + payload)
         except OSError as error:  # a full disk, say; the process itself runs without it
-            self.note = (f"not cached in {self.path.parent}: {error.strerror}; set {VARIABLE} to a "
-                         f"directory that can be written")
+            folder = self.path.parent  # if it is missing, what keeps it from being made says more
+            self.note = (f"not cached in {folder}: {write_problem(folder) or error.strerror}; set "
+                         f"{VARIABLE} to a directory that can be written")
 
 
 class DiskEntry(KeptFile):
