@@ -8,6 +8,7 @@ from typing import Any
 from event_tensor.errors import EventTensorError, UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
+from frontend.directories import temporary_folder
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.resolve import resolve_model
 from persistent_runtime.cache_files import VARIABLE, base_directory, write_problem
@@ -53,6 +54,7 @@ def check_generation(progress: Progress | None) -> dict[str, Any]:
 
     name = "generation"
     try:
+        temporary_folder("importing transformers").cleanup()
         try:
             directory = resolve_model("demo")
             decoder = compile_decode_loop(directory, dtype="float32", max_context=64,

@@ -95,7 +95,7 @@ def is_believed(file: Path) -> bool:
     """Whether the file exists and is one that `read_file` would read."""
     try:
         require_folder(file.parent)
-        return not distrust(file.stat())
+        return not distrust(file.stat()) and os.access(file, os.R_OK)
     except OSError:
         return False
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import tempfile
@@ -75,8 +76,8 @@ def changed_keys(old: Key, new: Key) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class CacheFolder:
-    """One fingerprint's folder. key: None where it does not say; made_s: seconds since 1970;
-    problem: why it is not used, "" where it can be."""
+    """One fingerprint's folder. key: None where it does not say; functions: that this user can
+    take from it; made_s: seconds since 1970; problem: why it is not used, "" where it can be."""
 
     path: Path
     key: Key | None
@@ -92,13 +93,18 @@ def cache_folders() -> list[CacheFolder]:
     for path in base_directory().glob("cpu-*"):
         try:
             status = path.lstat()
-            files = [file for file in path.rglob("*") if file.is_file()]
-            folders.append(CacheFolder(
-                path, read_key(path), sum(file.stat().st_size for file in files),
-                sum(file.suffix == SUFFIX for file in files), status.st_mtime, distrust(status)))
+            sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+            folders.append(CacheFolder(path, read_key(path), sum(sizes), kept_functions(path),
+                                       status.st_mtime, why_unused(path, status)))
         except OSError:
             continue
     return sorted(folders, key=lambda folder: -folder.made_s)
+
+
+def why_unused(folder: Path, status: os.stat_result) -> str:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return "it cannot be read"
+    return distrust(status)
 
 
 def kept_functions(folder: Path) -> int:
