@@ -131,8 +131,8 @@ def terminal_as_output() -> Iterator[None]:
 def reading() -> Iterator[None]:
     try:
         yield
-    except UnicodeDecodeError as error:  # of an encoding that gives no surrogates
-        raise not_text("standard input", error.encoding) from None
+    except UnicodeError:  # of an encoding that gives no surrogates; where text goes on is unknown
+        raise StreamError(str(not_text("standard input", sys.stdin.encoding))) from None
     except OSError as error:
         raise StreamError(f"cannot read standard input: {reason(error)}") from None
 

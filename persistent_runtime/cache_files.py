@@ -50,7 +50,12 @@ def home_directory() -> Path | None:
 
 def can_hold(folder: Path) -> bool:
     """Whether the folder is there, perhaps to read only, or can be made."""
-    return os.path.isdir(folder) or os.access(nearest(folder), os.W_OK | os.X_OK)
+    return os.path.isdir(folder) or may(os.W_OK | os.X_OK, nearest(folder))
+
+
+def may(mode: int, path: Path) -> bool:
+    """Whether this process may read, write or search it, as os.access has these."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def nearest(folder: Path) -> Path:
@@ -95,7 +100,7 @@ def is_believed(file: Path) -> bool:
     """Whether the file exists and is one that `read_file` would read."""
     try:
         require_folder(file.parent)
-        return not distrust(file.stat()) and os.access(file, os.R_OK)
+        return not distrust(file.stat()) and may(os.R_OK, file)
     except OSError:
         return False
 

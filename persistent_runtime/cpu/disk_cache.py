@@ -33,6 +33,7 @@ from persistent_runtime.cache_files import (
     distrust,
     is_believed,
     make_folder,
+    may,
     read_file,
     write_file,
     write_problem,
@@ -102,7 +103,7 @@ def cache_folders() -> list[CacheFolder]:
 
 
 def why_unused(folder: Path, status: os.stat_result) -> str:
-    if not os.access(folder, os.R_OK | os.X_OK):
+    if not may(os.R_OK | os.X_OK, folder):
         return "it cannot be read"
     return distrust(status)
 
