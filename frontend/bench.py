@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from frontend.bench_check import judge, save_logits
 from frontend.bench_sides import OURS, Ours, Side, start_baselines
 from frontend.compile import Progress, compile_decode_loop
 from frontend.decoder import Decoder
+from frontend.directories import temporary_folder
 from frontend.machine import Contention, peak_rss_mb, provenance, wait_until_idle
 from frontend.operators import DTYPE_BYTES
 from frontend.resolve import resolve_model
@@ -124,7 +124,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
     for kind in work.samplings:
         ours.run(kind)
     memory_mb = peak_rss_mb()  # before the baselines' files and the bandwidth buffer are there
-    with TemporaryDirectory() as folder:
+    with temporary_folder("a measurement") as folder:
         with start_baselines(options.compare, work, Path(folder), progress) as baselines:
             processes = [side.pid for side in baselines.values()]
             contention = Contention(processes)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
 from event_tensor.errors import UserError
 from frontend.console import print_table
+from persistent_runtime.cache_files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cpu.disk_cache import (
     CacheFolder,
-    base_directory,
     cache_directory,
     cache_folders,
     changed_keys,
@@ -21,19 +22,35 @@ Record = dict[str, Any]
 
 
 def examine(clear: bool, clear_stale: bool) -> Record:
-    """The folders as they were found, `removed` saying which are gone now."""
+    """The folders as they were found, `removed` saying which are gone now; `problem` says why one
+    is not used, and of the whole why nothing can be added to it.
+
+    Raises UserError for a cache that cannot be read.
+    """
     current, key = cache_directory(), runtime_key()
+    require_readable()
     entries = []
     for folder in cache_folders():
         is_current = folder.path == current
         entries.append({
             "name": folder.path.name, "bytes": folder.bytes, "functions": folder.functions,
             "made": datetime.fromtimestamp(folder.made_s, UTC).isoformat(timespec="seconds"),
-            "current": is_current,
+            "current": is_current, "problem": folder.problem,
             "changed": changed_keys(folder.key, key) if folder.key else None,
             "removed": (clear or clear_stale and not is_current) and remove(folder)})
     return {"directory": str(base_directory()), "bytes": sum(e["bytes"] for e in entries),
-            "removed_bytes": sum(e["bytes"] for e in entries if e["removed"]), "entries": entries}
+            "removed_bytes": sum(e["bytes"] for e in entries if e["removed"]),
+            "problem": write_problem(current), "entries": entries}
+
+
+def require_readable() -> None:
+    try:
+        os.scandir(base_directory()).close()
+    except FileNotFoundError:
+        pass  # nothing has been compiled yet
+    except OSError as error:
+        raise UserError(f"the kernel cache {base_directory()} cannot be read ({error.strerror}); "
+                        f"set {VARIABLE} to another directory") from None
 
 
 def remove(folder: CacheFolder) -> bool:
@@ -52,6 +69,8 @@ def show(record: Record) -> None:
     def state(entry: Record) -> str:
         if entry["removed"]:
             return "removed"
+        if entry["problem"]:
+            return f"not used: {entry['problem']}"
         if entry["current"]:
             return "current"
         changed = entry["changed"]
@@ -64,6 +83,9 @@ def show(record: Record) -> None:
             for e in record["entries"]]
     print_table(f"kernel cache {record['directory']}, {record['bytes'] / 1e6:.1f} MB",
                 ["entry", "MB", "functions", "made (UTC)", "state"], rows)
+    if record["problem"]:
+        print(f"nothing can be added to it ({record['problem']}): what it lacks is compiled at "
+              f"every start, until {VARIABLE} names a directory that can be written")
     if record["removed_bytes"]:
         print(f"removed {record['removed_bytes'] / 1e6:.1f} MB; what is needed will be compiled "
               f"again")

@@ -11,6 +11,7 @@ from typing import Any
 from event_tensor.errors import EventTensorError
 from frontend.console import stay_after_interrupt
 from frontend.conversation import Conversation
+from frontend.streams import read_line
 
 COMMANDS = ("/stats", "/reset", "/quit")
 HOW_TO_QUIT = "Ctrl-D or /quit ends the chat."
@@ -19,17 +20,18 @@ HOW_TO_QUIT = "Ctrl-D or /quit ends the chat."
 def chat_on_terminal(conversation: Conversation, options: dict[str, Any]) -> None:
     """Reads messages from stdin until its end or /quit; `options` as in Conversation.send.
 
-    Answers go to stdout, all else to stderr. An error ends a message, not the conversation.
+    Answers go to stdout, all else to stderr. An error ends a message, not the conversation; a
+    stream that fails ends it with StreamError.
     """
-    with suppress(ImportError):
-        import readline  # noqa: F401  # line editing and history for input()
     stay_after_interrupt()
-    is_watched = sys.stdin.isatty()
+    is_watched = sys.stdin is not None and sys.stdin.isatty()
     if is_watched:
+        with suppress(ImportError):
+            import readline  # noqa: F401  # line editing and history for input()
         say(f"{', '.join(COMMANDS)}; Ctrl-C ends an answer, Ctrl-D the chat.")
     while True:
         try:
-            line = input("> " if is_watched else "")
+            line = read_line("> ")
             if line.rstrip() == "/quit":
                 return
             respond(conversation, line, options)

@@ -8,23 +8,22 @@ import sys
 from event_tensor.errors import EventTensorError
 from frontend.commands import generate, reports
 from frontend.commands.app import app
-from frontend.console import INTERRUPTED, exit_soon_after_interrupt, replace_unprintable
+from frontend.console import INTERRUPTED, exit_soon_after_interrupt
+from frontend.directories import provide_home
+from frontend.streams import StreamError, open_streams
 
 __all__ = ["generate", "main", "reports", "run"]  # importing the commands registers them
 
 REFUSED = 2  # exit code: something the user gave cannot be used
+NOBODY_READS = 141  # what a shell reports for a command that a closed pipe ended
 
 
 def main() -> None:
     """Entry point of the command."""
-    replace_unprintable()
+    open_streams()
     exit_soon_after_interrupt()
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # nobody reads any more
-        pass
+    sys.stderr.flush()
     # taking torch and LLVM apart piece by piece takes the interpreter longer than a second
     os._exit(code)
 
@@ -32,6 +31,20 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code. Every error that a person can act on becomes one line on stderr."""
     try:
+        code = run_command(arguments)
+        sys.stdout.flush()
+    except StreamError as error:
+        if not str(error):
+            return NOBODY_READS
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    return code
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit code. Raises StreamError."""
+    try:
+        provide_home()
         app(arguments, prog_name="event-tensor")
     except EventTensorError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -52,13 +52,6 @@ def write_text(file: str, text: str, option: str) -> None:
                         ) from None
 
 
-def replace_unprintable() -> None:
-    """Characters that the terminal's encoding lacks come out as `?` instead of as a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
 def exit_soon_after_interrupt() -> None:
     """A second way out after Ctrl-C: the interpreter notices a signal only between two steps of
     its own, and a compiler or a library's import may keep it from taking one for seconds.

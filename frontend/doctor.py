@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from typing import Any
 
 from event_tensor.errors import EventTensorError, UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
+from frontend.directories import temporary_folder
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.resolve import resolve_model
-from persistent_runtime.cpu.disk_cache import cache_directory
+from persistent_runtime.cache_files import VARIABLE, base_directory, write_problem
+from persistent_runtime.cpu.disk_cache import cache_directory, cache_folders, kept_functions
 from persistent_runtime.cpu.launch import available_cores
 
 PROMPT_IDS = [1, 2, 3, 4, 5]
@@ -20,32 +21,31 @@ NEW_TOKENS = 8
 
 def examine(progress: Progress | None = None) -> dict[str, Any]:
     """Facts and checks; `passed` says whether every check did."""
-    cache = cache_directory().parent
     checks = [check_cache(), check_generation(progress)]
     return {
         "versions": versions(),
         "cpu": {"name": cpu_name(), "cores": available_cores(), "features": cpu_features()},
         "memory_gb": memory_gb(), "gpu": gpu_name(),
-        "cache": {"directory": str(cache), "mb": round(size_bytes(cache) / 1e6, 1)},
+        "cache": {"directory": str(base_directory()),
+                  "mb": round(sum(folder.bytes for folder in cache_folders()) / 1e6, 1)},
         "checks": checks, "passed": all(check["passed"] for check in checks)}
 
 
-def size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def check_cache() -> dict[str, Any]:
-    import tempfile
-
-    folder = cache_directory()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        return {"name": "kernel cache", "passed": False,
-                "detail": f"{error}; every start compiles anew until EVENT_TENSOR_CACHE names a "
-                          f"directory that can be written"}
-    return {"name": "kernel cache", "passed": True, "detail": "can be written"}
+    """A cache that is only read is as good, if this installation's functions are in it."""
+    folder, name = cache_directory(), "kernel cache"
+    problem = write_problem(folder)
+    if not problem:
+        return {"name": name, "passed": True, "detail": "can be written"}
+    functions = kept_functions(folder)
+    if functions:
+        return {"name": name, "passed": True,
+                "detail": f"{functions} functions can be read from {folder}, which cannot be "
+                          f"written ({problem}); what it lacks is compiled at every start"}
+    return {"name": name, "passed": False,
+            "detail": f"{folder} cannot be written ({problem}) and holds nothing for this "
+                      f"installation; every start compiles anew until {VARIABLE} names a directory "
+                      f"that can be written"}
 
 
 def check_generation(progress: Progress | None) -> dict[str, Any]:
@@ -54,6 +54,7 @@ def check_generation(progress: Progress | None) -> dict[str, Any]:
 
     name = "generation"
     try:
+        temporary_folder("importing transformers").cleanup()
         try:
             directory = resolve_model("demo")
             decoder = compile_decode_loop(directory, dtype="float32", max_context=64,

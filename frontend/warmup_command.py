@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from event_tensor.errors import EventTensorError, UserError
 from frontend.baselines import require_available, require_known
 from frontend.console import print_table
+from frontend.directories import temporary_folder
 from frontend.first_token import runs_on_gpu
 from frontend.machine import provenance
 
@@ -82,7 +82,7 @@ def start_baseline(name: str, model: str, device: str, ours: Record) -> Record:
 
 def start_twice(module: str, argument: Record, what: str) -> dict[str, Record]:
     """A cold start and a warm one, with a cache folder of their own for whatever compiles."""
-    with tempfile.TemporaryDirectory() as cache:
+    with temporary_folder("a start with an empty cache") as cache:
         folders = {name: str(Path(cache) / folder) for name, folder in CACHES.items()}
         return {name: start(module, argument, folders, what) for name in STARTS}
 
@@ -109,20 +109,24 @@ def start(module: str, argument: Record, folders: Mapping[str, str], what: str) 
 
 
 def own_cache() -> Record:
-    """What the user's own cache would give the next start: ready, or why not."""
+    """What the user's own cache would give the next start: ready, or why not. problem: why nothing
+    can be added to it, "" where it can."""
+    from persistent_runtime.cache_files import write_problem
     from persistent_runtime.cpu.disk_cache import (
         cache_directory,
         cache_folders,
         changed_keys,
+        kept_functions,
         runtime_key,
     )
 
     current, key = cache_directory(), runtime_key()
-    changed = [changed_keys(f.key, key) for f in cache_folders() if f.key]
-    if current.is_dir():
-        return {"directory": str(current), "state": "ready", "changed": []}
+    changed = [changed_keys(f.key, key) for f in cache_folders() if f.key and f.path != current]
     state = "invalidated" if changed else "empty"
-    return {"directory": str(current), "state": state, "changed": min(changed, key=len, default=[])}
+    if kept_functions(current):
+        state, changed = "ready", []
+    return {"directory": str(current), "state": state, "problem": write_problem(current),
+            "changed": min(changed, key=len, default=[])}
 
 
 def phase_rows(record: Record) -> list[tuple[str, list[Record | None]]]:
@@ -173,6 +177,7 @@ def sentences(record: Record) -> list[str]:
     notes = {f["note"] for start in (cold, warm) for f in start["functions"] if f["note"]}
     reasons = {f["reason"] for f in warm["functions"] if f["reason"]}
     state = own["state"] + (f", changed: {', '.join(own['changed'])}" if own["changed"] else "")
+    state += f", cannot be written ({own['problem']})" if own["problem"] else ""
     return [
         f"cold: {cold['cache']['misses']} functions compiled; warm: {warm['cache']['hits']} found "
         f"in the cache, {warm['cache']['misses']} compiled"

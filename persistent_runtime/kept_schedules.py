@@ -15,7 +15,6 @@ import pickle
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,7 @@ class KeptSchedules:
         self._objects = _parts_of(graph)
         self._references = {id(value): name for name, value in self._objects.items()}
         self._folder = cache_directory()
-        with suppress(OSError):
-            open_folder(self._folder)
+        open_folder(self._folder)
         functions = sorted({repr(call.function) for call in graph.calls})
         least = sorted({(node.name, node.at_least) for call in graph.calls
                         for tiles in call.tile_num for node in tiles.walk()

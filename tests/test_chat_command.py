@@ -108,6 +108,27 @@ def test_ctrl_d_ends_the_chat_and_ctrl_c_the_start(shell, endless, tmp_path):
     assert run(shell, "stty -g") == modes
 
 
+def test_prompts_stay_out_of_answers_that_go_elsewhere(shell, tmp_path):
+    """The line is edited as usual: a letter too many goes again, from the middle of the word."""
+    answers, back, erase = tmp_path / "answers", "\x02", "\x7f"
+    shell.sendline(shlex.join([*COMMAND, "chat", "demo", "--max-new-tokens", "6"])
+                   + f" > {shlex.quote(str(answers))}")
+    shell.expect_exact("Ctrl-D the chat.")
+    for line in ("kernel", f"kernexl{back}{erase}"):
+        shell.expect("> ")
+        shell.sendline(line)
+        shell.expect(r"\[TTFT [^]]*\]")
+        shell.expect("> ")
+        shell.sendline("/reset")
+        shell.expect_exact("starts over")
+    shell.expect("> ")
+    shell.sendeof()
+    shell.expect_exact("shell$ ")
+    first, second = answers.read_text().splitlines()
+    assert first == second != "" and ">" not in first
+    assert chat_through_pipe("kernel\n", "demo", "--max-new-tokens", 6).stdout == first + "\n"
+
+
 def chat_through_pipe(text, *arguments):
     return subprocess.run([*COMMAND, "chat", *map(str, arguments)], input=text, text=True,
                           capture_output=True, timeout=120, env=command_environment())

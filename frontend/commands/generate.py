@@ -30,6 +30,7 @@ from frontend.commands.app import (
     compile_model,
 )
 from frontend.console import print_json
+from frontend.streams import read_input, require_text
 
 if TYPE_CHECKING:
     from frontend.decoder import Decoder
@@ -80,7 +81,9 @@ def generate(
     given = parse_ids(prompt_ids) if prompt_ids is not None else prompt
     assert given is not None
     if given == "-":
-        given = sys.stdin.read()
+        given = read_input()
+    elif isinstance(given, str):
+        require_text(given, "--prompt")
     options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or (),
                "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
                "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs,
@@ -129,6 +132,7 @@ def chat(
                "repetition_penalty": repetition_penalty, "seed": seed,
                "eos_token_id": given_eos_ids(eos_token_id)}
     check_options(options)
+    require_text(system or "", "--system")
     load_chat_template(resolve_model(model))  # a model without one is refused before it is compiled
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
                             max_context=max_context)
@@ -143,6 +147,8 @@ def check_options(options: dict[str, Any]) -> None:
     names = {field.name for field in fields(Sampling)}
     Sampling().with_options({name: value for name, value in options.items() if name in names})
     StopFilter(options["stop"])
+    for text in options["stop"]:
+        require_text(text, "--stop")
 
 
 def stream_to_stdout(decoder: Decoder, prompt: str | list[int], options: dict[str, Any]

@@ -2,8 +2,8 @@
 
 `cpu-<fingerprint>/key.json` says what the fingerprint stands for; beside it is one file per
 compiled function, numba's pickled result, one per rotary table and one per proved schedule. Files
-appear under their names complete or not at all, so processes may share a folder; no path of this
-machine decides what is found.
+appear under their names complete or not at all, so processes may share a folder, also one that they
+can only read; no path of this machine decides what is found.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 
 import persistent_runtime
+from persistent_runtime.cache_files import (
+    VARIABLE,
+    base_directory,
+    distrust,
+    is_believed,
+    make_folder,
+    may,
+    read_file,
+    write_file,
+    write_problem,
+)
 from persistent_runtime.cpu.emit import CPU_FEATURES
 
 Key = Mapping[str, str]
@@ -34,11 +46,6 @@ SUFFIX = ".compiled"
 NEW = "not made before"
 # beside this folder, compiled into bodies
 SHARED_SOURCES = ("layout.py", "device_functions.py", "moe_functions.py")
-
-
-def base_directory() -> Path:
-    base = os.environ.get("EVENT_TENSOR_CACHE") or Path.home() / ".cache" / "event-tensor"
-    return Path(base).expanduser()
 
 
 def cache_directory() -> Path:
@@ -70,13 +77,15 @@ def changed_keys(old: Key, new: Key) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class CacheFolder:
-    """One fingerprint's folder. key: None where it does not say; made_s: seconds since 1970."""
+    """One fingerprint's folder. key: None where it does not say; functions: that this user can
+    take from it; made_s: seconds since 1970; problem: why it is not used, "" where it can be."""
 
     path: Path
     key: Key | None
     bytes: int
     functions: int
     made_s: float
+    problem: str = ""
 
 
 def cache_folders() -> list[CacheFolder]:
@@ -84,54 +93,61 @@ def cache_folders() -> list[CacheFolder]:
     folders = []
     for path in base_directory().glob("cpu-*"):
         try:
-            files = [file for file in path.rglob("*") if file.is_file()]
-            folders.append(CacheFolder(
-                path, read_key(path), sum(file.stat().st_size for file in files),
-                sum(file.suffix == SUFFIX for file in files), path.stat().st_mtime))
+            status = path.lstat()
+            sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+            folders.append(CacheFolder(path, read_key(path), sum(sizes), kept_functions(path),
+                                       status.st_mtime, why_unused(path, status)))
         except OSError:
             continue
     return sorted(folders, key=lambda folder: -folder.made_s)
 
 
+def why_unused(folder: Path, status: os.stat_result) -> str:
+    if not may(os.R_OK | os.X_OK, folder):
+        return "it cannot be read"
+    return distrust(status)
+
+
+def kept_functions(folder: Path) -> int:
+    """How many compiled functions a start could take from it."""
+    return sum(map(is_believed, folder.glob("*" + SUFFIX)))
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder at once for whoever looks; a process that has read it needs it no more."""
     doomed = Path(tempfile.mkdtemp(prefix="removed-", dir=path.parent))
-    path.rename(doomed / path.name)
+    try:
+        path.rename(doomed / path.name)
+    except OSError:
+        doomed.rmdir()
+        raise
     shutil.rmtree(doomed)
 
 
 def read_key(folder: Path) -> Key | None:
     try:
-        key = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
+        key = json.loads(read_file(folder / KEY_FILE))
     except (OSError, ValueError):
         return None
     return key if isinstance(key, dict) else None
 
 
 def open_folder(folder: Path) -> str:
-    """Makes the folder; why there was none before, "" where there was one. Raises OSError."""
-    if (folder / KEY_FILE).exists():
+    """Makes the folder, and says in it what it is for, as far as it can be written; why there was
+    none before, "" where there was one."""
+    if read_key(folder) is not None:
         return ""
-    key = runtime_key()
+    is_new, key = not kept_functions(folder), runtime_key()
     others = [(changed_keys(other.key, key), other) for other in cache_folders() if other.key]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / KEY_FILE, json.dumps(key, indent=1).encode())
+    with suppress(OSError):
+        make_folder(folder)
+        write_file(folder / KEY_FILE, json.dumps(key, indent=1).encode())
+    if not is_new:
+        return ""
     if not others:
         return "first start with this cache"
     changed, _ = min(others, key=lambda pair: len(pair[0]))  # the newest of equals
     return "changed: " + ", ".join(changed)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Complete or not at all. Raises OSError."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class KeptFile:
@@ -148,12 +164,12 @@ class KeptFile:
 
     def load(self) -> bytes | None:
         try:
-            content = self.path.read_bytes()
+            content = read_file(self.path)
         except FileNotFoundError:
             self.reason = NEW
             return None
         except OSError as error:
-            self.reason = self.note = f"cannot read {self.path}: {error.strerror}"
+            self.reason = self.note = f"cannot use {self.path}: {error.strerror}"
             return None
         header, _, payload = content.partition(b"\n")
         try:
@@ -175,7 +191,9 @@ class KeptFile:
         try:
             write_file(self.path, json.dumps(record).encode() + b"\n" + payload)
         except OSError as error:  # a full disk, say; the process itself runs without it
-            self.note = f"not cached in {self.path.parent}: {error.strerror}"
+            folder = self.path.parent  # if it is missing, what keeps it from being made says more
+            self.note = (f"not cached in {folder}: {write_problem(folder) or error.strerror}; set "
+                         f"{VARIABLE} to a directory that can be written")
 
 
 class DiskEntry(KeptFile):

@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from numba.core.compiler_lock import global_compiler_lock
 
+from persistent_runtime.cache_files import is_believed, write_problem
 from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.registry import (
@@ -70,11 +71,9 @@ def _missing(entries: Sequence[Entry]) -> list[Entry]:
     new = [entry for entry in entries if not entry.is_compiled and entry.can_be_kept]
     if not new:
         return []
-    try:
-        folder, _ = open_cache()
-    except OSError:
-        return []
-    return [entry for entry in new if not entry.file_in(folder).exists()][:MOST_ENTRIES]
+    folder, _ = open_cache()
+    missing = [entry for entry in new if not is_believed(entry.file_in(folder))][:MOST_ENTRIES]
+    return missing if missing and not write_problem(folder) else []
 
 
 class Helpers:
@@ -129,7 +128,7 @@ class Helpers:
             while number := os.read(queue, 1):
                 begin_s, entry = time.monotonic(), self._entries[number[0]]
                 compile_entry(entry)
-                if not entry.file_in(cache_directory()).exists():
+                if not is_believed(entry.file_in(cache_directory())):
                     break  # a full disk, say: there is no use in helping
                 os.write(done, MESSAGE.pack(number[0], time.monotonic() - begin_s))
         finally:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from numba.core.ccallback import CFunc
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
+from persistent_runtime.cache_files import make_folder
 from persistent_runtime.cpu.disk_cache import (
     NEW,
     SUFFIX,
@@ -206,22 +207,18 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
     name = entry.name
     function = CFunc(entry.function, sigutils.normalize_signature(entry.signature), {},
                      {"nopython": True, "fastmath": FASTMATH, "error_model": "numpy"})
-    reason = note = ""
     disk: DiskEntry | None = None
-    try:
-        folder, reason = open_cache()
-    except OSError as error:
-        note = f"not cached: {error}; set EVENT_TENSOR_CACHE to a writable directory"
-    if not note and not entry.can_be_kept:
-        note = f"not cached: {name} has no source file that would show changes"
-    if not note:
+    folder, reason = open_cache()
+    note = f"not cached: {name} has no source file that would show changes"
+    if entry.can_be_kept:
         disk = DiskEntry(entry.file_in(folder), {f"source of {name}": file_digest(entry.source)})
         function._cache = disk
     with interrupt_deferred():
         function.compile()
     is_hit = function.cache_hits > 0 and not elsewhere
-    if disk:
-        reason, note = reason or disk.reason or NEW, disk.note
+    if disk:  # what is wrong with a file says more than that there was no folder for it
+        note = disk.note
+        reason = disk.reason if note else reason or disk.reason or NEW
     COMPILATIONS.append(Compilation(
         name, entry.dtype, is_hit, time.monotonic() - begin_s, note, "" if is_hit else reason,
         begin_s, elsewhere.seconds if elsewhere else 0.0))
@@ -229,12 +226,12 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
 
 
 def open_cache() -> tuple[Path, str]:
-    """The folder, and why this process found none; "" if it did. Raises OSError where none can be
-    written."""
+    """The folder, and why this process found none; "" if it did. It may be one that cannot be
+    written, and then need not exist."""
     folder = cache_directory()
     with compiling:
         if folder not in _reasons:
             _reasons[folder] = open_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        with suppress(OSError):
+            make_folder(folder)  # it may have been removed since
         return folder, _reasons[folder]
