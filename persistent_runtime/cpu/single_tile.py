@@ -53,13 +53,18 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
 
     `step` maps offsets of the step record (layout.py) to values, 0 where not given.
     """
-    record = pack_arguments(declaration, values)
     coordinates = np.zeros(layout.MAX_TILE_RANK, np.int32)
     coordinates[:len(tile)] = tile
     step_record = np.zeros(layout.STEP_WORDS, np.int64)
     for offset, value in (step or {}).items():
         step_record[offset] = value
-    scratch = np.empty(scratch_bytes // 4 + 1, np.float32)
+    call_body(declaration, dtype, pack_arguments(declaration, values), coordinates, step_record,
+              np.empty(scratch_bytes // 4 + 1, np.float32))
+
+
+def call_body(declaration: DeviceFunction, dtype: str, record: np.ndarray, coordinates: np.ndarray,
+              step_record: np.ndarray, scratch: np.ndarray) -> None:
+    """Calls the compiled body with what a worker hands to it."""
     function = _ENTRY(compile_body(declaration, dtype).address)
     function(record.ctypes.data, coordinates.ctypes.data, step_record.ctypes.data,
              scratch.ctypes.data)

@@ -1,0 +1,145 @@
+"""No body reads or writes outside its tensors or its scratch, whatever numbers it meets.
+
+Every tensor lies between pages that nobody may touch (guarded_memory.py), and a forked child calls
+the bodies (bounds_cases.py): a fault there is a failure that names function, tensor and seed. GPU
+bodies run in Triton's interpreter, whose loads and stores touch the same memory, lane by lane; it
+has to be chosen before triton is imported, so they run in a program of their own:
+`python tests/test_bounds.py CASE DTYPE SIDE`.
+
+Prefetches may name what lies beyond an end: they fault nowhere. The ring brings whole weights by
+ranges that the host has made, of which test_ring.py shows that they are the weights.
+"""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+import bounds_cases
+from guarded_memory import SIDES, Bracket, in_child, report_faults
+
+from event_tensor.device_function import DeviceFunction
+from persistent_runtime import layout
+from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.registry import STORAGE, compile_body
+from persistent_runtime.cpu.single_tile import call_body, pack_arguments
+from persistent_runtime.device_functions import DENSE_DECODER
+from persistent_runtime.moe_functions import MOE_BLOCK
+
+ROOT = Path(__file__).parent.parent
+DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
+CASES = {case.__name__: case for case in bounds_cases.CASES}
+SEEDS, INTERPRETED_SEEDS = range(60), range(6)
+
+
+class Caller:
+    """Runs calls on guarded memory, and knows how far it has come."""
+
+    def __init__(self, side, dtype):
+        self.side, self.dtype, self.seed = side, dtype, 0
+        self.bracket, self.now = Bracket(side), "nothing yet"
+        self.called = set()
+
+    def __call__(self, declaration, values, counts, step=None):
+        self.bracket = Bracket(self.side)
+        self.called.add(declaration.name)
+        placed = dict(values)
+        for operand in declaration.operands:
+            if values.get(operand.name) is not None:
+                placed[operand.name] = self.bracket.place(operand.name, values[operand.name],
+                                                          operand.writes)
+        run = self.prepare(declaration, placed, step or {})
+        for tile in np.ndindex(*counts):
+            self.now = f"{declaration.name}[{', '.join(map(str, tile))}], {self.dtype}"
+            run(tile)
+        self.bracket.check_patterns()
+        return {operand.name: placed[operand.name] for operand in declaration.operands
+                if placed.get(operand.name) is not None}
+
+    def describe(self, address):
+        return f"{self.now}, seed {self.seed}: {self.bracket.describe(address)}"
+
+
+class CpuCaller(Caller):
+    def prepare(self, declaration, values, step):
+        names = {name: values[name] for name in declaration.parameters
+                 if isinstance(values.get(name), int)}
+        floats = declaration.scratch_bytes.evaluate(names) // 4
+        words = np.zeros(layout.STEP_WORDS, np.int64)
+        words[list(step)] = list(step.values())
+        place = self.bracket.place
+        record = place("argument record", pack_arguments(declaration, values), is_written=False)
+        coordinates = place("tile coordinates", np.zeros(layout.MAX_TILE_RANK, np.int32))
+        words = place("step record", words, is_written=False)
+        scratch = place("scratch", np.full(floats, np.nan, np.float32))
+
+        def run(tile):
+            coordinates[:len(tile)] = tile
+            call_body(declaration, self.dtype, record, coordinates, words, scratch)
+
+        return run
+
+
+class InterpretedCaller(Caller):
+    def prepare(self, declaration, values, step):
+        from persistent_runtime.gpu.single_tile import run_tile
+
+        return lambda tile: run_tile(declaration, self.dtype, values, tile, step=step)
+
+
+def run_case(case, caller, seeds, is_small, report):
+    """What the child does."""
+    report_faults(caller.describe, report)
+    for seed in seeds:
+        caller.seed = seed
+        try:
+            with np.errstate(all="ignore"):
+                case(np.random.default_rng(seed), caller.dtype, caller, is_small)
+        except Exception as error:
+            error.add_note(f"{caller.now}, seed {seed}")
+            raise
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_bodies_touch_their_tensors_only(case, dtype, side):
+    for declaration in (*DENSE_DECODER, *MOE_BLOCK):
+        compile_body(declaration, dtype)  # once, before children need it
+    told = in_child(partial(run_case, CASES[case], CpuCaller(side, dtype), SEEDS, False))
+    if told:
+        pytest.fail(told, pytrace=False)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gpu_bodies_touch_their_tensors_only(dtype, side):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
+                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    ended = subprocess.run([sys.executable, __file__, dtype, side], env=environment,
+                           capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def main(dtype, side, *names):
+    from persistent_runtime.gpu.interpret import patch_language_once
+
+    patch_language_once()
+    failed = False
+    for name in names or CASES:
+        told = in_child(partial(run_case, CASES[name], InterpretedCaller(side, dtype),
+                                INTERPRETED_SEEDS, True))
+        print(name, told or "touches its tensors only")
+        failed = failed or bool(told)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
