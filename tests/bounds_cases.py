@@ -166,7 +166,8 @@ def tokens(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     if hidden == 1:  # then logits may be any value, those of the only column of weights
         x, norm_weight = np.ones((row_count, 1), np.float32), stored(np.ones(1, np.float32), dtype)
     found = call(df.norm_lm_head, {
-        "x": x, "logit_row": logit_entries, "norm_weight": norm_weight, "weight": extreme_as(rng, dtype, vocab, hidden), "logits": unwritten(logit_rows, vocab),
+        "x": x, "logit_row": logit_entries, "norm_weight": norm_weight,
+        "weight": extreme_as(rng, dtype, vocab, hidden), "logits": unwritten(logit_rows, vocab),
         "tile_max": unwritten(logit_rows, tiles),
         "tile_argmax": unwritten(logit_rows, tiles, dtype=np.int32), "tile_m": tile_m,
         "tile_n": tile_n, "in_features": hidden, "weight_bytes": 2, "eps": pick(rng, EPSILONS),
@@ -220,16 +221,16 @@ def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     shape = linear_shape(rng, is_small)
     rows, hidden, inner = shape["rows"], shape["in_features"], shape["out_features"]
     count = pick(rng, (1, 4, 9) if is_small else (1, 5, 33, 60, 128))
-    top_k, tile_m, tile_n = int(rng.integers(1, min(count, 8) + 1)), shape["tile_m"], shape["tile_n"]
-    tiles = int(moe.expert_tiles(rows, top_k, count, tile_m).evaluate({}))
+    top_k, tile_m, tile_n = rng.integers(1, min(count, 8) + 1), shape["tile_m"], shape["tile_n"]
+    tiles = int(moe.expert_tiles(rows, int(top_k), count, tile_m).evaluate({}))
     routing = call(moe.select_experts, {
         "router_logits": extreme(rng, rows, count),
         "topk_ids": unwritten(rows, top_k, dtype=np.int32), "topk_weights": unwritten(rows, top_k),
         "place": unwritten(rows, top_k, dtype=np.int32), "counts": unwritten(count, dtype=np.int32),
         "tile_indptr": unwritten(count + 1, dtype=np.int32),
         "tile_expert": unwritten(tiles, dtype=np.int32),
-        "tile_rows": unwritten(tiles, tile_m, dtype=np.int32), "tile_m": tile_m, "top_k": top_k,
-        "num_experts": count, "norm_topk": pick(rng, (0, 1))}, (1,))
+        "tile_rows": unwritten(tiles, tile_m, dtype=np.int32), "tile_m": tile_m,
+        "top_k": int(top_k), "num_experts": count, "norm_topk": pick(rng, (0, 1))}, (1,))
     check_routing(routing, tile_m)
     of_tiles = {name: routing[name] for name in ("tile_expert", "tile_rows")} | {
         "tile_m": tile_m, "tile_n": tile_n, "weight_bytes": 2}
@@ -248,7 +249,8 @@ def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
         (tiles, ceil_div(hidden, tile_n)))["expert_out"]
     call(moe.combine_experts, {
         "topk_weights": routing["topk_weights"], "place": routing["place"], "expert_out": out,
-        "residual": extreme(rng, rows, hidden), "hidden_size": hidden, "top_k": top_k}, (rows,))
+        "residual": extreme(rng, rows, hidden), "hidden_size": hidden, "top_k": int(top_k)},
+        (rows,))
 
 
 CASES = (products, heads, tokens, experts)

@@ -22,15 +22,18 @@ import pytest
 pytest.importorskip("numba")
 
 import bounds_cases
+from extreme_values import extreme
 from guarded_memory import SIDES, Bracket, in_child, report_faults
 
-from event_tensor.device_function import DeviceFunction
-from persistent_runtime import layout
+from event_tensor.errors import DeadlockError, EventTensorError
+from persistent_runtime import buffers, layout
 from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.registry import STORAGE, compile_body
 from persistent_runtime.cpu.single_tile import call_body, pack_arguments
 from persistent_runtime.device_functions import DENSE_DECODER
 from persistent_runtime.moe_functions import MOE_BLOCK
+from persistent_runtime.storage import STORAGE_DTYPE
 
 ROOT = Path(__file__).parent.parent
 DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
@@ -113,6 +116,61 @@ def test_cpu_bodies_touch_their_tensors_only(case, dtype, side):
     for declaration in (*DENSE_DECODER, *MOE_BLOCK):
         compile_body(declaration, dtype)  # once, before children need it
     told = in_child(partial(run_case, CASES[case], CpuCaller(side, dtype), SEEDS, False))
+    if told:
+        pytest.fail(told, pytrace=False)
+
+
+def guard_kernels(bracket):
+    """Every tensor, weight, schedule, counter and record of a kernel lies in the bracket from now
+    on."""
+    arrays_of, bind = CpuKernel.arrays_of, buffers.Buffers.bind
+
+    def allocate(shape, dtype):
+        return bracket.place(f"{dtype} {shape}", np.zeros(shape, STORAGE_DTYPE[dtype]))
+
+    def bind_copy(self, tensor, memory):
+        bind(self, tensor, bracket.place(tensor.name, memory))
+
+    def copied_arrays(self, encoded):
+        return {word: bracket.place(f"word {word} of a segment", array, is_written=False)
+                for word, array in arrays_of(self, encoded).items()}
+
+    buffers.allocate, buffers.Buffers.bind = allocate, bind_copy
+    CpuKernel.arrays_of = copied_arrays
+
+
+def decode_with_broken_routers(directory, schedule, side, report):
+    """What the child does: short generations while the router's weights may be anything."""
+    from frontend.compile import compile_decode_loop
+
+    bracket, seed = Bracket(side), -1
+    report_faults(lambda address: f"seed {seed}: {bracket.describe(address)}", report)
+    guard_kernels(bracket)
+    decoder = compile_decode_loop(directory, backend="cpu", schedule=schedule, workers=2,
+                                  max_context=16)
+    routers = [decoder._buffers.array(spec) for name, spec in decoder._operators.weights.items()
+               if name.endswith("mlp.gate.weight")]
+    assert routers
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        for router in routers:
+            router[...] = extreme(rng, *router.shape)
+        try:
+            decoder.generate([[5, 91, 17], [4]], max_new_tokens=3, ignore_eos=True)
+        except DeadlockError:
+            raise
+        except EventTensorError:
+            pass  # logits that are no numbers may be refused
+        bracket.check_patterns()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("schedule", ["static", "dynamic", "hybrid"])
+def test_edges_that_read_what_a_broken_router_chose_stay_in_their_tensors(schedule, side,
+                                                                          tiny_model):
+    """Queue, actions and counters included."""
+    directory = tiny_model("qwen3_moe", num_hidden_layers=2)
+    told = in_child(partial(decode_with_broken_routers, directory, schedule, side))
     if told:
         pytest.fail(told, pytrace=False)
 
