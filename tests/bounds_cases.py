@@ -26,6 +26,7 @@ from extreme_values import (
     stored,
 )
 
+from event_tensor.device_function import DeviceFunction
 from persistent_runtime import device_functions as df
 from persistent_runtime import layout
 from persistent_runtime import moe_functions as moe
@@ -48,8 +49,8 @@ def unwritten(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return np.full(shape, NAN if dtype == np.float32 else -(2**30), dtype)
 
 
-def linear_shape(rng: Rng, is_small: bool) -> dict[str, int]:
-    rows = (1, 1, 2, 5) if is_small else (1, 1, 2, 3, 7, 17, 33)
+def linear_shape(rng: Rng, is_small: bool, most_rows: int = 33) -> dict[str, int]:
+    rows = (1, 1, 2, 5) if is_small else (1, 1, 2, 3, 7, 17, most_rows)
     widths = (1, 5, 16, 37) if is_small else (1, 5, 16, 19, 64, 100, 257, 333)
     return {"rows": pick(rng, rows), "in_features": pick(rng, widths),
             "out_features": pick(rng, (1, 3, 16, 37) if is_small else (1, 3, 16, 37, 61)),
@@ -93,11 +94,13 @@ def products(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
 
 def heads(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     """Keys appended, attention over splits and windows, the splits combined."""
-    head_dim, kv_heads = pick(rng, (2, 20, 36) if is_small else (2, 36, 64, 80, 128)), 2
+    head_dim = pick(rng, (2, 20, 36) if is_small else (2, 36, 64, 80, 128))
+    kv_heads, requests = pick(rng, (1, 2)), pick(rng, (1, 3))
     group_heads, kv_splits = pick(rng, (1, 3)), pick(rng, (1, 2, 5))
-    requests, longest, tile_m = 3, pick(rng, (1, 9) if is_small else (1, 9, 70)), pick(rng, (1, 4))
+    longest, tile_m = pick(rng, (1, 9) if is_small else (1, 9, 70)), pick(rng, (1, 4))
     has_own = rng.random() < 0.5  # then each row is of a request of its own
-    row_request = rng.permutation(requests) if has_own else np.sort(rng.integers(0, requests, 5))
+    row_request = rng.permutation(requests) if has_own else np.sort(
+        rng.integers(0, requests, pick(rng, (1, 5))))
     rows = len(row_request)
     row_position = rng.integers(0, longest, rows)
     row_position[rng.integers(rows)] = longest - 1
@@ -153,8 +156,8 @@ def tokens(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     """Logits, the token that is chosen from them, and its row of the embedding."""
     vocab = pick(rng, (1, 3, 50, 1030) if is_small else (1, 3, 50, 1013, 2500))
     hidden, tile_n, tile_m = pick(rng, (1, 20)), pick(rng, (100, 1024)), pick(rng, (1, 2))
-    requests, logit_rows, context = 3, 2, pick(rng, (2, 40))
-    row_count = 4
+    logit_rows, context = pick(rng, (1, 2)), pick(rng, (2, 40))
+    requests, row_count = logit_rows + rng.integers(2), logit_rows + rng.integers(3)
     logit_row = rng.permutation(row_count)[:logit_rows]
     # requests of different logit rows differ
     row_request = np.zeros(row_count, int)
@@ -195,7 +198,8 @@ def tokens(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     call(df.embed_tokens, {
         "token_ids": chosen["token_ids"], "row_request": integers(*[0] * BEFORE, *row_request),
         "row_position": chosen["row_position"], "weight": extreme_as(rng, dtype, vocab, hidden),
-        "out": unwritten(row_count, hidden), "tile_m": 3, "hidden_size": hidden}, (2,), step)
+        "out": unwritten(row_count, hidden), "tile_m": 3, "hidden_size": hidden},
+        (ceil_div(row_count, 3),), step)
 
 
 def check_routing(routing: dict[str, np.ndarray], tile_m: int) -> None:
@@ -218,9 +222,9 @@ def check_routing(routing: dict[str, np.ndarray], tile_m: int) -> None:
 
 def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     """A block of experts behind a router whose logits may be anything."""
-    shape = linear_shape(rng, is_small)
+    shape = linear_shape(rng, is_small, most_rows=17)
     rows, hidden, inner = shape["rows"], shape["in_features"], shape["out_features"]
-    count = pick(rng, (1, 4, 9) if is_small else (1, 5, 33, 60, 128))
+    count = pick(rng, (1, 4, 9) if is_small else (1, 5, 33, 128))
     top_k, tile_m, tile_n = rng.integers(1, min(count, 8) + 1), shape["tile_m"], shape["tile_n"]
     tiles = int(moe.expert_tiles(rows, int(top_k), count, tile_m).evaluate({}))
     routing = call(moe.select_experts, {
@@ -253,4 +257,9 @@ def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
         (rows,))
 
 
-CASES = (products, heads, tokens, experts)
+# case → the functions that it calls
+CASES: dict[Callable[..., None], tuple[DeviceFunction, ...]] = {
+    products: (df.norm_linear, df.linear_residual, df.norm_gate_up_silu),
+    heads: (df.rope_append, df.attention, df.attention_combine),
+    tokens: (df.norm_lm_head, df.select_token, df.embed_tokens),
+    experts: moe.MOE_BLOCK}

@@ -12,6 +12,7 @@ import faulthandler
 import mmap
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -124,8 +125,10 @@ _handlers: list[Any] = []
 
 
 def report_faults(describe: Callable[[int], str], report: Any) -> None:
-    """From now on a fault of this process ends it, after saying where in `report`. Python runs in
-    the handler, which a process that is about to end may do."""
+    """From now on a fault of this process ends it, after saying where in `report`; only on Linux,
+    elsewhere it just ends. Python runs in the handler, which a process may do that ends anyway."""
+    if sys.platform != "linux":
+        return
 
     def handle(number: int, info: Any, context: Any) -> None:
         report.write(f"{signal.Signals(number).name}: {describe(info.contents.address or 0)}\n")

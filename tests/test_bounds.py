@@ -4,7 +4,7 @@ Every tensor lies between pages that nobody may touch (guarded_memory.py), and a
 the bodies (bounds_cases.py): a fault there is a failure that names function, tensor and seed. GPU
 bodies run in Triton's interpreter, whose loads and stores touch the same memory, lane by lane; it
 has to be chosen before triton is imported, so they run in a program of their own:
-`python tests/test_bounds.py CASE DTYPE SIDE`.
+`python tests/test_bounds.py DTYPE SIDE [CASE …]`.
 
 Prefetches may name what lies beyond an end: they fault nowhere. The ring brings whole weights by
 ranges that the host has made, of which test_ring.py shows that they are the weights.
@@ -30,15 +30,15 @@ from persistent_runtime import buffers, layout
 from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.registry import STORAGE, compile_body
-from persistent_runtime.cpu.single_tile import call_body, pack_arguments
+from persistent_runtime.cpu.single_tile import c_function, pack_arguments
 from persistent_runtime.device_functions import DENSE_DECODER
 from persistent_runtime.moe_functions import MOE_BLOCK
 from persistent_runtime.storage import STORAGE_DTYPE
 
 ROOT = Path(__file__).parent.parent
 DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
-CASES = {case.__name__: case for case in bounds_cases.CASES}
-SEEDS, INTERPRETED_SEEDS = range(60), range(6)
+CASES = {case.__name__: (case, functions) for case, functions in bounds_cases.CASES.items()}
+SEEDS, INTERPRETED_SEEDS = 60, 4
 
 
 class Caller:
@@ -81,10 +81,12 @@ class CpuCaller(Caller):
         coordinates = place("tile coordinates", np.zeros(layout.MAX_TILE_RANK, np.int32))
         words = place("step record", words, is_written=False)
         scratch = place("scratch", np.full(floats, np.nan, np.float32))
+        addresses = [array.ctypes.data for array in (record, coordinates, words, scratch)]
+        function = c_function(declaration, self.dtype)
 
         def run(tile):
             coordinates[:len(tile)] = tile
-            call_body(declaration, self.dtype, record, coordinates, words, scratch)
+            function(*addresses)
 
         return run
 
@@ -96,8 +98,10 @@ class InterpretedCaller(Caller):
         return lambda tile: run_tile(declaration, self.dtype, values, tile, step=step)
 
 
-def run_case(case, caller, seeds, is_small, report):
+def run_case(name, caller, seeds, report):
     """What the child does."""
+    case, functions = CASES[name]
+    is_small = isinstance(caller, InterpretedCaller)
     report_faults(caller.describe, report)
     for seed in seeds:
         caller.seed = seed
@@ -107,15 +111,27 @@ def run_case(case, caller, seeds, is_small, report):
         except Exception as error:
             error.add_note(f"{caller.now}, seed {seed}")
             raise
+    assert caller.called == {function.name for function in functions}
+
+
+def seeds_of(dtype, side, count):
+    """Others for each."""
+    first = count * (2 * list(STORAGE).index(dtype) + SIDES.index(side))
+    return range(first, first + count)
+
+
+def test_every_device_function_is_called():
+    called = [function for _, functions in CASES.values() for function in functions]
+    assert set(called) == {*DENSE_DECODER, *MOE_BLOCK}
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_cpu_bodies_touch_their_tensors_only(case, dtype, side):
-    for declaration in (*DENSE_DECODER, *MOE_BLOCK):
+    for declaration in CASES[case][1]:
         compile_body(declaration, dtype)  # once, before children need it
-    told = in_child(partial(run_case, CASES[case], CpuCaller(side, dtype), SEEDS, False))
+    told = in_child(partial(run_case, case, CpuCaller(side, dtype), seeds_of(dtype, side, SEEDS)))
     if told:
         pytest.fail(told, pytrace=False)
 
@@ -192,8 +208,8 @@ def main(dtype, side, *names):
     patch_language_once()
     failed = False
     for name in names or CASES:
-        told = in_child(partial(run_case, CASES[name], InterpretedCaller(side, dtype),
-                                INTERPRETED_SEEDS, True))
+        told = in_child(partial(run_case, name, InterpretedCaller(side, dtype),
+                                seeds_of(dtype, side, INTERPRETED_SEEDS)))
         print(name, told or "touches its tensors only")
         failed = failed or bool(told)
     sys.exit(failed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,18 +53,18 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
 
     `step` maps offsets of the step record (layout.py) to values, 0 where not given.
     """
+    record = pack_arguments(declaration, values)
     coordinates = np.zeros(layout.MAX_TILE_RANK, np.int32)
     coordinates[:len(tile)] = tile
     step_record = np.zeros(layout.STEP_WORDS, np.int64)
     for offset, value in (step or {}).items():
         step_record[offset] = value
-    call_body(declaration, dtype, pack_arguments(declaration, values), coordinates, step_record,
-              np.empty(scratch_bytes // 4 + 1, np.float32))
-
-
-def call_body(declaration: DeviceFunction, dtype: str, record: np.ndarray, coordinates: np.ndarray,
-              step_record: np.ndarray, scratch: np.ndarray) -> None:
-    """Calls the compiled body with what a worker hands to it."""
-    function = _ENTRY(compile_body(declaration, dtype).address)
+    scratch = np.empty(scratch_bytes // 4 + 1, np.float32)
+    function = c_function(declaration, dtype)
     function(record.ctypes.data, coordinates.ctypes.data, step_record.ctypes.data,
              scratch.ctypes.data)
+
+
+def c_function(declaration: DeviceFunction, dtype: str) -> Callable[[int, int, int, int], None]:
+    """The compiled body, which takes the addresses that a worker hands to it."""
+    return _ENTRY(compile_body(declaration, dtype).address)
