@@ -50,12 +50,16 @@ def unwritten(*shape: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 def linear_shape(rng: Rng, is_small: bool, most_rows: int = 33) -> dict[str, int]:
-    rows = (1, 1, 2, 5) if is_small else (1, 1, 2, 3, 7, 17, most_rows)
-    widths = (1, 5, 16, 37) if is_small else (1, 5, 16, 19, 64, 100, 257, 333)
-    return {"rows": pick(rng, rows), "in_features": pick(rng, widths),
-            "out_features": pick(rng, (1, 3, 16, 37) if is_small else (1, 3, 16, 37, 61)),
-            "tile_m": pick(rng, (1, 4, 32)), "tile_n": pick(rng, (1, 16) if is_small else
-                                                           (1, 3, 10, 24, 64))}
+    """Sizes of products: a row, several, as many as are rounded; vectors and panels cut short."""
+    if is_small:
+        sizes = {"rows": (1, 1, 2, 5), "in_features": (1, 5, 16, 37), "out_features": (1, 3, 20),
+                 "tile_m": (1, 4, 32), "tile_n": (3, 16)}
+    else:
+        sizes = {"rows": (1, 1, 2, 3, 7, 17, most_rows),
+                 "in_features": (1, 5, 16, 19, 64, 100, 257, 333),
+                 "out_features": (1, 3, 16, 37, 61), "tile_m": (1, 4, 32),
+                 "tile_n": (1, 3, 10, 24, 64)}
+    return {name: pick(rng, values) for name, values in sizes.items()}
 
 
 def tiling(shape: dict[str, int]) -> tuple[dict[str, int], tuple[int, int]]:
@@ -225,7 +229,8 @@ def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     shape = linear_shape(rng, is_small, most_rows=17)
     rows, hidden, inner = shape["rows"], shape["in_features"], shape["out_features"]
     count = pick(rng, (1, 4, 9) if is_small else (1, 5, 33, 128))
-    top_k, tile_m, tile_n = rng.integers(1, min(count, 8) + 1), shape["tile_m"], shape["tile_n"]
+    top_k = rng.integers(1, min(count, 3 if is_small else 8) + 1)
+    tile_m, tile_n = shape["tile_m"], shape["tile_n"]
     tiles = int(moe.expert_tiles(rows, int(top_k), count, tile_m).evaluate({}))
     routing = call(moe.select_experts, {
         "router_logits": extreme(rng, rows, count),
