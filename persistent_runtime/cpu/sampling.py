@@ -162,13 +162,14 @@ def draw(scores, vocab, top, threshold, min_p, random, sums):
 
     sums: room for the mass of every block.
     """
-    total, blocks = ZERO, (vocab + BLOCK - 1) // BLOCK
+    total, blocks, last = ZERO, (vocab + BLOCK - 1) // BLOCK, 0
     for block in range(blocks):
         first = block * BLOCK
         sums[block] = drop_scores(scores, first, min(first + BLOCK, vocab), top, threshold, min_p)
         total += sums[block]
+        last = block if sums[block] > ZERO else last
     wanted, passed, block = random * total, ZERO, 0
-    while block < blocks - 1 and passed + sums[block] <= wanted:
+    while block < last and passed + sums[block] <= wanted:
         passed += sums[block]
         block += 1
     chosen = np.int64(-1)
@@ -195,13 +196,14 @@ def sample(logits, vocab, wanted, scores, work, scratch):
         greedy = not top < INFINITY  # so cold that scores overflow: the likeliest is certain
     if greedy or not top > MINUS_INFINITY:
         return largest(scores, vocab)[1]
-    top_k, top_p = np.int64(settings[layout.TOP_K]), settings[layout.TOP_P]
+    top_k, top_p = settings[layout.TOP_K], settings[layout.TOP_P]
+    top_k = np.int64(top_k) if ZERO < top_k < np.float32(vocab) else np.int64(0)  # 0: of all
     counts, masses = scratch, advance(scratch, SAMPLING_BINS)
     threshold = MINUS_INFINITY
-    if 0 < top_k < vocab or top_p < ONE:
+    if top_k > 0 or top_p < ONE:
         fill_bins(scores, vocab, top, counts, masses, work)
         mass = ZERO
-        if 0 < top_k < vocab:
+        if top_k > 0:
             threshold, mass = top_k_threshold(scores, vocab, top, top_k, counts, masses, work)
         else:
             for b in range(SAMPLING_BINS):

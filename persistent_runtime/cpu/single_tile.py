@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,14 @@ def run_tiles(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
     for offset, value in (step or {}).items():
         step_record[offset] = value
     scratch = np.empty(scratch_bytes // 4 + 1, np.float32)
-    function = _ENTRY(compile_body(declaration, dtype).address)
+    function = c_function(declaration, dtype)
     of_record, of_step, of_scratch = (a.ctypes.data for a in (record, step_record, scratch))
     for tile in tiles:
         coordinates = np.zeros(layout.MAX_TILE_RANK, np.int32)
         coordinates[:len(tile)] = tile
         function(of_record, coordinates.ctypes.data, of_step, of_scratch)
+
+
+def c_function(declaration: DeviceFunction, dtype: str) -> Callable[[int, int, int, int], None]:
+    """The compiled body, which takes the addresses that a worker hands to it."""
+    return _ENTRY(compile_body(declaration, dtype).address)

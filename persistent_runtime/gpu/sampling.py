@@ -111,8 +111,8 @@ def search_key(found, count, top, whole, tokens, wanted):
 def threshold_key(scores, vocab, top, top_k, top_p, found):
     """The integer that kept scores have at least, by top-k and then top-p."""
     _, mass = from_key_on(scores, vocab, top, LOWEST + 1)  # NaN alone is lower
-    limited = (top_k > 0) & (top_k < vocab)
-    tokens = tl.where(limited, top_k, 0).to(tl.float32)
+    limited = top_k > 0
+    tokens = top_k.to(tl.float32)
     distance = distance_of(scores, vocab, top, tokens, tl.where(limited, 0.0, mass * top_p))
     count = gather_from(scores, vocab, top - distance, found)
     key = tl.full((), LOWEST, tl.int32)
@@ -162,7 +162,8 @@ def sample(logits, vocab, wanted, scores, work):
     """The token for the wanted position. scores: [vocab] processed logits; work: [vocab]."""
     settings = wanted.settings
     temperature = tl.load(settings + layout.TEMPERATURE)
-    top_k = tl.load(settings + layout.TOP_K).to(tl.int32)
+    top_k = tl.load(settings + layout.TOP_K)
+    top_k = tl.where((top_k > 0) & (top_k < vocab), top_k, 0).to(tl.int32)  # 0: of all
     top_p, min_p = tl.load(settings + layout.TOP_P), tl.load(settings + layout.MIN_P)
     greedy, settled = temperature == 0, False
     top, token = temperature, vocab * 0
@@ -176,7 +177,7 @@ def sample(logits, vocab, wanted, scores, work):
         token = vocab * 0
     elif greedy == 0:
         key = tl.full((), LOWEST, tl.int32)
-        if ((top_k > 0) & (top_k < vocab)) | (top_p < 1.0):
+        if (top_k > 0) | (top_p < 1.0):
             key = threshold_key(scores, vocab, top, top_k, top_p, work)
         tl.debug_barrier()  # `work` is written again
         drop_scores(scores, vocab, top, key, min_p, work)
