@@ -156,6 +156,29 @@ def sampling_records(rng: Rng, requests: int) -> np.ndarray:
     return records
 
 
+def processors(rng: Rng, requests: int, vocab: int, context: int) -> dict[str, np.ndarray]:
+    """Biases of any value for any token, behind prefixes of any length, and runs that are banned:
+    in lists that end with the last one."""
+    count, lone = int(rng.integers(0, 9)), int(rng.integers(0, 4))
+    lengths = rng.integers(0, 4, count)
+    lengths[:lone] = 0
+    ends = np.cumsum(lengths)
+    biases = np.zeros((count, layout.BIAS_WORDS), np.int32)
+    biases[:, layout.BIAS_TOKEN] = np.sort(rng.integers(0, vocab, count))
+    biases[:lone, layout.BIAS_TOKEN] = rng.permutation(vocab)[:len(biases[:lone])] if (
+        vocab >= lone) else 0
+    biases[:, layout.BIAS_VALUE] = extreme(rng, count + 1)[:count].view(np.int32)
+    biases[:, layout.BIAS_LIMIT] = rng.integers(layout.NO_LIMIT, layout.MINIMUM_LIMIT + 1, count)
+    biases[:, layout.BIAS_PREFIX], biases[:, layout.BIAS_PREFIX_END] = ends - lengths, ends
+    records = np.zeros((requests, layout.PROCESSORS_WORDS), np.int32)
+    records[:, layout.BIAS_SHARED], records[:, layout.BIAS_END] = min(lone, count), count
+    for word in (layout.NO_LIMIT, layout.FIRST_LIMIT, layout.MINIMUM_LIMIT):
+        records[:, word] = rng.choice([-1, 0, 5, 2**31 - 1], requests)
+    records[:, layout.NO_REPEAT_NGRAM] = rng.choice([0, 1, 2, context, 2**31 - 1], requests)
+    return {"processors": records, "biases": biases,
+            "bias_prefixes": rng.integers(0, vocab, int(ends[-1]) if count else 0).astype(np.int32)}
+
+
 def tokens(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     """Logits, the token that is chosen from them, and its row of the embedding."""
     vocab = pick(rng, (1, 3, 50, 1030) if is_small else (1, 3, 50, 1013, 2500))
@@ -182,8 +205,10 @@ def tokens(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
     assert (found["tile_argmax"] // tile_n == np.arange(tiles)).all(), found["tile_argmax"]
     assert (found["tile_argmax"] < vocab).all(), found["tile_argmax"]
     records = sampling_records(rng, requests)
-    chosen = call(df.select_token, {
-        "tile_max": found["tile_max"], "tile_argmax": found["tile_argmax"],
+    # a maximum that is NaN ends a request; without one the sampler sees the same logits
+    tile_max = found["tile_max"] if rng.random() < 0.3 else np.nan_to_num(found["tile_max"])
+    chosen = call(df.select_token, processors(rng, requests, vocab, context) | {
+        "tile_max": tile_max, "tile_argmax": found["tile_argmax"],
         "logits": found["logits"], "scores": unwritten(logit_rows, 2, vocab), "sampling": records,
         "seed": np.array([pick(rng, SEEDS) for _ in range(requests)], np.int64),
         "logit_row": logit_entries, "row_request": integers(*[0] * BEFORE, *row_request),
