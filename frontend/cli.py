@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from event_tensor.errors import EventTensorError
 from frontend.commands import generate, reports
 from frontend.commands.app import app
-from frontend.console import INTERRUPTED, exit_soon_after_interrupt
+from frontend.console import INTERRUPTED, exit_soon_after_interrupt, show_warning
 from frontend.directories import provide_home
 from frontend.streams import StreamError, open_streams
 
@@ -45,7 +46,9 @@ def run_command(arguments: list[str]) -> int:
     """The exit code. Raises StreamError."""
     try:
         provide_home()
-        app(arguments, prog_name="event-tensor")
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            app(arguments, prog_name="event-tensor")
     except EventTensorError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED

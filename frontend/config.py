@@ -14,7 +14,7 @@ from types import MappingProxyType
 from event_tensor.errors import UserError
 from frontend.expert_config import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
 from frontend.fields import Fields, read_json, require_directory
-from frontend.generation_config import sampling_of, warn_of_unserved
+from frontend.generation_config import Ends, ends_of, sampling_of, warn_of_unserved
 from frontend.rope_config import RopeConfig, parse_rope
 from frontend.sampling import Sampling
 from frontend.windows import (
@@ -55,6 +55,7 @@ class DecoderConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     sampling: Sampling  # what generation_config.json asks for
+    ends: Ends
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the layer routes its tokens to experts."""
@@ -232,6 +233,7 @@ def parse_config(
         eos_token_ids=special_ids.token_ids("eos_token_id"),
         bos_token_id=next(iter(special_ids.token_ids("bos_token_id")), None),
         sampling=sampling_of(generation, generation_source),
+        ends=ends_of(generation, generation_source),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -22,8 +23,23 @@ SILENT_S = 0.7  # start-up shorter than this needs no progress bar
 
 
 def print_json(record: dict[str, Any]) -> None:
-    """Exactly one JSON object on stdout, in ASCII, so that any terminal encoding takes it."""
-    print(json.dumps(record))
+    """Exactly one JSON object on stdout, in ASCII, so that any terminal encoding takes it. JSON has
+    no NaN and no infinity: what is no finite number becomes null."""
+    print(json.dumps(finite(record), allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """The same dictionaries and lists, with None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """In the place of `warnings.showwarning`, which names a line of our source."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -78,7 +78,8 @@ class Conversation:
         """Streams the answer to `text`. Leaving the loop early, or `interrupt`, ends the launch.
 
         The answer joins the history as far as it was seen; if nothing was, neither does `text`.
-        max_new_tokens: by default MAX_ANSWER_TOKENS; never beyond the end of the context.
+        max_new_tokens: by default as generation_config.json says, else MAX_ANSWER_TOKENS; never
+        beyond the end of the context.
         eos_token_id: in the place of the model's own end tokens and the chat template's end of
         turn. Other options as in `Decoder.generate`.
 
@@ -89,7 +90,8 @@ class Conversation:
             raise UserError(f"a message is text, not {type(text).__name__}; give a str")
         message = {"role": "user", "content": text}
         ids = self._encode(self._template.render([*self.history, message]))
-        limit = whole("max_new_tokens", max_new_tokens, default=MAX_ANSWER_TOKENS)
+        default = self._decoder.config.ends.new_tokens(len(ids), MAX_ANSWER_TOKENS)
+        limit = whole("max_new_tokens", max_new_tokens, default)
         result = Generation([])
         tokens = self._decoder.stream(
             ids, max_new_tokens=min(limit, self._room(len(ids))), ignore_eos=ignore_eos, stop=stop,

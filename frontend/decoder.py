@@ -132,32 +132,34 @@ class Decoder:
     @overload
     def generate(self, prompt: Any, **options: Any) -> Any: ...
 
-    def generate(self, prompt: Any, *, max_new_tokens: int | None = 128,
+    def generate(self, prompt: Any, *, max_new_tokens: int | None = None,
                  ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
                  eos_token_id: TokenIds = None, trace_steps: int | None = 0, **sampling: Any
                  ) -> Generation | list[Generation]:
         """Continuation of one prompt, or of a batch of them, all in one launch.
 
         prompt: text, token ids, a tensor of ids, what a tokenizer returns, or a list of one of
-        these (frontend/prompts.py). stop: texts before which the output is cut; they may have
-        special tokens. eos_token_id: what ends the output, instead of the model's own.
-        trace_steps: how many steps of each segment leave their times in `Generation.trace`.
-        sampling: fields of `Sampling` (temperature, top_k, top_p, seed, logprobs, suppress_tokens,
-        …); what is left out, or None, is as the model's generation_config.json says, else greedy.
+        these (frontend/prompts.py). max_new_tokens: by default what the model's
+        generation_config.json says, else 128, and no more than there is room for. stop: texts
+        before which the output is cut; they may have special tokens. eos_token_id: what ends the
+        output, instead of the model's own. trace_steps: how many steps of each segment leave their
+        times in `Generation.trace`. sampling: fields of `Sampling` (temperature, top_k, top_p,
+        seed, logprobs, suppress_tokens, …); what is left out, or None, is as the model's
+        generation_config.json says, else greedy.
 
         Raises UserError for what is no prompt, an empty prompt, ids outside the vocabulary, prompts
         that do not fit max_context or max_requests, text when the model has no tokenizer, and
         options of a wrong type or outside their limits.
         """
-        options = run_options(self, max_new_tokens, ignore_eos, stop, sampling,
-                              trace_steps=trace_steps, eos_token_id=eos_token_id)
         prompts, is_batch = read_prompts(self, prompt)
+        options = run_options(self, prompts, max_new_tokens, ignore_eos, stop, sampling,
+                              trace_steps=trace_steps, eos_token_id=eos_token_id)
         results = [Generation(ids) for ids in prompts]
         for _ in self._run(results, options):
             pass
         return results if is_batch else results[0]
 
-    def stream(self, prompt: Any, *, max_new_tokens: int | None = 128,
+    def stream(self, prompt: Any, *, max_new_tokens: int | None = None,
                ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
                eos_token_id: TokenIds = None, result: Generation | None = None,
                keep_cache: bool | None = False, is_answer: bool = False, **sampling: Any
@@ -169,9 +171,9 @@ class Decoder:
         stands alone; else text of the prompt + pieces = text of all tokens.
         """
         into = collector(result)
-        options = run_options(self, max_new_tokens, ignore_eos, stop, sampling,
-                              eos_token_id=eos_token_id, is_answer=is_answer)
         into.prompt_ids[:] = read_prompt(self, prompt)
+        options = run_options(self, [into.prompt_ids], max_new_tokens, ignore_eos, stop, sampling,
+                              eos_token_id=eos_token_id, is_answer=is_answer)
         return self._run([into], options, keep_cache=truth("keep_cache", keep_cache))
 
     def chat(self, system: str | None = None) -> Conversation:

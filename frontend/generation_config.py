@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from event_tensor.errors import UserError
@@ -24,7 +25,7 @@ UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "constraints": (), "force_words_ids": (), "forced_bos_token_id": (), "forced_eos_token_id": (),
     "forced_decoder_ids": (), "exponential_decay_length_penalty": (), "guidance_scale": (1,),
     "watermarking_config": (), "token_healing": (False,), "remove_invalid_values": (False,),
-    "max_time": (), "num_return_sequences": (1,), "stop_strings": ()}
+    "max_time": (), "num_return_sequences": (1,)}
 UNSERVED_SAMPLING: Mapping[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (1,)}
 
@@ -40,6 +41,38 @@ def sampling_of(generation: Mapping[str, Any] | None, source: str) -> Sampling:
         return Sampling().with_options(values)
     except (UserError, TypeError) as error:
         raise UserError(f"{source}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where a model wants its output to end, for callers that do not say; None where it does not
+    say either. max_length counts the prompt as well."""
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    stop_strings: tuple[str, ...] = ()
+
+    def new_tokens(self, prompt_tokens: int, default: int) -> int:
+        """At least one."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return default if self.max_length is None else max(self.max_length - prompt_tokens, 1)
+
+
+def ends_of(generation: Mapping[str, Any] | None, source: str) -> Ends:
+    """Raises UserError naming `source` for a value that cannot be."""
+    found = generation or {}
+    lengths = {}
+    for name in ("max_new_tokens", "max_length"):
+        lengths[name] = value = found.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{source}: {name} is {value!r}; give at least 1")
+    texts = found.get("stop_strings") or ()
+    texts = (texts,) if isinstance(texts, str) else texts
+    if not isinstance(texts, (list, tuple)) or not all(
+            isinstance(text, str) and text for text in texts):
+        raise UserError(f"{source}: stop_strings is {texts!r}; give a list of texts")
+    return Ends(**lengths, stop_strings=tuple(texts))
 
 
 def unserved_fields(generation: Mapping[str, Any] | None) -> dict[str, Any]:

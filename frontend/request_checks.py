@@ -21,16 +21,24 @@ if TYPE_CHECKING:
     from frontend.decoder import Decoder
 
 
-def run_options(decoder: Decoder, max_new_tokens: int | None, ignore_eos: bool | None, stop: Any,
-                sampling: Mapping[str, Any], *, trace_steps: int | None = None,
-                eos_token_id: TokenIds = None, is_answer: bool = False) -> RunOptions:
+def run_options(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int | None,
+                ignore_eos: bool | None, stop: Any, sampling: Mapping[str, Any], *,
+                trace_steps: int | None = None, eos_token_id: TokenIds = None,
+                is_answer: bool = False) -> RunOptions:
     """The options of `Decoder.generate`, None replaced by its default.
 
-    Raises UserError for an unknown option and for a value of a wrong type or outside its limits.
+    How many new tokens there are at most, and stop strings, are then as generation_config.json
+    says. Raises UserError for an unknown option and for a value of a wrong type or outside its
+    limits.
     """
     chosen = decoder.config.sampling.with_options(sampling_options(sampling)).with_seed()
-    return RunOptions(whole("max_new_tokens", max_new_tokens, DEFAULT_NEW_TOKENS),
-                      truth("ignore_eos", ignore_eos), stop_strings(stop), chosen,
+    ends, longest = decoder.config.ends, max(map(len, prompts))
+    room = max(decoder.max_context - longest, 1)
+    default = min(ends.new_tokens(longest, DEFAULT_NEW_TOKENS), room)
+    goes_on = truth("ignore_eos", ignore_eos) or decoder.tokenizer is None
+    texts = stop_strings(stop) or (() if goes_on else ends.stop_strings)
+    return RunOptions(whole("max_new_tokens", max_new_tokens, default),
+                      truth("ignore_eos", ignore_eos), texts, chosen,
                       whole("trace_steps", trace_steps), eos_token_id, is_answer)
 
 

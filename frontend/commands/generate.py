@@ -11,6 +11,7 @@ import typer
 
 from event_tensor.errors import UserError
 from frontend.commands.app import (
+    FROM_MODEL,
     Backend,
     Dtype,
     EosTokenId,
@@ -45,8 +46,8 @@ def parse_ids(text: str, option: str = "--prompt-ids") -> list[int]:
                         f"1,2,3") from None
 
 
-def given_eos_ids(text: str | None) -> list[int] | None:
-    return None if text is None else parse_ids(text, "--eos-token-id")
+def given_ids(text: str | None, option: str) -> list[int] | None:
+    return None if text is None else parse_ids(text, option)
 
 
 @app.command()
@@ -55,7 +56,8 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(
         metavar="1,2,3", help="The token ids to continue; needs no tokenizer.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 128,
+    max_new_tokens: Annotated[int | None, typer.Option(
+        help="Stop after so many tokens.", show_default="generation_config.json, else 128")] = None,
     backend: Backend = "auto",
     schedule: Schedule = "auto",
     workers: Workers = None,
@@ -66,6 +68,13 @@ def generate(
     top_p: TopP = None,
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option(
+        help="No run of so many tokens comes twice; 0: no such rule.",
+        show_default=FROM_MODEL)] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(
+        help="No end token comes before so many.", show_default=FROM_MODEL)] = None,
+    suppress_tokens: Annotated[str | None, typer.Option(
+        metavar="1,2,3", help="Tokens that are never chosen.", show_default=FROM_MODEL)] = None,
     seed: Seed = None,
     logprobs: Annotated[bool, typer.Option(
         "--logprobs", help="Record the log-probability of each token.")] = False,
@@ -87,7 +96,9 @@ def generate(
     options = {"max_new_tokens": max_new_tokens, "ignore_eos": ignore_eos, "stop": stop or (),
                "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
                "repetition_penalty": repetition_penalty, "seed": seed, "logprobs": logprobs,
-               "eos_token_id": given_eos_ids(eos_token_id)}
+               "no_repeat_ngram_size": no_repeat_ngram_size, "min_new_tokens": min_new_tokens,
+               "suppress_tokens": given_ids(suppress_tokens, "--suppress-tokens"),
+               "eos_token_id": given_ids(eos_token_id, "--eos-token-id")}
     check_options(options)
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
                             max_context=max_context)
@@ -107,7 +118,8 @@ def chat(
     model: Model,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(
-        help="Cut an answer after so many tokens.", show_default="1024")] = None,
+        help="Cut an answer after so many tokens.",
+        show_default="generation_config.json, else 1024")] = None,
     backend: Backend = "auto",
     schedule: Schedule = "auto",
     workers: Workers = None,
@@ -130,7 +142,7 @@ def chat(
     options = {"max_new_tokens": max_new_tokens, "stop": stop or (), "temperature": temperature,
                "top_k": top_k, "top_p": top_p, "min_p": min_p,
                "repetition_penalty": repetition_penalty, "seed": seed,
-               "eos_token_id": given_eos_ids(eos_token_id)}
+               "eos_token_id": given_ids(eos_token_id, "--eos-token-id")}
     check_options(options)
     require_text(system or "", "--system")
     load_chat_template(resolve_model(model))  # a model without one is refused before it is compiled
