@@ -38,7 +38,8 @@ def seldom(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def row_by_row(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Whole rows of NaN, of an infinity, … ; the last row is of ordinary numbers."""
     rows = np.broadcast_to(mixed(rng, *shape[:-1])[..., None], shape).copy()
-    rows.reshape(-1, shape[-1])[-1] = ordinary(rng, shape[-1])
+    if rows.size:
+        rows.reshape(-1, shape[-1])[-1] = ordinary(rng, shape[-1])
     return rows
 
 
