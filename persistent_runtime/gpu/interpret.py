@@ -27,6 +27,7 @@ from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, HostMemory
+from persistent_runtime.cpu.cores import GIVEN
 from persistent_runtime.gpu import actions, arguments, finish, queue, rows, streamed, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker, worker_source
@@ -45,6 +46,9 @@ class InterpretedBackend:
 
     def target(self, workers: int | None) -> Target:
         return H200.with_workers(4 if workers is None else workers)
+
+    def workers_from(self, workers: int | None) -> str:
+        return "the interpreter's default" if workers is None else GIVEN
 
     def buffers(self) -> Buffers:
         return Buffers()
