@@ -42,6 +42,7 @@ from random_graphs import queue_some_calls, random_graph  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.task_table import TaskTable  # noqa: E402
 from event_tensor.verify import verify  # noqa: E402
+from persistent_runtime.cpu.cores import available_cores  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 from scheduling.merge import merge_events  # noqa: E402
 from scheduling.policies import POLICIES  # noqa: E402
@@ -205,7 +206,7 @@ def main() -> int:
     parser.add_argument("--graphs", type=int, default=10_000)
     parser.add_argument("--dispatch", type=int, default=10_000)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--processes", type=int, default=available_cores())
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     total, seconds = run(options.graphs, options.dispatch, options.first_seed,

@@ -53,8 +53,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
     of the KV cache, by default the model's own limit but no more than 4096. max_requests: prompts
     that one launch can serve; the KV cache has room for all of them, which a CPU provides as it is
-    used. workers: threads, by default one per core. phases: books what start-up takes
-    (`Decoder.warmup`).
+    used. workers: threads, by default one per core that it may use. phases: books what start-up
+    takes (`Decoder.warmup`).
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """

@@ -12,8 +12,8 @@ from frontend.directories import temporary_folder
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.resolve import resolve_model
 from persistent_runtime.cache_files import VARIABLE, base_directory, write_problem
+from persistent_runtime.cpu.cores import find_cores
 from persistent_runtime.cpu.disk_cache import cache_directory, cache_folders, kept_functions
-from persistent_runtime.cpu.launch import available_cores
 
 PROMPT_IDS = [1, 2, 3, 4, 5]
 NEW_TOKENS = 8
@@ -21,10 +21,12 @@ NEW_TOKENS = 8
 
 def examine(progress: Progress | None = None) -> dict[str, Any]:
     """Facts and checks; `passed` says whether every check did."""
+    cores = find_cores()
     checks = [check_cache(), check_generation(progress)]
     return {
         "versions": versions(),
-        "cpu": {"name": cpu_name(), "cores": available_cores(), "features": cpu_features()},
+        "cpu": {"name": cpu_name(), "cores": cores.count, "cores_from": cores.reason,
+                "features": cpu_features()},
         "memory_gb": memory_gb(), "gpu": gpu_name(),
         "cache": {"directory": str(base_directory()),
                   "mb": round(sum(folder.bytes for folder in cache_folders()) / 1e6, 1)},
@@ -90,7 +92,7 @@ def tiny_model() -> Any:
 def show(record: dict[str, Any]) -> None:
     cpu, cache = record["cpu"], record["cache"]
     rows = [[name, found or "missing"] for name, found in record["versions"].items()]
-    rows += [["processor", cpu["name"]], ["cores", cpu["cores"]],
+    rows += [["processor", cpu["name"]], ["workers", f"{cpu['cores']}: {cpu['cores_from']}"],
              ["features", " ".join(cpu["features"])], ["memory", f"{record['memory_gb']} GB"],
              ["GPU", record["gpu"] or "none that torch sees"],
              ["kernel cache", f"{cache['directory']}, {cache['mb']} MB"]]

@@ -16,6 +16,7 @@ from typing import Any
 
 PACKAGES = ("torch", "triton", "numba", "numpy", "transformers")
 SETTLE_S = 0.05  # over which a process must be idle
+GIT_S = 60  # a busy machine takes seconds
 # the features of a processor that decide how fast its kernels are
 NOTABLE_FEATURES = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-bf16", "neon", "sve",
                     "bf16", "i8mm")
@@ -155,7 +156,7 @@ def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, timeout=5)
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, timeout=GIT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

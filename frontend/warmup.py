@@ -36,7 +36,8 @@ def start_record(decoder: Decoder) -> Record:
         "counts": count_record(decoder), "resources": resources(decoder),
         "weight_bytes": decoder.weight_bytes, "memory_bytes": decoder.memory_bytes(),
         "compilations": decoder.compilations,
-        "backend": decoder.backend, "dtype": decoder.dtype, "workers": decoder.num_workers}
+        "backend": decoder.backend, "dtype": decoder.dtype, "workers": decoder.num_workers,
+        "workers_from": decoder.kernel.workers_from}
 
 
 def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) -> list[Span]:

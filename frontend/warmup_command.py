@@ -70,12 +70,13 @@ def start_baseline(name: str, model: str, device: str, ours: Record) -> Record:
     """The same two starts of a baseline, of the same type, threads and prompt length as ours."""
     from frontend.config import read_config
     from frontend.resolve import resolve_model
+    from persistent_runtime.cpu.cores import available_cores
 
     directory = resolve_model(model)
     vocab, length = read_config(directory).vocab_size, ours["prompt_tokens"]
     return start_twice("frontend.baselines.start", {
         "engine": name, "model": str(directory), "dtype": ours["dtype"], "device": device,
-        "workers": ours["workers"] if device == "cpu" else (os.cpu_count() or 1), "depth_ids": [],
+        "workers": ours["workers"] if device == "cpu" else available_cores(), "depth_ids": [],
         "prompt_ids": [k % vocab for k in range(1, length + 1)], "new_tokens": 3,
         "sampled": False, "seed": 0}, name)
 
@@ -183,6 +184,7 @@ def sentences(record: Record) -> list[str]:
         f"in the cache, {warm['cache']['misses']} compiled"
         + (f" ({'; '.join(sorted(reasons))})" if reasons else ""),
         f"your own cache {own['directory']}: {state}",
+        f"workers {warm['workers']}: {warm['workers_from']}",
         *sorted(notes),
         f"a decode step: {counts['tasks']} tasks of {counts['device_functions']} device functions "
         f"on {warm['workers']} workers, {counts['events']} events, {counts['waits']} of "

@@ -12,7 +12,8 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.cpu.launch import CpuKernel, available_cores
+from persistent_runtime.cpu.cores import GIVEN, available_cores, check_workers, find_cores
+from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.launch import Kernel
 from scheduling.target import Target, generic_cpu
 
@@ -25,6 +26,10 @@ class Backend(Protocol):
 
     def target(self, workers: int | None) -> Target:
         """The machine with this many workers; by default as many as it can run at once."""
+        ...
+
+    def workers_from(self, workers: int | None) -> str:
+        """What decides the number of workers of `target(workers)`, for reports."""
         ...
 
     def buffers(self) -> Any:
@@ -44,10 +49,10 @@ class CpuBackend:
     name = "cpu"
 
     def target(self, workers: int | None) -> Target:
-        count = available_cores() if workers is None else workers
-        if count < 1:
-            raise UserError(f"workers is {count}; give at least 1")
-        return generic_cpu(count)
+        return generic_cpu(available_cores() if workers is None else check_workers(workers))
+
+    def workers_from(self, workers: int | None) -> str:
+        return find_cores().reason if workers is None else GIVEN
 
     def buffers(self) -> Buffers:
         return Buffers()

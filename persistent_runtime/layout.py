@@ -192,6 +192,10 @@ CONTROL_WORDS = 6 * EVENT_STRIDE
 # Behind the control block the GPU has a cache line per worker: its ticket, int64 words.
 SLOT = 0  # address of the ticket's slot; 0 where nothing is queued
 SLOT_NUMBER = 1  # ticket + 1, what the slot's upper half holds when it is filled
+# A waiter reads the clock again and again, and of the time between two looks it counts at most this
+# part of TIMEOUT_NS: when all were stopped, or the machine slept, nobody has waited. A deadlock
+# still ends after at most so many looks that are far apart, beside the timeout itself.
+GAPS_PER_TIMEOUT = 16
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2
 

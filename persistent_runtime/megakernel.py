@@ -94,6 +94,7 @@ class Megakernel:
                             f"{', '.join(POLICIES)}")
         self.backend = backend or CpuBackend()
         self.target = self.backend.target(workers)
+        self.workers_from = self.backend.workers_from(workers)
         self.policy = policy
         self.samples = samples
         self.early_push = early_push

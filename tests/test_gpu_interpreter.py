@@ -1,7 +1,8 @@
 """The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
 
 The interpreter has to be chosen before triton is imported, so each part runs as a program of its
-own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|random SEED …|deadlock|trace`.
+own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|random SEED …|deadlock|suspended|
+trace`.
 """
 
 import json
@@ -17,9 +18,11 @@ import pytest
 pytest.importorskip("triton")
 
 from random_models import random_model, unlikely_token
+from suspension import notify_by_hand, output_of_stopping, stop_when_waiting
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 4
+SUSPENDED_S = 6
 PROMPT, NEW_TOKENS = [5, 91, 17, 4, 250, 33], 3
 CHUNK = 64  # of prefill
 LONG_PROMPT = list(range(2, CHUNK + 8))  # more than one chunk
@@ -40,13 +43,16 @@ QUEUED = [("qwen3", "dynamic"), ("qwen3_moe", "dynamic"), ("qwen3_moe", "hybrid"
           ("mixtral", "hybrid")]
 
 
-def interpreted(*arguments, timeout=600):
+def interpreted(*arguments, timeout=600, stopped_s=None):
     """Standard output of this file as a program, under the interpreter; on cores that others keep
-    busy it takes several times as long."""
+    busy it takes several times as long. stopped_s: how long it stays stopped when it stops."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    ended = subprocess.run([sys.executable, __file__, *map(str, arguments)], env=environment,
-                           capture_output=True, text=True, timeout=timeout)
+    program = [sys.executable, __file__, *map(str, arguments)]
+    if stopped_s is not None:
+        return output_of_stopping(program, stopped_s, environment)
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True,
+                           timeout=timeout)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
@@ -116,6 +122,13 @@ def test_a_missing_notify_of_a_queued_task_ends_in_a_deadlock_error(tiny_model):
     assert result["seconds"] < 20
     assert "made no progress" in result["error"]
     assert "queued tasks of" in result["error"]
+
+
+def test_suspended_workers_have_not_waited(tiny_model):
+    """Stopped for longer than the timeout and continued, they go on when the notify comes."""
+    directory = tiny_model("llama", num_hidden_layers=1)
+    output = interpreted("suspended", directory, stopped_s=SUSPENDED_S)
+    assert output.splitlines()[-1] == "done"
 
 
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
@@ -197,9 +210,9 @@ def run_random(first, *directories):
         assert unlikely_token(model, prompt, output_ids) is None, case
 
 
-def run_deadlock(directory, schedule="static"):
-    """One step whose embedding task does not notify: every other worker waits in vain."""
-    from event_tensor.errors import DeadlockError
+def step_without_a_notify(directory, schedule):
+    """(kernel, segment, event) of one step whose embedding task does not notify that event: every
+    other worker waits in vain."""
     from persistent_runtime import layout
 
     decoder = interpreted_decoder(directory, schedule)
@@ -212,7 +225,13 @@ def run_deadlock(directory, schedule="static"):
         row = next(r for r in encoded.rows if r[layout.NOTIFY_END] > r[layout.NOTIFY_BEGIN])
         event = encoded.notifies[row[layout.NOTIFY_BEGIN]]
         row[layout.NOTIFY_END] = row[layout.NOTIFY_BEGIN]
-    segment = kernel.segment(decoder.bindings(1, 1, 1), decoder._buffers)
+    return kernel, kernel.segment(decoder.bindings(1, 1, 1), decoder._buffers), int(event)
+
+
+def run_deadlock(directory, schedule="static"):
+    from event_tensor.errors import DeadlockError
+
+    kernel, segment, event = step_without_a_notify(directory, schedule)
     begin = time.monotonic()
     error = ""
     try:
@@ -220,7 +239,16 @@ def run_deadlock(directory, schedule="static"):
     except DeadlockError as raised:
         error = str(raised)
     print(json.dumps({"error": error, "seconds": time.monotonic() - begin,
-                      "event": encoded.schedule.table.event_name(int(event))}))
+                      "event": segment.encoded.schedule.table.event_name(event)}))
+
+
+def run_suspended(directory):
+    kernel, segment, event = step_without_a_notify(directory, "static")
+    launch = kernel.launch([segment], timeout_s=SUSPENDED_S - 0.5)
+    stop_when_waiting(launch, event, polling_s=1.0)
+    notify_by_hand(launch, event)
+    launch.wait()
+    print("done")
 
 
 def run_trace(directory, schedule="static"):
@@ -256,5 +284,6 @@ def run_routed(policy, early_push):
 
 if __name__ == "__main__":
     programs = {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock,
-                "trace": run_trace, "routed": run_routed, "random": run_random}
+                "suspended": run_suspended, "trace": run_trace, "routed": run_routed,
+                "random": run_random}
     programs[sys.argv[1]](*sys.argv[2:])

@@ -181,6 +181,7 @@ class StuckLaunch:
     buffers: Buffers
     task: str
     event: str
+    event_index: int
     count: int
 
 
@@ -209,7 +210,7 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3, policy="round_robi
                       bindings)
     return StuckLaunch(kernel.launch([segment], timeout_s=timeout_s), buffers,
                        table.task_name(int(table.wait_task[0])), table.event_name(event),
-                       int(counts[event]))
+                       event, int(counts[event]))
 
 
 @pytest.mark.parametrize("workers", (2, 5))

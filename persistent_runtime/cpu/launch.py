@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from event_tensor.device_function import DeviceFunction
 from persistent_runtime import layout
 from persistent_runtime.buffers import PAGE, HostMemory
 from persistent_runtime.cpu import worker as worker_module
+from persistent_runtime.cpu.cores import available_cores
 from persistent_runtime.cpu.parallel import compile_entries
 from persistent_runtime.cpu.registry import entry_of, worker_entry
 from persistent_runtime.launch import Kernel, Launch
@@ -41,8 +41,7 @@ class CpuLaunch(Launch):
         record[layout.SCRATCH] = memory.address(scratch)
         record[layout.SCRATCH_BYTES] = stride
         record[layout.STEP_RECORDS] = memory.address(steps)
-        record[layout.SPIN_LIMIT] = (
-            SPIN_LIMIT if workers <= available_cores() else SPIN_LIMIT_OVERSUBSCRIBED)
+        record[layout.SPIN_LIMIT] = kernel.spin_limit
         self._threads = [
             threading.Thread(target=self._work, args=(kernel, worker), name=f"worker-{worker}",
                              daemon=True)
@@ -72,13 +71,15 @@ class CpuKernel(Kernel):
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None) -> None:
         self.num_workers = num_workers
+        cores = available_cores()
+        self.spin_limit = SPIN_LIMIT if num_workers <= cores else SPIN_LIMIT_OVERSUBSCRIBED
         self.memory = HostMemory()
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         worker = worker_entry(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
         # what takes longest first: the worker, and of a decoder's functions the last
         self._worker, *bodies = compile_entries(
             [worker, *(entry_of(function, dtype) for function in reversed(functions))],
-            available_cores(), progress)
+            cores, progress)
         self._bodies = bodies[::-1]
         self.function_table = np.array([body.address for body in self._bodies], np.int64)
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._worker.address)
@@ -91,10 +92,3 @@ class CpuKernel(Kernel):
     def call_worker(self, record: int, worker: int) -> None:
         """Runs one worker to its end on this thread, without the interpreter lock."""
         self._call(record, worker)
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -21,6 +21,7 @@ from contextlib import suppress
 from numba.core.compiler_lock import global_compiler_lock
 
 from persistent_runtime.cache_files import is_believed, write_problem
+from persistent_runtime.countdown import Countdown
 from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.registry import (
@@ -142,8 +143,10 @@ class Helpers:
         messages = select.poll()
         messages.register(self._done, select.POLLIN)
         for _ in self._entries:
-            if not messages.poll(LONGEST_S * 1e3):
-                return
+            countdown = Countdown(LONGEST_S)
+            while not messages.poll(countdown.pause_s * 1e3):
+                if countdown.is_over:
+                    return
             message = os.read(self._done, MESSAGE.size)
             if not message:
                 return

@@ -27,6 +27,10 @@ INT32, INT64 = np.int32(0), np.int64(0)
 # trace records, 0 for none.
 State = namedtuple("State", "launch segment step stuck scratch worker epoch trace")
 
+# What a wait has come to: polls, what the clock said when it was last read, 0 before that, and the
+# nanoseconds that count as waiting.
+Wait = namedtuple("Wait", "polls seen_ns waited_ns")
+
 
 @device_jit
 def counter_of(segment, event):
@@ -42,22 +46,30 @@ def argument_values(segment, word):
 
 
 @device_jit
-def keep_polling(launch, polls, deadline):
-    """One turn of a wait: whether to go on, and when to give up, in ns; 0 before that is known."""
+def begin_wait():
+    return Wait(np.int64(0), np.int64(0), np.int64(0))
+
+
+@device_jit
+def keep_polling(launch, wait):
+    """One turn of a wait: whether to go on, and what the wait has come to."""
     abort = launch[layout.CONTROL] + layout.ABORT * INT32_BYTES
     if load_acquire(abort) != 0:
-        return False, deadline
+        return False, wait
+    polls = wait.polls + 1
     if polls < launch[layout.SPIN_LIMIT]:
         pause()
     else:
         yield_thread()
-    if polls % POLLS_PER_CLOCK_READ == 0:
-        now = monotonic_ns()
-        if deadline == 0:
-            deadline = now + launch[layout.TIMEOUT_NS]
-        elif now > deadline:
-            store_release(abort, np.int32(layout.ABORT_TIMEOUT))
-    return True, deadline
+    if polls % POLLS_PER_CLOCK_READ != 0:
+        return True, Wait(polls, wait.seen_ns, wait.waited_ns)
+    now, waited, timeout = monotonic_ns(), wait.waited_ns, launch[layout.TIMEOUT_NS]
+    if wait.seen_ns != 0:
+        # a long gap: a stopped process, a machine asleep, or others that have our core
+        waited += min(now - wait.seen_ns, timeout // layout.GAPS_PER_TIMEOUT)
+    if waited > timeout:
+        store_release(abort, np.int32(layout.ABORT_TIMEOUT))
+    return True, Wait(polls, now, waited)
 
 
 @device_jit
@@ -70,10 +82,9 @@ def give_up(stuck, counter, target):
 @device_jit
 def await_count(launch, stuck, counter, target):  # noqa: ANN201
     """Polls until the counter reaches `target`; False when the launch is aborted instead."""
-    deadline, polls = np.int64(0), np.int64(0)
+    wait = begin_wait()
     while load_acquire(counter) < target:
-        polls += 1
-        alive, deadline = keep_polling(launch, polls, deadline)
+        alive, wait = keep_polling(launch, wait)
         if not alive:
             give_up(stuck, counter, target)
             return False

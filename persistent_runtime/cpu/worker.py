@@ -51,6 +51,7 @@ from persistent_runtime.cpu.waiting import (
     INT64_BYTES,
     State,
     await_count,
+    begin_wait,
     counter_of,
     give_up,
     keep_polling,
@@ -145,16 +146,15 @@ def await_event(state, event, target):
     if launch[layout.QUEUE_CAPACITY] == 0:
         return await_count(launch, stuck, counter, target)
     task = stuck[layout.STUCK_TASK]
-    deadline, polls = np.int64(0), np.int64(0)
+    wait = begin_wait()
     while load_acquire(counter) < target:
         outcome = serve(state)
         if outcome == ABORTED:
             return False
         if outcome != IDLE:
-            deadline, polls = np.int64(0), np.int64(0)
+            wait = begin_wait()
             stuck[layout.STUCK_TASK], stuck[layout.STUCK_EVENT] = task, event
-        polls += 1
-        alive, deadline = keep_polling(launch, polls, deadline)
+        alive, wait = keep_polling(launch, wait)
         if not alive:
             give_up(stuck, counter, target)
             return False
@@ -265,7 +265,7 @@ def end_step(state, following):
     opened = control + layout.EPOCH * INT32_BYTES
     stuck[layout.STUCK_TASK] = -1
     is_last = leave_step(launch)
-    deadline, polls = np.int64(0), np.int64(0)
+    wait = begin_wait()
     while not is_last and load_acquire(opened) < state.epoch:
         if launch[layout.QUEUE_CAPACITY] > 0:
             outcome = serve(state)
@@ -273,10 +273,9 @@ def end_step(state, following):
                 return False
             if outcome != IDLE:
                 is_last = outcome == LAST
-                deadline, polls = np.int64(0), np.int64(0)
+                wait = begin_wait()
                 stuck[layout.STUCK_TASK] = -1
-        polls += 1
-        alive, deadline = keep_polling(launch, polls, deadline)
+        alive, wait = keep_polling(launch, wait)
         if not alive:
             give_up(stuck, opened, state.epoch)
             return False

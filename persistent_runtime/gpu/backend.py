@@ -11,6 +11,7 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.backends import Progress
+from persistent_runtime.cpu.cores import GIVEN
 from persistent_runtime.gpu.compile_only import device_capability
 from persistent_runtime.gpu.launch import GpuKernel
 from persistent_runtime.gpu.memory import DeviceBuffers, DeviceMemory
@@ -41,6 +42,9 @@ class CudaBackend:
             nominal = 2 * clock_khz * properties.memory_bus_width / 8 / 1e6
             target = replace(target, bandwidth_gb_s=nominal)
         return target.with_workers(count)
+
+    def workers_from(self, workers: int | None) -> str:
+        return "multiprocessors of the device" if workers is None else GIVEN
 
     def buffers(self) -> DeviceBuffers:
         return DeviceBuffers(self._memory)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,8 @@ from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
 from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, HostMemory
+from persistent_runtime.countdown import Countdown
+from persistent_runtime.cpu.cores import GIVEN
 from persistent_runtime.gpu import actions, arguments, finish, queue, rows, streamed, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker, worker_source
@@ -45,6 +46,9 @@ class InterpretedBackend:
 
     def target(self, workers: int | None) -> Target:
         return H200.with_workers(4 if workers is None else workers)
+
+    def workers_from(self, workers: int | None) -> str:
+        return "the interpreter's default" if workers is None else GIVEN
 
     def buffers(self) -> Buffers:
         return Buffers()
@@ -82,9 +86,10 @@ class InterpretedLaunch(Launch):
         return is_over
 
     def _join(self) -> None:
-        deadline = time.monotonic() + LEAVE_S
+        countdown = Countdown(LEAVE_S)
         for process in self._processes:
-            process.join(max(deadline - time.monotonic(), 0))
+            while process.is_alive() and not countdown.is_over:
+                process.join(countdown.pause_s)
             if process.is_alive():
                 process.kill()
                 process.join()

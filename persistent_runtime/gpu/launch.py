@@ -19,6 +19,7 @@ import torch
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime import layout
+from persistent_runtime.countdown import Countdown
 from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.gpu.compile_only import compiler_options, make_room
 from persistent_runtime.gpu.memory import DeviceMemory
@@ -49,8 +50,8 @@ class GpuLaunch(Launch):
         return bool(self._done.query())
 
     def _join(self) -> None:
-        deadline = time.monotonic() + LEAVE_S
-        while not self._done.query() and time.monotonic() < deadline:
+        countdown = Countdown(LEAVE_S)
+        while not self._done.query() and not countdown.is_over:
             time.sleep(1e-4)
 
 

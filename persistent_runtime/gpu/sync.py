@@ -27,9 +27,10 @@ PAUSE_S = 2e-3  # a poll costs an interpreted worker about as much
 
 # $0 what it came to; $1 counter (address); $2 launch record; $3 target; $4 the worker whose ticket
 # is looked at as well, or -1. All else is loaded when the first poll has failed, and the deadline
-# starts then. A filled slot may be of the next step: then the counter, which is that of the step's
-# end, has reached its target. What the polling thread found, a barrier that reduces a predicate
-# tells all others, who have nothing to add; one is enough for what is READY.
+# starts then: the device's clock and all its workers go on while the host is stopped, so that all
+# of the time counts. A filled slot may be of the next step: then the counter, which is that of the
+# step's end, has reached its target. What the polling thread found, a barrier that reduces a
+# predicate tells all others, who have nothing to add; one is enough for what is READY.
 POLL = tl.constexpr(f"""{{
     .reg .pred done;
     .reg .s32 seen;
@@ -174,10 +175,14 @@ def wait_event(launch, counter, target, worker, INTERPRETED: tl.constexpr):
     """
     if INTERPRETED:
         status = poll_once(launch, counter, target, worker)
-        deadline = interpreter_clock_ns() + tl.load(launch + layout.TIMEOUT_NS)
+        timeout = tl.load(launch + layout.TIMEOUT_NS)
+        seen, waited = interpreter_clock_ns(), 0
         while status == POLL_AGAIN:
             interpreter_pause()
-            if interpreter_clock_ns() > deadline:
+            now = interpreter_clock_ns()
+            waited += tl.minimum(now - seen, timeout // layout.GAPS_PER_TIMEOUT)
+            seen = now
+            if waited > timeout:
                 tl.atomic_cas(counter_at(flag_at(launch, layout.ABORT)), 0, layout.ABORT_TIMEOUT,
                               sem="relaxed")
             status = poll_once(launch, counter, target, worker)
