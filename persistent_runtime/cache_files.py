@@ -83,7 +83,7 @@ def substitute_home() -> Path:
         return path
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UserError(f"{path} must be a directory that user {os.geteuid()} alone can write, and "
-                        f"it is not; remove it, or set {VARIABLE} to a directory of your own")
+                        f"it is not; remove it, or set HOME to a directory of your own")
     return path
 
 
