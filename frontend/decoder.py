@@ -291,7 +291,8 @@ class Decoder:
                 watcher.result.finish_reason = "error"
         if failed:
             raise not_finite_error(failed, len(watchers), self.dtype,
-                                   self._operators.weights.values(), self._buffers.array)
+                                   self._operators.weights.values(),
+                                   self._buffers.owners().__getitem__)
 
     def logits(self, token_ids: Any, last: int | None = None) -> npt.NDArray[np.float32]:
         """Logits after each token of one prompt, or after the last so many: [tokens, vocab_size]

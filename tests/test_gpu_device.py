@@ -115,6 +115,38 @@ def test_queued_schedules_choose_the_tokens_of_the_cpu_backend(family, schedule,
                                 ignore_eos=True).output_ids == expected
 
 
+RULES = {"suppress_tokens": list(range(40, 90)), "no_repeat_ngram_size": 2, "min_new_tokens": 9,
+         "bad_words_ids": [[7, 8], [9]], "sequence_bias": {(3,): 1.5, (3, 4): -1.0, (4,): 0.5},
+         "repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-38])
+def test_logits_processors_leave_the_tokens_of_the_cpu_backend(temperature, tiny_model):
+    from frontend.compile import compile_decode_loop
+
+    directory = tiny_model("llama", seed=1)
+    options = {"max_new_tokens": NEW_TOKENS, "temperature": temperature, **RULES}
+    expected = compile_decode_loop(directory, backend="cpu", max_context=512).generate(
+        [PROMPT, PROMPT[:50]], **options)
+    found = device_decoder(directory).generate([PROMPT, PROMPT[:50]], **options)
+    assert [r.output_ids for r in found] == [r.output_ids for r in expected]
+
+
+def test_logits_that_are_no_numbers_are_an_error(tiny_model):
+    import transformers
+
+    from event_tensor.errors import NotFiniteError
+    from frontend.compile import compile_decode_loop
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model("qwen3"),
+                                                              dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = float("nan")
+    decoder = compile_decode_loop(model, backend="cuda", max_context=64)
+    with pytest.raises(NotFiniteError, match="lm_head.weight holds 1 NaN"):
+        decoder.generate([1, 2, 3], max_new_tokens=4)
+
+
 @pytest.mark.parametrize("policy, early_push", [
     ("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True)])
 def test_routed_tiles_run_once_and_integers_are_exact(policy, early_push):

@@ -58,7 +58,8 @@ def interpreted(*arguments, timeout=600, stopped_s=None):
 
 
 @pytest.mark.parametrize("file", ["test_cpu_device_functions", "test_sampling_device",
-                                  "test_logits_processors", "test_moe_device_functions"])
+                                  "test_logits_processors", "test_not_finite_bodies",
+                                  "test_moe_device_functions"])
 def test_bodies_meet_the_references_of_the_cpu_bodies(file):
     print(interpreted("bodies", file).splitlines()[-1])
 
@@ -136,6 +137,10 @@ def test_a_trace_has_every_task_once_and_tasks_of_a_worker_do_not_overlap(tiny_m
     print(interpreted("trace", tiny_model("llama", num_hidden_layers=1), schedule))
 
 
+# modules through which tests of bodies run them
+SUPPORT = ("select_token", "test_cpu_device_functions")
+
+
 class GpuBodies:
     """Puts the GPU bodies in the place of the CPU bodies."""
 
@@ -143,9 +148,9 @@ class GpuBodies:
     def gpu_bodies(self, request, monkeypatch):
         from persistent_runtime.gpu.single_tile import run_tile
 
-        for module in (request.module, sys.modules.get("select_token")):
-            if hasattr(module, "run_tile"):
-                monkeypatch.setattr(module, "run_tile", run_tile)
+        for name in (request.module.__name__, *SUPPORT):
+            if hasattr(sys.modules.get(name), "run_tile"):
+                monkeypatch.setattr(sys.modules[name], "run_tile", run_tile)
 
 
 def run_bodies(file):
