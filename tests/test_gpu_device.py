@@ -3,8 +3,10 @@
 import time
 
 import pytest
+import select_token
 import test_cpu_device_functions as references
 import test_moe_device_functions as moe_references
+import test_sampling_device as sampling_references
 import torch
 
 pytest.importorskip("triton")
@@ -32,7 +34,7 @@ def device_bodies(monkeypatch):
             values["token_time"][values["token_time"] != 0] += offset_ns
 
     monkeypatch.setattr(references, "ROUNDING", LOOSER * references.ROUNDING)
-    for module in (references, moe_references):
+    for module in (references, moe_references, select_token):
         monkeypatch.setattr(module, "run_tile", on_device)
 
 
@@ -67,6 +69,14 @@ def test_routing():
         for make_logits in moe_references.LOGITS:
             moe_references.test_select_experts(make_logits, routing, 1)
     moe_references.test_select_experts_for_the_largest_step()
+
+
+@pytest.mark.usefixtures("device_bodies")
+def test_sampling():
+    for seed in range(20):
+        sampling_references.test_the_filters_keep_what_transformers_keeps(seed)
+    sampling_references.test_greedy_with_a_penalty_takes_the_largest_penalised_logit()
+    sampling_references.test_logprobs_are_those_of_the_models_own_logits()
 
 
 def device_decoder(directory, **options):

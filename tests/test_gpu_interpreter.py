@@ -71,6 +71,7 @@ def test_what_a_device_is_tested_with_holds_for_the_cpu_bodies():
     device.test_bodies("bfloat16")
     device.test_moe_bodies("bfloat16")
     device.test_routing()
+    device.test_sampling()
 
 
 @pytest.mark.parametrize("name", DENSE)

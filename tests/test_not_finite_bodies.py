@@ -1,4 +1,4 @@
-"""Bodies that meet logits which are no numbers. test_gpu_interpreter.py runs this file for Triton."""
+"""Bodies that meet logits which are no numbers; test_gpu_interpreter.py runs this for Triton."""
 
 import numpy as np
 import pytest
