@@ -15,25 +15,17 @@ import pickle
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import event_tensor
-import scheduling
 from event_tensor.graph import Graph
 from event_tensor.printer import format_graph
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import Runtime
-from persistent_runtime import layout
-from persistent_runtime.cpu.disk_cache import (
-    KeptFile,
-    cache_directory,
-    file_digest,
-    open_folder,
-)
+from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, open_folder
 from persistent_runtime.encode import EncodedSchedule
+from persistent_runtime.sources import file_digest, schedule_sources
 
 MOST_BYTES = 64 << 20  # larger ones are made anew by every process
 Reference = tuple[str, Any]
@@ -113,11 +105,5 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _sources_digest() -> str:
-    folders = [Path(module.__file__).parent for module in (event_tensor, scheduling, layout)
-               if module.__file__]
-    return _digest(*(file_digest(source) for folder in folders
-                     for source in sorted(folder.glob("*.py"))))
-
-
-SOURCES = _sources_digest()  # as this process imports them, whatever the files become later
+# as this process imports them, whatever the files become later
+SOURCES = _digest(*map(file_digest, schedule_sources()))

@@ -26,7 +26,6 @@ from numba.core import serialize
 from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 
-import persistent_runtime
 from persistent_runtime.cache_files import (
     VARIABLE,
     base_directory,
@@ -39,13 +38,12 @@ from persistent_runtime.cache_files import (
     write_problem,
 )
 from persistent_runtime.cpu.emit import CPU_FEATURES
+from persistent_runtime.sources import CPU, compiled_sources, digests
 
 Key = Mapping[str, str]
 KEY_FILE = "key.json"
 SUFFIX = ".compiled"
 NEW = "not made before"
-# beside this folder, compiled into bodies
-SHARED_SOURCES = ("layout.py", "device_functions.py", "moe_functions.py")
 
 
 def cache_directory() -> Path:
@@ -55,19 +53,13 @@ def cache_directory() -> Path:
 
 def runtime_key() -> dict[str, str]:
     """All that a compiled body depends on beside its own file."""
-    root = Path(persistent_runtime.__file__).parent
-    sources = (*sorted((root / "cpu").glob("*.py")), *(root / name for name in SHARED_SOURCES))
     return {"numba": nb.__version__, "llvmlite": llvmlite.__version__,
             "processor": llvmlite.binding.get_host_cpu_name(), "processor features": CPU_FEATURES,
-            **{source.relative_to(root).as_posix(): file_digest(source) for source in sources}}
+            **digests(compiled_sources(CPU))}
 
 
 def runtime_fingerprint() -> str:
     return hashlib.sha256(json.dumps(runtime_key()).encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def changed_keys(old: Key, new: Key) -> list[str]:

@@ -35,11 +35,11 @@ from persistent_runtime.cpu.disk_cache import (
     SUFFIX,
     DiskEntry,
     cache_directory,
-    file_digest,
     open_folder,
 )
 from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
+from persistent_runtime.sources import file_digest
 
 Body = Callable[..., None]
 
@@ -99,7 +99,7 @@ def cpu_body(declaration: DeviceFunction) -> Callable[[Body], Body]:
     """Registers the decorated function as the CPU body of a device function.
 
     Helpers of a body outside this package belong into its own file: the cache notices changes in
-    that file, in persistent_runtime/cpu and in SHARED_SOURCES, and nowhere else.
+    that file and in `sources.compiled_sources`, and nowhere else.
     """
 
     def register(body: Body) -> Body:

@@ -25,8 +25,8 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import Expr
-from persistent_runtime import layout, streams
 from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
+from persistent_runtime.sources import GPU, compiled_sources
 
 WEIGHT_TYPE = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
 BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.{name}"
@@ -137,7 +137,7 @@ def kernel_fingerprint(functions: Sequence[Any], configured: Sequence[Any] = ())
     out a kernel with the old ones. Nor does it see which functions are calls (`noinline`): the
     files that say so are part of this.
     """
-    files = {layout.__file__, streams.__file__, *map(str, Path(__file__).parent.glob("*.py")),
+    files = {*map(str, compiled_sources(GPU)),
              *(function.fn.__code__.co_filename for function in functions)}
     digest = hashlib.sha256()
     for file in sorted(files):

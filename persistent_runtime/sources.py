@@ -1,0 +1,44 @@
+"""Source files as the content of cache keys: whatever folder of a package a file stands in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import event_tensor
+import scheduling
+
+RUNTIME = Path(__file__).parent
+CPU, GPU = RUNTIME / "cpu", RUNTIME / "gpu"
+SHARED = ("layout.py", "streams.py", "device_functions.py", "moe_functions.py")
+
+
+def source_files(*roots: Path, without: Iterable[Path] = ()) -> list[Path]:
+    """The files themselves among `roots`, and all source files below the folders, at any depth;
+    those below `without` are left out."""
+    skipped = tuple(without)
+    found = {file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py"))
+             if not any(file.is_relative_to(folder) for folder in skipped)}
+    return sorted(found)
+
+
+def compiled_sources(backend: Path) -> list[Path]:
+    """What a backend compiles: its own folder, the binary interface and the declarations."""
+    return source_files(backend, *(RUNTIME / name for name in SHARED))
+
+
+def schedule_sources() -> list[Path]:
+    """What makes and proves a schedule, and writes it down."""
+    folders = [Path(package.__path__[0]) for package in (event_tensor, scheduling)]
+    return source_files(*folders, RUNTIME, without=(CPU, GPU))
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digests(sources: Iterable[Path]) -> dict[str, str]:
+    """Path within the installation → digest: no path of a machine decides what is found."""
+    return {source.relative_to(RUNTIME.parent).as_posix(): file_digest(source)
+            for source in sources}
