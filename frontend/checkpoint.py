@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_tensor.errors import UserError
-from frontend.config import DTYPES
 from frontend.expert_weights import canonical_expert_name
 from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
 from frontend.loaded_models import weights_by_name
-from persistent_runtime.storage import STORAGE_DTYPE, as_array
+from persistent_runtime.storage import DTYPES, STORAGE_DTYPE, as_array
 
 if TYPE_CHECKING:
     import torch

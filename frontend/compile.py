@@ -13,7 +13,7 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
-from frontend.config import DecoderConfig, parse_config, read_config
+from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
 from frontend.end_tokens import MAX_END_TOKENS
 from frontend.expert_weights import read_weight, stored_tensors
@@ -115,7 +115,7 @@ def _open(model: str | Path | Any, phases: Phases
                         f"model")
     generation = getattr(model, "generation_config", None)
     config = parse_config(model.config.to_dict(), generation.to_dict() if generation else None)
-    refuse_changes(model, config)
+    refuse_changes(model, FAMILIES[config.family].class_prefix)
     return config, from_model(model), None
 
 

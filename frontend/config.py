@@ -25,8 +25,8 @@ from frontend.windows import (
     qwen_windows,
     switched_window,
 )
+from persistent_runtime.storage import DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id")
 
 

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from persistent_runtime.sources import package_version
 
 PACKAGES = ("torch", "triton", "numba", "numpy", "transformers")
 SETTLE_S = 0.05  # over which a process must be idle
@@ -26,14 +27,6 @@ def versions() -> dict[str, str | None]:
     """Of Python and of the packages whose version matters here; None where one is missing."""
     return {"python": platform.python_version(),
             **{name: package_version(name) for name in PACKAGES}}
-
-
-def package_version(name: str) -> str | None:
-    """Of an installed package, without importing it; None where nothing says."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def cpu_name() -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.config import FAMILIES, DecoderConfig
 
 REMEDY = ("undo that or merge it into the weights, or save the model (save_pretrained) and give "
           "the directory")
@@ -27,15 +26,18 @@ ATTENTIONS = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3",
 CONSTANTS = (bool, int, float, str)
 
 
-def refuse_changes(model: Any, config: DecoderConfig) -> None:
-    """Raises UserError, naming the module, unless a loaded model computes what its class does."""
+def refuse_changes(model: Any, class_prefix: str) -> None:
+    """Raises UserError, naming the module, unless a loaded model computes what its class does.
+
+    class_prefix: of its family's classes in transformers, such as Llama.
+    """
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in ATTENTIONS:
         raise UserError(f"the loaded model computes attention by {attention!r}, which may be any "
                         f"function; load it with attn_implementation='sdpa'")
     refuse_hooks(model)
     found = dict(named_modules(model))
-    for name, expected in named_modules(stock_model(model, config)):
+    for name, expected in named_modules(stock_model(model, class_prefix)):
         if name not in found:
             raise UserError(f"the loaded model has no module {name}, which its config describes; "
                             f"{REMEDY}")
@@ -44,11 +46,10 @@ def refuse_changes(model: Any, config: DecoderConfig) -> None:
     refuse_tensors(model)
 
 
-def stock_model(model: Any, config: DecoderConfig) -> Any:
+def stock_model(model: Any, prefix: str) -> Any:
     """The same as transformers makes it, on the meta device."""
     import torch
 
-    prefix = FAMILIES[config.family].class_prefix
     for kind in type(model).__mro__:
         known = kind.__name__ in (f"{prefix}ForCausalLM", f"{prefix}Model")
         if known and kind.__module__.startswith("transformers.models."):

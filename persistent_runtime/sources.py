@@ -1,9 +1,10 @@
-"""Source files as the content of cache keys: whatever folder of a package a file stands in."""
+"""What keys of the cache are made of: source files, at any depth of the packages, and versions."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import event_tensor
@@ -32,6 +33,14 @@ def schedule_sources() -> list[Path]:
     """What makes and proves a schedule, and writes it down."""
     folders = [Path(package.__path__[0]) for package in (event_tensor, scheduling)]
     return source_files(*folders, RUNTIME, without=(CPU, GPU))
+
+
+def package_version(name: str) -> str | None:
+    """Of an installed package, without importing it; None where nothing says."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def file_digest(path: Path) -> str:

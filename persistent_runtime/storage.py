@@ -10,6 +10,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("float32", "bfloat16", "float16")  # of weights
 # dtype name → numpy type with the same storage
 STORAGE_DTYPE: dict[str, Any] = {
     "float32": np.float32, "bfloat16": np.uint16, "float16": np.float16,

@@ -44,7 +44,7 @@ def check(model):
     """What compile_decode_loop does with a loaded model before it compiles."""
     model = unwrapped(model)
     config = parse_config(model.config.to_dict(), None)
-    refuse_changes(model, config)
+    refuse_changes(model, FAMILIES[config.family].class_prefix)
     checkpoint = from_model(model)
     check_tensors(checkpoint, config)
     return checkpoint
