@@ -6,6 +6,7 @@ import os
 import sys
 
 from event_tensor.errors import EventTensorError
+from event_tensor.refusals import LIMITS, refusal
 from frontend.commands import generate, reports
 from frontend.commands.app import app
 from frontend.console import INTERRUPTED, exit_soon_after_interrupt, replace_unprintable
@@ -38,6 +39,12 @@ def run(arguments: list[str]) -> int:
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        answer = refusal(error)
+        if answer is None:
+            raise
+        print(f"error: there is no memory left ({answer}); {LIMITS}", file=sys.stderr)
+        return REFUSED
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0
