@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from event_tensor.errors import UserError
+from event_tensor.refusals import refusal
 from frontend.expert_weights import canonical_expert_name
 from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
 from frontend.loaded_models import weights_by_name
@@ -167,6 +168,8 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         with open(path, "rb") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     except (OSError, ValueError) as error:
+        if refusal(error):
+            raise
         raise UserError(f"{path} cannot be read ({error}); check the file") from None
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 
 from event_tensor.errors import EventTensorError
+from event_tensor.refusals import LIMITS, refusal
 from frontend.commands import generate, reports
 from frontend.commands.app import app
 from frontend.console import INTERRUPTED, exit_soon_after_interrupt, show_warning
@@ -54,6 +55,12 @@ def run_command(arguments: list[str]) -> int:
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        answer = refusal(error)
+        if answer is None:
+            raise
+        print(f"error: there is no memory left ({answer}); {LIMITS}", file=sys.stderr)
+        return REFUSED
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     return 0

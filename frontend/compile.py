@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
+from event_tensor.refusals import LIMITS, require_room, reserving
 from frontend.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
@@ -19,6 +20,7 @@ from frontend.end_tokens import MAX_END_TOKENS
 from frontend.expert_weights import read_weight, stored_tensors
 from frontend.families import build_step
 from frontend.loaded_models import unwrapped
+from frontend.memory import allocate_tensors, weight_gigabytes
 from frontend.model_changes import refuse_changes
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.phases import Phases
@@ -26,13 +28,14 @@ from frontend.required_tensors import check_tensors
 from frontend.resolve import resolve_model
 from frontend.rope_cache import KeptRopeTables
 from frontend.routings import sample_routings
-from frontend.tiles import ATTENTION_ROWS, MAX_KV_SPLITS, choose_tiles
+from frontend.tiles import ATTENTION_ROWS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, may_be_cuda
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel
 from persistent_runtime.storage import torch_dtype
 
+TORCH_BYTES = 600 << 20, 160 << 20  # address space, and data in it; it takes 480 and 122 MiB
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
 POLICY_OF_SCHEDULE = {AUTO: AUTO, "static": "critical_path", "dynamic": "dynamic",
@@ -82,16 +85,19 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     with phases("build graph"):
         build_step(operators)
         build_step(decoding)
+    buffers = runs_on.buffers()
+    with phases("buffers"):  # before what takes long, so that a refusal comes soon
+        allocate_tensors(operators, buffers)
+        _bind_rope_tables(operators, buffers, context, phases)
     kernel = Megakernel(
         decoding.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
         dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
         phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
-    buffers = runs_on.buffers()
-    with phases("weights"):
+    with phases("weights"), reserving(
+            f"the weights: {weight_gigabytes(operators)} in {weight_dtype}",
+            f"leave out --dtype, use a smaller model, or {LIMITS}"):
         _load_weights(operators, checkpoint, buffers, progress, phases)
-    with phases("buffers"):
-        _allocate(operators, buffers, context, phases)
         checkpoint.close()
     decoder = Decoder(config, operators, kernel, kernel.for_graph(operators.graph), buffers,
                       tokenizer, phases)
@@ -147,7 +153,8 @@ def _check_requests(max_requests: int) -> int:
 def import_torch(phases: Phases) -> None:
     """A start that needs nothing of torch does without: it takes longer than all the rest."""
     if "torch" not in sys.modules:
-        with phases("import torch"):
+        with phases("import torch"), reserving("importing torch"):
+            require_room(*TORCH_BYTES)
             import_module("torch")
 
 
@@ -172,21 +179,13 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
             buffers.bind(spec, np.ascontiguousarray(weight))
 
 
-def _allocate(operators: Operators, buffers: Buffers, max_context: int, phases: Phases) -> None:
-    """Activations for the largest step, KV cache for max_context, control tensors, rope tables."""
+def _bind_rope_tables(operators: Operators, buffers: Buffers, max_context: int, phases: Phases
+                      ) -> None:
     config = operators.config
     tables = KeptRopeTables(config.rope, config.head_dim, max_context)
     if not tables.is_kept:
         import_torch(phases)
-    cos, sin = tables.read()
+    with reserving(f"the rotary tables of {max_context} positions", "give a smaller --max-context"):
+        cos, sin = tables.read()
     buffers.bind(operators.tensors["rope_cos"], np.ascontiguousarray(cos))
     buffers.bind(operators.tensors["rope_sin"], np.ascontiguousarray(sin))
-    # steps of up to ATTENTION_ROWS rows may ask for every row's logits and may split the context
-    largest = [{"tokens": operators.tiles.linear_rows, "logit_rows": ATTENTION_ROWS,
-                "kv_splits": 1},
-               {"tokens": ATTENTION_ROWS, "logit_rows": ATTENTION_ROWS,
-                "kv_splits": MAX_KV_SPLITS}]
-    for tensor in (*operators.tensors.values(), *operators.kv_caches.values()):
-        if tensor.role != "weight":
-            shapes = [tuple(int(d.evaluate(b)) for d in tensor.shape) for b in largest]
-            buffers.allocate(tensor, max(shapes, key=lambda shape: int(np.prod(shape))))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def exit_soon_after_interrupt() -> None:
             os.write(sys.stderr.fileno(), CLEAR_LINE + SHOW_CURSOR)
         os._exit(INTERRUPTED)
 
-    threading.Thread(target=watch, name="interrupt", daemon=True).start()
+    with suppress(RuntimeError):  # no thread to be had: the interpreter's own way out must do
+        threading.Thread(target=watch, name="interrupt", daemon=True).start()
 
 
 def stay_after_interrupt() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +19,16 @@ PAGE = 4096
 
 
 def allocate(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """Zeroed, page-aligned memory that the system hands out page by page as it is touched."""
+    """Zeroed, page-aligned memory that the system hands out page by page as it is touched.
+
+    Raises MemoryError or OSError where the system refuses it; `refusals.reserving` says what for.
+    """
     element = np.dtype(STORAGE_DTYPE[dtype])
-    count = int(np.prod(shape, dtype=np.int64))
-    block = mmap.mmap(-1, max(count * element.itemsize, 1) + PAGE)
+    count = math.prod(shape)
+    size = max(count * element.itemsize, 1) + PAGE
+    if size > sys.maxsize:
+        raise MemoryError(f"{size} bytes are more than any address space has")
+    block = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(block, element, count).reshape(shape)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from event_tensor.errors import UserError
+from event_tensor.refusals import LIMITS, reserving
 from persistent_runtime import layout
 from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.records import (
@@ -87,7 +90,11 @@ class Kernel(ABC):
         entries are set. `timeout_s`: how long a worker may wait for one event before the launch
         is given up. `trace_steps`: of each segment, how many steps leave trace records.
         """
-        return self.launch_type(self, segments, scratch_bytes, finished, timeout_s, trace_steps)
+        with reserving(f"a launch of {self.num_workers} workers, its counters"
+                       + (f" and traces of {trace_steps} steps" if trace_steps else ""),
+                       "use fewer --workers, trace fewer steps, or " + LIMITS):
+            return self.launch_type(self, segments, scratch_bytes, finished, timeout_s,
+                                    trace_steps)
 
     def arrays_of(self, encoded: EncodedSchedule) -> Mapping[int, Any]:
         """Word of the segment record → the schedule's array, where workers can read it."""
@@ -163,6 +170,18 @@ class Launch(ABC):
     @abstractmethod
     def _join(self) -> None:
         """Returns when the workers, who have been asked to leave, are gone or past help."""
+
+    @contextmanager
+    def _starting(self, kind: str, started: Sequence[Any], wanted: int) -> Iterator[None]:
+        """Raises UserError where the system refuses a worker; those that have started leave."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self.abort()
+            raise UserError(
+                f"the system started {len(started)} of {wanted} worker {kind} and refuses another "
+                f"({error}); use fewer --workers, or raise the limits on processes and memory "
+                f"(ulimit -u, ulimit -v, a container's limits)") from error
 
     @property
     def is_running(self) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -97,6 +98,25 @@ def test_an_interrupt_leaves_no_helper(entries, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         compile_entries(entries, 1)
     assert not are_children_left()
+
+
+def test_a_process_that_ends_at_once_leaves_no_helper(entries):
+    """As after Ctrl-C, where native code keeps the interpreter from an orderly end."""
+    reader, writer = os.pipe()
+    compiling = os.fork()
+    if compiling == 0:
+        this_process = os.getpid()
+
+        def end(entry):
+            os.kill(this_process, signal.SIGKILL)
+            never_comes()
+
+        parallel.compile_entry = end
+        compile_entries(entries, 2)
+    os.waitpid(compiling, 0)
+    os.close(writer)
+    assert select.select([reader], [], [], 60)[0], "a helper holds the other end"
+    os.close(reader)
 
 
 @pytest.mark.parametrize("room", [0, 1])

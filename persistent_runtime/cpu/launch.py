@@ -42,12 +42,13 @@ class CpuLaunch(Launch):
         record[layout.SCRATCH_BYTES] = stride
         record[layout.STEP_RECORDS] = memory.address(steps)
         record[layout.SPIN_LIMIT] = kernel.spin_limit
-        self._threads = [
-            threading.Thread(target=self._work, args=(kernel, worker), name=f"worker-{worker}",
-                             daemon=True)
-            for worker in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []  # that have started
+        with self._starting("threads", self._threads, workers):
+            for worker in range(workers):
+                thread = threading.Thread(target=self._work, args=(kernel, worker),
+                                          name=f"worker-{worker}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
 
     def _work(self, kernel: CpuKernel, worker: int) -> None:
         """A thread's body. That it is a method keeps the launch's memory alive while it runs."""

@@ -8,6 +8,7 @@ not made when they are gone, this process compiles by itself.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -35,6 +36,8 @@ from persistent_runtime.cpu.registry import (
 
 Progress = Callable[[int, int], None]
 LONGEST_S = 120.0  # that helpers may take for the next function
+LIBC = ctypes.CDLL(None)  # opened here: a forked process might wait for a lock for ever
+PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent ends
 MESSAGE = struct.Struct("=Bd")  # number of an entry, seconds that it took
 MOST_ENTRIES = 256  # numbers are bytes
 
@@ -105,10 +108,11 @@ class Helpers:
                 self._done, done = self._pipe()
                 os.write(filled, bytes(range(len(self._entries))))
                 self._close(filled)
+                parent = os.getpid()
                 for _ in range(self._count):
                     process = os.fork()
                     if process == 0:
-                        self._help(queue, done)
+                        self._help(parent, queue, done)
                     self._processes.append(process)
             for end in self._pipes - {self._done}:
                 self._close(end)  # so that the one that is left shows when all helpers are gone
@@ -122,10 +126,13 @@ class Helpers:
         self._pipes.remove(end)
         os.close(end)
 
-    def _help(self, queue: int, done: int) -> None:
+    def _help(self, parent: int, queue: int, done: int) -> None:
         """A helper's life. What goes wrong here goes wrong again where someone is told of it."""
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for helpers ends them
+            LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # or is gone without having done so
+            if os.getppid() != parent:
+                return
             while number := os.read(queue, 1):
                 begin_s, entry = time.monotonic(), self._entries[number[0]]
                 compile_entry(entry)

@@ -28,6 +28,7 @@ from numba.core.ccallback import CFunc
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
+from event_tensor.refusals import require_room, reserving
 from persistent_runtime import layout
 from persistent_runtime.cache_files import make_folder
 from persistent_runtime.cpu.disk_cache import (
@@ -86,6 +87,8 @@ class CompiledBody:
     address: int
     keep_alive: Any
 
+
+LLVM_BYTES = 96 << 20, 96 << 20  # address space, and data; compiling one function takes less
 
 COMPILATIONS: list[Compilation] = []  # of this process, in order
 
@@ -213,7 +216,9 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
     if entry.can_be_kept:
         disk = DiskEntry(entry.file_in(folder), {f"source of {name}": file_digest(entry.source)})
         function._cache = disk
-    with interrupt_deferred():
+    with interrupt_deferred(), reserving(f"compiling {name}"):
+        if not (disk and disk.path.exists()):
+            require_room(*LLVM_BYTES)
         function.compile()
     is_hit = function.cache_hits > 0 and not elsewhere
     if disk:  # what is wrong with a file says more than that there was no folder for it

@@ -70,11 +70,13 @@ class InterpretedLaunch(Launch):
                  ) -> None:
         super().__init__(kernel, segments, finished, timeout_s, trace_steps)
         context = multiprocessing.get_context("fork")
-        self._processes = [
-            context.Process(target=kernel.call_worker, args=(self._record, worker), daemon=True)
-            for worker in range(kernel.num_workers)]
-        for process in self._processes:
-            process.start()
+        self._processes: list[Any] = []  # that have started
+        with self._starting("processes", self._processes, kernel.num_workers):
+            for worker in range(kernel.num_workers):
+                process = context.Process(target=kernel.call_worker, args=(self._record, worker),
+                                          daemon=True)
+                process.start()
+                self._processes.append(process)
 
     @property
     def has_ended(self) -> bool:
