@@ -149,6 +149,8 @@ def in_child(work: Callable[[Any], None]) -> str:
         child = os.fork()
         if child == 0:
             signal.alarm(CHILD_S)
+            if "torch" in sys.modules:  # whose threads the child does not have
+                sys.modules["torch"].set_num_threads(1)
             try:
                 work(report)
             except BaseException:
