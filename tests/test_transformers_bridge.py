@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 import transformers
+from conftest import HANG_S
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
@@ -95,7 +96,7 @@ def test_streamers_print_the_text_that_transformers_streams(capsys):
         model.generate(**inputs, **options, custom_generate=generate_with(decoder, streamer))
         assert capsys.readouterr().out == theirs
 
-    words = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    words = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=HANG_S)
     thread = threading.Thread(target=stream_into, kwargs=options,
                               args=(words, decoder, inputs.input_ids[0].tolist()))
     thread.start()
