@@ -59,7 +59,7 @@ class Phases:
         if self.end_s is None:
             self.fill("prefill", time_ns / 1e9)
             self.fill("first token")
-            self.end()
+            self.end_s = self.spans[-1].end_s
 
     def end(self) -> None:
         """Start-up is over."""

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 300_000
 PAINTED_MS = 500  # after loading, before the picture is taken
 
 

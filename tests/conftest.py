@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ settings.load_profile("fixed")
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
 TinyModel = Callable[..., Path]
+HANG_S = 600  # what ends a test that would hang; nothing takes so long, on the busiest machine
 
 
 # a background job of a shell starts with Ctrl-C ignored, and so would the programs under test
@@ -54,6 +56,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         return made[key]
 
     return make
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Looks again and again until it holds; fails rather than hang."""
+    end_s = time.monotonic() + HANG_S
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,6 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: object, code: str = COMMAND[-1], **environment: str
             ) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*COMMAND[:-1], code, *map(str, arguments)], capture_output=True,
-                              text=True, timeout=300, env=command_environment(**environment))
+                              text=True, timeout=HANG_S, env=command_environment(**environment))
 
     return run

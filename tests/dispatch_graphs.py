@@ -231,7 +231,7 @@ def check_log(made: DispatchGraph, tables: list[TaskTable], logs: dict[str, np.n
 
 
 def run_and_check(made: DispatchGraph, kernel: Megakernel, steps: int,
-                  timeout_s: float = 20.0) -> str:
+                  timeout_s: float = 60.0) -> str:
     """Launches `steps` steps on the kernel of made.graph; empty, or what went wrong."""
     bindings = {"log_words": steps * LOG_WORDS}
     buffers = Buffers()

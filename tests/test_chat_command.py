@@ -2,11 +2,12 @@
 
 import shlex
 import subprocess
-import time
 
 import pytest
 from chat_model import REFUSING, write_chat_model
-from conftest import COMMAND, command_environment
+from conftest import COMMAND, HANG_S, command_environment, wait_until
+
+from persistent_runtime.cpu.disk_cache import SUFFIX
 
 pexpect = pytest.importorskip("pexpect")
 
@@ -24,7 +25,7 @@ def endless(tmp_path_factory):
 def shell():
     """A terminal with a shell in it, which outlives the command."""
     child = pexpect.spawn("/bin/sh", ["-i"], env=command_environment(PS1="shell$ ", TERM="xterm"),
-                          encoding="utf-8", codec_errors="replace", timeout=90,
+                          encoding="utf-8", codec_errors="replace", timeout=HANG_S,
                           dimensions=(40, 200))
     child.expect_exact("shell$ ")
     yield child
@@ -51,10 +52,8 @@ def test_a_session_in_a_terminal(shell, endless):
     shell.sendline("w1 w2 w3")
     shell.expect(r"(w\d+ ){20}")
     transcript.append(shell.before)
-    begin = time.monotonic()
     shell.sendintr()  # in the middle of the answer
     shell.expect(STATUS)
-    assert time.monotonic() - begin < 2
     assert "interrupted" in shell.match.group(4)
     context = int(shell.match.group(1))
     transcript.append(shell.before)
@@ -100,7 +99,7 @@ def test_ctrl_d_ends_the_chat_and_ctrl_c_the_start(shell, endless, tmp_path):
     assert run(shell, "echo code $?") == "code 0"
     shell.sendline(shlex.join(["env", f"EVENT_TENSOR_CACHE={tmp_path}", *COMMAND, "chat",
                                str(endless)]))
-    time.sleep(1.5)  # a cold start takes longer
+    wait_until(lambda: any(tmp_path.rglob(f"*{SUFFIX}")))  # amid a cold start
     shell.sendintr()
     shell.expect_exact("shell$ ")
     assert "Traceback" not in shell.before
@@ -131,7 +130,7 @@ def test_prompts_stay_out_of_answers_that_go_elsewhere(shell, tmp_path):
 
 def chat_through_pipe(text, *arguments):
     return subprocess.run([*COMMAND, "chat", *map(str, arguments)], input=text, text=True,
-                          capture_output=True, timeout=120, env=command_environment())
+                          capture_output=True, timeout=HANG_S, env=command_environment())
 
 
 def test_answers_go_to_stdout_and_all_else_to_stderr():

@@ -29,16 +29,16 @@ def test_every_task_runs_once_after_its_producers(policy, early_push):
 def test_a_count_that_the_device_gets_wrong_is_an_error_and_not_a_hang(policy):
     """The values that were proved are not those that came: an expert waits for a row too many."""
     named = 0
-    for seed in range(12):
+    for seed in range(8):
         made = dispatch_graph(seed)
         kernel = Megakernel(made.graph, policy=policy, workers=2, samples=made.samples)
         kernel.schedule({"log_words": 3})
         name = next(name for name in made.choices if name.startswith("counts"))
         made.choices[name] = made.choices[name] + 1
         with pytest.raises(DeadlockError) as error:
-            run_and_check(made, kernel, steps=1, timeout_s=0.1)
+            run_and_check(made, kernel, steps=1, timeout_s=0.4)
         named += name.replace("counts", "E_expert") in str(error.value)
-    assert named > 8 or policy != "critical_path"
+    assert named > 5 or policy != "critical_path"
 
 
 @pytest.mark.parametrize("policy", ("hybrid", "dynamic"))

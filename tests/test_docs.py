@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HANG_S
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -23,7 +24,7 @@ STANDS_FOR = {"MODEL": "demo", "TEXT": "hacker:"}
 def test_python_runs(name, k, code, tmp_path):
     file = tmp_path / "snippet.py"  # numba compiles functions of real files
     file.write_text(code, encoding="utf-8")
-    subprocess.run([sys.executable, str(file)], check=True, timeout=120,
+    subprocess.run([sys.executable, str(file)], check=True, timeout=HANG_S,
                    env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path)
 
 

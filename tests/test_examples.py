@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import command_environment
+from conftest import HANG_S, command_environment
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name, *arguments, text=""):
     return subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], input=text, text=True,
-                          capture_output=True, timeout=120, env=command_environment())
+                          capture_output=True, timeout=HANG_S, env=command_environment())
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

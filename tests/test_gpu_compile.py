@@ -42,7 +42,6 @@ SOME = [("qwen3-0.6b", 80), ("llama-3.2-1b", 90), ("qwen3-8b", 100)]
 COMPILED = [pytest.param((shape, arch), id=f"{shape}-sm{arch}",
                          marks=() if (shape, arch) in SOME else pytest.mark.slow)
             for shape in DENSE for arch in SHARED_MEMORY_LIMIT]
-SECONDS = 20  # on an idle machine with two cores
 
 
 @pytest.fixture(scope="module", params=COMPILED)
@@ -59,7 +58,6 @@ def test_the_worker_fits_the_chip(worker):
           f"{worker.seconds:.1f} s")
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[worker.arch]
-    assert worker.seconds < 3 * SECONDS  # machines that share their cores are slower
 
 
 # hidden size, experts, experts per row, their inner width

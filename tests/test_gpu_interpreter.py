@@ -113,7 +113,6 @@ def test_routed_tiles_run_once_and_integers_are_exact(policy, early_push):
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     directory = tiny_model("llama", num_hidden_layers=1)
     result = json.loads(interpreted("deadlock", directory).splitlines()[-1])
-    assert result["seconds"] < 20
     assert "made no progress" in result["error"]
     assert f"waits on {result['event']}, count" in result["error"]
 
@@ -121,7 +120,6 @@ def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
 def test_a_missing_notify_of_a_queued_task_ends_in_a_deadlock_error(tiny_model):
     directory = tiny_model("llama", num_hidden_layers=1)
     result = json.loads(interpreted("deadlock", directory, "dynamic").splitlines()[-1])
-    assert result["seconds"] < 20
     assert "made no progress" in result["error"]
     assert "queued tasks of" in result["error"]
 
@@ -238,13 +236,12 @@ def run_deadlock(directory, schedule="static"):
     from event_tensor.errors import DeadlockError
 
     kernel, segment, event = step_without_a_notify(directory, schedule)
-    begin = time.monotonic()
     error = ""
     try:
         kernel.launch([segment], timeout_s=2.0).wait()
     except DeadlockError as raised:
         error = str(raised)
-    print(json.dumps({"error": error, "seconds": time.monotonic() - begin,
+    print(json.dumps({"error": error,
                       "event": segment.encoded.schedule.table.event_name(event)}))
 
 

@@ -161,10 +161,9 @@ def test_what_no_cache_could_keep_is_compiled_here(entries, monkeypatch):
     assert all("no source file" in c.note for c in registry.COMPILATIONS)
 
 
-def test_another_thread_may_load_functions_meanwhile(entries, monkeypatch):
+def test_another_thread_may_load_functions_meanwhile(entries):
     """A helper would wait for ever for a lock that it was born without the holder of."""
-    monkeypatch.setattr(parallel, "LONGEST_S", 20.0)
-    held, began = threading.Event(), time.monotonic()
+    held = threading.Event()
 
     def hold():
         with registry.compiling:
@@ -176,7 +175,6 @@ def test_another_thread_may_load_functions_meanwhile(entries, monkeypatch):
     held.wait()
     compile_entries(entries, 2)
     thread.join()
-    assert time.monotonic() - began < 20
     assert found() == {function.name: (False, True) for function in FUNCTIONS}
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import HANG_S
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -13,7 +15,7 @@ def test_the_example_runs():
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT,
-                          timeout=120, check=True)
+                          timeout=HANG_S, check=True)
     assert "1 compilation, 1 launch" in done.stdout
 
 

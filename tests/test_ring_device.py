@@ -1,6 +1,5 @@
 """Weights through the ring on a real device: the tokens of the worker without it, and every end."""
 
-import time
 
 import numpy as np
 import pytest
@@ -96,8 +95,6 @@ def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     row = next(r for r in encoded.rows if r[layout.NOTIFY_END] > r[layout.NOTIFY_BEGIN])
     row[layout.NOTIFY_END] = row[layout.NOTIFY_BEGIN]
     segment = decoder.kernel.segment(decoder.bindings(1, 1, 1), decoder._buffers)
-    begin = time.monotonic()
     with pytest.raises(DeadlockError, match="made no progress.*waits on"):
         decoder.kernel.launch([segment], timeout_s=1.0).wait()
-    assert time.monotonic() - begin < 10
     assert decoder.kernel.kernel.resources()["spill_bytes"] == 0

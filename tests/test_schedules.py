@@ -10,13 +10,13 @@ import os
 import random
 import re
 import signal
-import threading
 import time
 from dataclasses import dataclass
 
 import mutations as m
 import numpy as np
 import pytest
+from conftest import HANG_S
 from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
 from program_order import Program, ordered_by_events
 from random_graphs import queue_some_calls, random_graph
@@ -144,7 +144,7 @@ def test_threads_leave_what_program_order_leaves(policy, workers):
             expected = run_in_program_order(program, dtype)
             for _ in range(3):
                 memory = start_memory(program, dtype)
-                kernel.run(bindings, memory, timeout_s=10)
+                kernel.run(bindings, memory)
                 for name, cells in expected.items():
                     np.testing.assert_array_equal(memory[name], cells, f"seed {seed}, {name}")
         assert kernel.compilations == 1
@@ -216,11 +216,9 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3, policy="round_robi
 @pytest.mark.parametrize("workers", (2, 5))
 def test_a_lost_notify_is_an_error_and_not_a_hang(workers):
     for seed in (0, 10, 20):
-        begin = time.monotonic()
         stuck = launch_without_a_notify(seed, workers)
         with pytest.raises(DeadlockError) as error:
             stuck.launch.wait()
-        assert time.monotonic() - begin < 5
         assert (f"{stuck.task} waits on {stuck.event}, count {stuck.count - 1} of {stuck.count} "
                 f"in step 1") in str(error.value)
         assert not stuck.launch.is_running
@@ -248,20 +246,20 @@ def test_abort_ends_a_stuck_launch_at_once(policy):
     stuck = launch_without_a_notify(timeout_s=30, policy=policy)
     time.sleep(0.05)
     assert stuck.launch.is_running
-    begin = time.monotonic()
     stuck.launch.abort()
-    assert time.monotonic() - begin < 0.5 and not stuck.launch.is_running
-    stuck.launch.check()  # asked to end: no deadlock
+    assert not stuck.launch.is_running
+    stuck.launch.check()  # asked to end: it raises if the timeout came first
 
 
 @pytest.mark.parametrize("policy", ("round_robin", "dynamic"))
-def test_ctrl_c_ends_a_stuck_launch(policy):
+def test_ctrl_c_ends_a_stuck_launch(policy, monkeypatch):
     stuck = launch_without_a_notify(timeout_s=30, policy=policy)
-    begin = time.monotonic()
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    monkeypatch.setattr("persistent_runtime.launch.time.sleep",
+                        lambda seconds: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         stuck.launch.wait()
-    assert time.monotonic() - begin < 1 and not stuck.launch.is_running
+    assert not stuck.launch.is_running
+    stuck.launch.check()
 
 
 def test_a_launch_outlives_its_handle():
@@ -271,5 +269,5 @@ def test_a_launch_outlives_its_handle():
     del stuck
     gc.collect()
     for thread in threads:
-        thread.join(5)
+        thread.join(HANG_S)
     assert not any(thread.is_alive() for thread in threads)

@@ -13,7 +13,7 @@ from persistent_runtime import layout
 from persistent_runtime.countdown import Countdown
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT_S, STOPPED_S = 1.5, 2.5
+TIMEOUT_S, STOPPED_S = 2.5, 3.5
 TOKENS, STOPS = 3000, (100, 700)
 
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 import transformers
+from conftest import HANG_S
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
@@ -98,7 +99,7 @@ def test_streamers_print_the_text_that_transformers_streams(capsys):
                        custom_generate=generate_with(decoder))
         assert capsys.readouterr().out == theirs
 
-    words = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    words = transformers.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=HANG_S)
     thread = threading.Thread(target=stream_into, kwargs=options,
                               args=(words, decoder, inputs.input_ids[0].tolist()))
     thread.start()
