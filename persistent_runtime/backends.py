@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from event_tensor.device_function import DeviceFunction
@@ -14,11 +14,10 @@ from event_tensor.graph import Graph
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.cpu.cores import GIVEN, available_cores, check_workers, find_cores
 from persistent_runtime.cpu.launch import CpuKernel
-from persistent_runtime.launch import Kernel
+from persistent_runtime.launch import Kernel, Progress
 from scheduling.target import Target, generic_cpu
 
 DRIVER_DEVICES = "/dev/nvidiactl", "/dev/dxg"  # where the driver may lie where only torch finds it
-Progress = Callable[[int, int], None]  # functions compiled so far, and of how many
 
 
 class Backend(Protocol):

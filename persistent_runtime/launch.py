@@ -30,6 +30,8 @@ from persistent_runtime.records import (
 )
 from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
 
+Progress = Callable[[int, int], None]  # functions compiled so far, and of how many
+
 
 class Memory(Protocol):
     """What workers read and write: `buffers.HostMemory` or `gpu.memory.DeviceMemory`."""

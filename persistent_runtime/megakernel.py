@@ -18,11 +18,11 @@ from event_tensor.instantiate import instantiate
 from event_tensor.symbols import Expr, Symbol
 from event_tensor.task_table import Runtime
 from event_tensor.verify import verify_structure, verify_table
-from persistent_runtime.backends import Backend, CpuBackend, Progress
+from persistent_runtime.backends import Backend, CpuBackend
 from persistent_runtime.buffers import Buffers
 from persistent_runtime.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.kept_schedules import KeptSchedules
-from persistent_runtime.launch import Kernel, Launch
+from persistent_runtime.launch import Kernel, Launch, Progress
 from persistent_runtime.records import Segment
 from persistent_runtime.streams import streamed_calls
 from scheduling.choose import auto
