@@ -43,7 +43,7 @@ from frontend.routings import layer_routing  # noqa: E402
 from frontend.tiles import EXPERT_ROWS  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
 from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
-from persistent_runtime.device_functions import linear_residual  # noqa: E402
+from persistent_runtime.functions.dense import linear_residual  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
 from scheduling.static_schedule import StaticSchedule  # noqa: E402

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from frontend.config import DecoderConfig
 from frontend.tiles import EXPERT_ROWS
-from persistent_runtime.moe_functions import expert_tiles
+from persistent_runtime.functions.experts import expert_tiles
 
 Runtime = dict[str, npt.NDArray[np.int32]]
 

@@ -19,12 +19,12 @@ import torch
 
 from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
-from persistent_runtime import device_functions as df
 from persistent_runtime.cpu import disk_cache, intrinsics, numerics, registry
 from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
+from persistent_runtime.functions import dense as df
 
 
 def test_exp_is_within_two_ulp():
@@ -120,7 +120,7 @@ def test_unusable_requests_are_refused():
 
 
 COMPILE_TWO = """
-from persistent_runtime import device_functions as df
+from persistent_runtime.functions import dense as df
 from persistent_runtime.cpu import registry
 for dtype in ("float32", "bfloat16"):
     registry.compile_body(df.embed_tokens, dtype)

@@ -18,7 +18,8 @@ from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.instantiate import instantiate
-from persistent_runtime import device_functions, moe_functions
+from persistent_runtime.functions import dense as device_functions
+from persistent_runtime.functions import experts as moe_functions
 from persistent_runtime.gpu import backend, registry, tokens
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.registry import (

@@ -15,9 +15,9 @@ from test_cpu_device_functions import (
     stored,
 )
 
-from persistent_runtime import device_functions as df
-from persistent_runtime import moe_functions as moe
 from persistent_runtime.cpu.single_tile import run_tile
+from persistent_runtime.functions import dense as df
+from persistent_runtime.functions import experts as moe
 
 SEEDS = range(4)
 EPS = 1e-6

@@ -17,7 +17,7 @@ from frontend.families import build_step
 from frontend.operators import Limits, Operators
 from frontend.routings import sample_routings
 from frontend.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles
-from persistent_runtime.moe_functions import MOE_BLOCK, expert_tiles
+from persistent_runtime.functions.experts import MOE_BLOCK, expert_tiles
 from scheduling.target import H200
 
 TINY: dict[str, Any] = {

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from persistent_runtime import device_functions as df
 from persistent_runtime.cpu import disk_cache, parallel, registry
 from persistent_runtime.cpu.parallel import compile_entries
+from persistent_runtime.functions import dense as df
 
 FUNCTIONS = (df.embed_tokens, df.attention_combine, df.rope_append)
 

@@ -12,9 +12,10 @@ from event_tensor.errors import UserError
 from event_tensor.refusals import gigabytes, refusal, require_room, reserving
 from frontend import compile as frontend_compile
 from frontend import compile_decode_loop, console
-from persistent_runtime import device_functions, launch
+from persistent_runtime import launch
 from persistent_runtime.buffers import allocate
 from persistent_runtime.cpu import registry
+from persistent_runtime.functions import dense as device_functions
 
 PROMPT = [1, 2, 3]
 

@@ -21,7 +21,7 @@ from persistent_runtime.cpu.disk_cache import KeptFile
 
 NOBODY, NOT_IN_PASSWD = 65534, 12345
 COMPILE = """
-from persistent_runtime import device_functions as df
+from persistent_runtime.functions import dense as df
 from persistent_runtime.cpu import parallel, registry
 parallel.compile_entries([registry.entry_of(df.embed_tokens, "bfloat16")], 1)
 (made,) = registry.COMPILATIONS
@@ -159,8 +159,8 @@ def test_a_disk_that_fills_amid_a_file_leaves_the_old_one(kept):
 
 
 def test_no_helpers_where_they_could_leave_nothing(monkeypatch, tmp_path):
-    from persistent_runtime import device_functions as df
     from persistent_runtime.cpu import registry
+    from persistent_runtime.functions import dense as df
 
     monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
     monkeypatch.setattr(registry, "_compiled", {})

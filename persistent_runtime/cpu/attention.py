@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import device_functions
 from persistent_runtime.cpu.arguments import (
     FLOAT32,
     dim,
@@ -36,6 +35,7 @@ from persistent_runtime.cpu.numerics import (
 )
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.vectors import maximum
+from persistent_runtime.functions import dense as device_functions
 
 ROPE = record_offsets(device_functions.rope_append)
 ATTENTION = record_offsets(device_functions.attention)

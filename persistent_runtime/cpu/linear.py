@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import device_functions
 from persistent_runtime.cpu.arguments import (
     FLOAT32,
     INT32,
@@ -34,6 +33,7 @@ from persistent_runtime.cpu.numerics import (
 )
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.vectors import begin_stream, multiplicand, round_block
+from persistent_runtime.functions import dense as device_functions
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import moe_functions
 from persistent_runtime.cpu.arguments import (
     FLOAT32,
     INT32,
@@ -20,6 +19,7 @@ from persistent_runtime.cpu.linear import silu_times
 from persistent_runtime.cpu.numerics import MINUS_INFINITY, ZERO, exp, matmul_rows, rms_norm
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.vectors import begin_stream
+from persistent_runtime.functions import experts as moe_functions
 
 SELECT = record_offsets(moe_functions.select_experts)
 GROUP = record_offsets(moe_functions.group_rows)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from persistent_runtime import device_functions
+from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.gpu.arguments import (
     STREAM_COUNT,
     dim,

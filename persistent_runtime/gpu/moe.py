@@ -9,7 +9,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from persistent_runtime import moe_functions
+from persistent_runtime.functions import experts as moe_functions
 from persistent_runtime.gpu.arguments import (
     dim,
     float_parameter,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from persistent_runtime import device_functions, layout
+from persistent_runtime import layout
+from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.gpu.arguments import (
     ROW_ADVANCE,
     ROW_BASE,

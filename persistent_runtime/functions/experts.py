@@ -18,7 +18,7 @@ from event_tensor.device_function import (
     writes,
 )
 from event_tensor.symbols import Expr, ExprLike, Symbol, as_expr, minimum
-from persistent_runtime.device_functions import LINEAR_COST, hidden_size, tile_m, tile_n
+from persistent_runtime.functions.dense import LINEAR_COST, hidden_size, tile_m, tile_n
 
 top_k = Symbol("top_k")
 
