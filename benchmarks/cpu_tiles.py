@@ -21,12 +21,12 @@ import llvmlite.binding
 import numba as nb
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.emit import CPU_FEATURES, LANES
 from persistent_runtime.cpu.intrinsics import call_device_function
 from persistent_runtime.cpu.registry import STORAGE, compile_body
 from persistent_runtime.cpu.single_tile import pack_arguments
 from persistent_runtime.functions import dense as df
+from persistent_runtime.rows import layout
 
 TOTAL_BYTES = 640 * 2**20  # of weights each measurement passes over
 GEMV_SHAPES = ((3072, 1024), (1024, 3072), (151936, 1024))  # out_features, in_features

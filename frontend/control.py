@@ -14,7 +14,7 @@ from frontend.generation import Generation
 from frontend.plan import Plan, Request
 from frontend.processors import BiasList, processors_record
 from frontend.sampling import Sampling
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 FLOAT32 = np.finfo(np.float32)
 Tensors = Callable[[str], Any]  # name of a control tensor → its host side

@@ -32,11 +32,11 @@ from frontend.request_options import truth, whole
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from frontend.watcher import RequestWatcher, RunOptions
-from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.encode import EncodedSchedule
 from persistent_runtime.megakernel import Megakernel
-from persistent_runtime.records import Segment
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.encode import EncodedSchedule
+from persistent_runtime.rows.segment import Segment
 from scheduling.static_schedule import StaticSchedule
 
 # The host looks for new tokens about this often per token: each look borrows a worker's core.

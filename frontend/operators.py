@@ -16,9 +16,9 @@ from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config import DecoderConfig
 from frontend.expert_weights import is_packed
 from frontend.tiles import TileConfig
-from persistent_runtime import layout
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
+from persistent_runtime.rows import layout
 
 TOKENS = Symbol("tokens")  # rows of this step
 LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted

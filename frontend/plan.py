@@ -25,7 +25,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSegment:
-    """Sizes and rows of a segment, as `persistent_runtime.records.Segment` has them."""
+    """Sizes and rows of a segment, as `persistent_runtime.rows.segment.Segment` has them."""
 
     tokens: int
     logit_rows: int

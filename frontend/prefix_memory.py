@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from frontend.generation import Generation
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 
 class PrefixMemory:

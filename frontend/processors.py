@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from frontend.sampling import Sampling
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 INT32_MAX = 2**31 - 1
 Bias = tuple[tuple[int, ...], float, int]  # the tokens, the last of them biased; value; limit word

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 
 class Countdown:

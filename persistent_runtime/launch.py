@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import LIMITS, reserving
-from persistent_runtime import layout
-from persistent_runtime.encode import EncodedSchedule
-from persistent_runtime.records import (
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.encode import EncodedSchedule
+from persistent_runtime.rows.segment import (
     Segment,
     describe_launch,
     fill_segment,

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from event_tensor.instantiate import with_costs_at
 from event_tensor.task_table import TaskTable
-from persistent_runtime import layout
-from persistent_runtime.encode import Int64Array
-from persistent_runtime.records import Segment
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.encode import Int64Array
+from persistent_runtime.rows.segment import Segment
 
 FloatArray = npt.NDArray[np.float64]
 

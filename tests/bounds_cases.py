@@ -27,9 +27,9 @@ from extreme_values import (
 )
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime import layout
 from persistent_runtime.functions import dense as df
 from persistent_runtime.functions import experts as moe
+from persistent_runtime.rows import layout
 
 Call = Callable[..., dict[str, np.ndarray]]
 Rng = np.random.Generator

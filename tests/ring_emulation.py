@@ -16,8 +16,8 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
-from persistent_runtime import streams
 from persistent_runtime.gpu import ring, streamed
+from persistent_runtime.rows import weight_pieces as streams
 
 THREADS, WARPS = 256, 8
 GARBAGE = 0xFF  # what a slot holds beyond its piece: NaN, in pairs of two-byte floats

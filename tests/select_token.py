@@ -7,9 +7,9 @@ import numpy as np
 from frontend.control import sampling_record
 from frontend.processors import BiasList, processors_record
 from frontend.sampling import Sampling
-from persistent_runtime import layout
 from persistent_runtime.cpu.single_tile import run_tile, run_tiles
 from persistent_runtime.functions import dense as df
+from persistent_runtime.rows import layout
 
 CAPACITY = 64
 SPARE_BIAS = np.zeros((1, layout.BIAS_WORDS), np.int32)  # an array without elements has no address

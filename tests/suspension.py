@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 
 def output_of_stopping(program, stopped_s, environment, cwd=None):

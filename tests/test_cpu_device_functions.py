@@ -9,12 +9,12 @@ pytest.importorskip("numba")
 
 import torch
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
 from persistent_runtime.cpu.linear import ROUNDED_ROWS
 from persistent_runtime.cpu.registry import STORAGE
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.functions import dense as df
+from persistent_runtime.rows import layout
 
 DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
 TORCH = {name: getattr(torch, name) for name in DTYPES}

@@ -6,9 +6,9 @@ import pytest
 from dispatch_graphs import dispatch_graph, run_and_check
 
 from event_tensor.errors import DeadlockError
-from persistent_runtime import layout
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.megakernel import Megakernel
+from persistent_runtime.rows import layout
 
 WORKERS = (1, 2, 5)
 SCHEDULES = [("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True),

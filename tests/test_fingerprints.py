@@ -26,7 +26,7 @@ NESTED = {
     "event_tensor/below/new.py": (False, False, True),
     "scheduling/below/deeper/new.py": (False, False, True),
     "frontend/below/new.py": (False, False, False),
-    "persistent_runtime/layout.py": (True, True, True),
+    "persistent_runtime/rows/layout.py": (True, True, True),
 }
 
 

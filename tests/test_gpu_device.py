@@ -176,7 +176,7 @@ def test_leaving_a_stream_early_ends_the_launch(tiny_model):
 
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     from event_tensor.errors import DeadlockError
-    from persistent_runtime import layout
+    from persistent_runtime.rows import layout
 
     decoder = device_decoder(tiny_model("llama", seed=1))
     encoded = decoder.kernel.schedule(decoder.bindings(1, 1, 1))

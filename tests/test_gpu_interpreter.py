@@ -217,7 +217,7 @@ def run_random(first, *directories):
 def step_without_a_notify(directory, schedule):
     """(kernel, segment, event) of one step whose embedding task does not notify that event: every
     other worker waits in vain."""
-    from persistent_runtime import layout
+    from persistent_runtime.rows import layout
 
     decoder = interpreted_decoder(directory, schedule)
     kernel = decoder.kernel

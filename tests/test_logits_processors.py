@@ -18,7 +18,7 @@ from event_tensor.errors import UserError
 from frontend.generation_config import sampling_of, unserved_fields, warn_of_unserved
 from frontend.processors import BiasList
 from frontend.sampling import Sampling
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 VOCAB = 12  # few, so that sequences match and rules meet
 TOKENS = st.integers(0, VOCAB - 1)

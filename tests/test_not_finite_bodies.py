@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_cpu_device_functions import greedy_requests, normal, run_all
 
-from persistent_runtime import layout
 from persistent_runtime.functions import dense as df
+from persistent_runtime.rows import layout
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from persistent_runtime import layout
-from persistent_runtime.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.megakernel import build_schedule
-from persistent_runtime.prefetch import ask_ahead
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.encode import ArgumentEncoder, encode_schedule
+from persistent_runtime.rows.prefetch import ask_ahead
 from scheduling.target import H200
 
 

@@ -17,14 +17,15 @@ from ptx_lanes import run
 
 from benchmarks.gpu_compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
-from persistent_runtime import layout, streams
-from persistent_runtime.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.registry import configurations
 from persistent_runtime.gpu.streamed import leave_sums
 from persistent_runtime.gpu.target import tile_target_of
 from persistent_runtime.megakernel import build_schedule
-from persistent_runtime.streams import MATRICES, PIECE_BYTES, period_of, streamed_calls
+from persistent_runtime.rows import layout
+from persistent_runtime.rows import weight_pieces as streams
+from persistent_runtime.rows.encode import ArgumentEncoder, encode_schedule
+from persistent_runtime.rows.weight_pieces import MATRICES, PIECE_BYTES, period_of, streamed_calls
 from scheduling.target import H200
 
 ROOT = Path(__file__).parent.parent

@@ -87,7 +87,7 @@ def test_every_end_leaves_nothing_on_its_way(decoders):
 
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     from event_tensor.errors import DeadlockError
-    from persistent_runtime import layout
+    from persistent_runtime.rows import layout
 
     decoder = decoder_with(tiny_model("qwen3", seed=1, dtype="bfloat16", initializer_range=0.02,
                                       **MODELS["qwen3"]), PIECES)

@@ -14,7 +14,7 @@ from select_token import INTERPRETED, select, select_many
 from transformers.generation import logits_process
 
 from frontend.sampling import Sampling
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 DRAWS = 150 if INTERPRETED else 20_000  # the interpreter takes some ten milliseconds for one
 

@@ -26,10 +26,10 @@ from event_tensor.errors import DeadlockError
 from event_tensor.instantiate import instantiate
 from event_tensor.verify import verify
 from persistent_runtime.buffers import Buffers
-from persistent_runtime.encode import encode_schedule
 from persistent_runtime.launch import Launch
 from persistent_runtime.megakernel import Megakernel, build_schedule
-from persistent_runtime.records import Segment
+from persistent_runtime.rows.encode import encode_schedule
+from persistent_runtime.rows.segment import Segment
 from scheduling.merge import merge_events
 from scheduling.policies import POLICIES, remaining_path_us
 from scheduling.prune import prune_waits

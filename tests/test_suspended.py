@@ -9,8 +9,8 @@ from pathlib import Path
 
 from suspension import notify_by_hand, output_of_stopping, stop, stop_when_waiting
 
-from persistent_runtime import layout
 from persistent_runtime.countdown import Countdown
+from persistent_runtime.rows import layout
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S, STOPPED_S = 2.5, 3.5

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import atomic_add, pointer_to, store_release
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.queue import notify
 from persistent_runtime.cpu.waiting import INT32, INT32_BYTES, argument_values, counter_of
+from persistent_runtime.rows import layout
 
 ACTION_BYTES = layout.ACTION_WORDS * INT32_BYTES
 

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime import layout
 from persistent_runtime.buffers import PAGE, HostMemory
 from persistent_runtime.cpu import worker as worker_module
 from persistent_runtime.cpu.cores import available_cores
 from persistent_runtime.cpu.parallel import compile_entries
 from persistent_runtime.cpu.registry import entry_of, worker_entry
 from persistent_runtime.launch import Kernel, Launch
-from persistent_runtime.records import Segment
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.segment import Segment
 
 SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
 SPIN_LIMIT_OVERSUBSCRIBED = 50

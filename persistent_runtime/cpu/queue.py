@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import (
     atomic_add,
     load_acquire_int64,
@@ -33,6 +32,7 @@ from persistent_runtime.cpu.waiting import (
     argument_values,
     counter_of,
 )
+from persistent_runtime.rows import layout
 
 EVENT_BYTES = layout.EVENT_WORDS * INT32_BYTES
 JOIN_BYTES = layout.JOIN_WORDS * INT32_BYTES

@@ -12,13 +12,13 @@ import math
 
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import advance
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.numerics import INFINITY, MINUS_INFINITY, ONE, ZERO, exp, largest
 from persistent_runtime.cpu.processors import process_logits
 from persistent_runtime.cpu.vectors import maximum
 from persistent_runtime.functions.dense import SAMPLING_BINS
+from persistent_runtime.rows import layout
 
 BLOCK = 1024  # tokens whose probabilities are summed before those of other blocks
 BINS_PER_UNIT = np.float32(64)  # logits closer than this share a bin, those far down share the last

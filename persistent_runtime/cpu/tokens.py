@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.arguments import (
     FLOAT32,
     INT32,
@@ -29,6 +28,7 @@ from persistent_runtime.cpu.processors import Wanted, is_plain
 from persistent_runtime.cpu.registry import cpu_body
 from persistent_runtime.cpu.sampling import logprob, sample
 from persistent_runtime.functions import dense as device_functions
+from persistent_runtime.rows import layout
 
 EMBED = record_offsets(device_functions.embed_tokens)
 SELECT = record_offsets(device_functions.select_token)

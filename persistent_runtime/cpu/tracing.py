@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import monotonic_ns, pointer_to
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.waiting import INT64, INT64_BYTES
+from persistent_runtime.rows import layout
 
 
 @device_jit

@@ -6,7 +6,6 @@ from collections import namedtuple
 
 import numpy as np
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.intrinsics import (
     load_acquire,
     monotonic_ns,
@@ -16,6 +15,7 @@ from persistent_runtime.cpu.intrinsics import (
     yield_thread,
 )
 from persistent_runtime.cpu.jit import device_jit
+from persistent_runtime.rows import layout
 
 INT32_BYTES, INT64_BYTES = 4, 8
 COUNTER_BYTES = layout.EVENT_STRIDE * INT32_BYTES

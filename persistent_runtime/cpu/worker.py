@@ -17,7 +17,6 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from persistent_runtime import layout
 from persistent_runtime.cpu.actions import (
     act_after_task,
     action_at,
@@ -56,6 +55,7 @@ from persistent_runtime.cpu.waiting import (
     give_up,
     keep_polling,
 )
+from persistent_runtime.rows import layout
 
 WORKER_SIGNATURE = types.void(types.CPointer(types.int64), types.int64)
 ROW_BYTES = layout.ROW_WORDS * INT32_BYTES

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.gpu.queue import (
     LANES,
     argument_values,
@@ -21,6 +20,7 @@ from persistent_runtime.gpu.queue import (
     target_of,
 )
 from persistent_runtime.gpu.sync import LEAVE, READY, SERVE, counter_at, wait_event, words
+from persistent_runtime.rows import layout
 
 SKIP = tl.constexpr(3)  # beside READY, SERVE and LEAVE: no event releases the row's tile
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 # A step as bodies get it: a tuple of scalars in the order of the step record.
 STEP_INDEX = tl.constexpr(layout.STEP_INDEX)

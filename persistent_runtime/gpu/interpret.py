@@ -24,7 +24,6 @@ from triton.runtime import interpreter
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
-from persistent_runtime import layout
 from persistent_runtime.buffers import Buffers, HostMemory
 from persistent_runtime.countdown import Countdown
 from persistent_runtime.cpu.cores import GIVEN
@@ -32,7 +31,8 @@ from persistent_runtime.gpu import actions, arguments, finish, queue, rows, stre
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker, worker_source
 from persistent_runtime.launch import Kernel, Launch
-from persistent_runtime.records import Segment
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.segment import Segment
 from scheduling.target import H200, Target
 
 LEAVE_S = 5.0  # what an aborted worker may take for the task it is in

@@ -28,7 +28,7 @@ from persistent_runtime.gpu.finish import finish
 from persistent_runtime.gpu.registry import Shape, gpu_body
 from persistent_runtime.gpu.streamed import multiply_streamed
 from persistent_runtime.gpu.target import RowBlock
-from persistent_runtime.streams import Period, can_stream, period_of
+from persistent_runtime.rows.weight_pieces import Period, can_stream, period_of
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)

@@ -10,7 +10,7 @@ from collections import namedtuple
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 BLOCK = tl.constexpr(1024)
 PREFIX = tl.constexpr(64)  # tokens of a prefix that are compared at a time

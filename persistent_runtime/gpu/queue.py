@@ -21,8 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.gpu.sync import counter_at, flag_at, ticket_of, words
+from persistent_runtime.rows import layout
 
 INT64_BYTES = tl.constexpr(8)
 COUNTER_BYTES = tl.constexpr(layout.EVENT_STRIDE * 4)

@@ -19,11 +19,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.gpu.queue import segment_at
 from persistent_runtime.gpu.sync import counter_at, words
 from persistent_runtime.gpu.target import MOST_PIECES
-from persistent_runtime.streams import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUMS, WARPS
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.weight_pieces import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUMS, WARPS
 
 # From the end of shared memory downwards: 16 bytes of barriers per slot and the number of pieces
 # asked for; the warps' sums of squares; partial sums; slots.

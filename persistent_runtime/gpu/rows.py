@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.gpu.actions import SKIP, act, await_actions, count_task, record_stuck
 from persistent_runtime.gpu.queue import COUNTER_BYTES, segment_at, take_ticket
 from persistent_runtime.gpu.sync import (
@@ -25,6 +24,7 @@ from persistent_runtime.gpu.sync import (
     wait_event,
     words,
 )
+from persistent_runtime.rows import layout
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
 
 @triton.jit
 def prefetch_row(launch, s, row, table, PREFETCH: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Asks for the weights that this row is to ask for (persistent_runtime/prefetch.py)."""
+    """Asks for the weights that this row is to ask for (persistent_runtime/rows/prefetch.py)."""
     if PREFETCH:
         pieces = counter_at(tl.load(segment_at(launch, s) + layout.PREFETCHES))
         k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.gpu.processors import process_logits
+from persistent_runtime.rows import layout
 
 BLOCK = tl.constexpr(1024)  # tokens whose probabilities are summed before those of other blocks
 BLOCKS = tl.constexpr(512)  # of the vocabulary, at most

@@ -31,7 +31,7 @@ from persistent_runtime.gpu.ring import (
     stream_of,
     take,
 )
-from persistent_runtime.streams import (
+from persistent_runtime.rows.weight_pieces import (
     ELEMENT_BYTES,
     LINE_BYTES,
     PIECE_LINES,

@@ -18,7 +18,7 @@ import time
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 READY, SERVE, LEAVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what a wait came to
 INT32_BYTES = tl.constexpr(4)

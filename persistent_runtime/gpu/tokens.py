@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.gpu.arguments import (
     ROW_ADVANCE,
@@ -24,6 +23,7 @@ from persistent_runtime.gpu.processors import Wanted, is_plain
 from persistent_runtime.gpu.registry import Shape, gpu_body
 from persistent_runtime.gpu.sampling import logprob, sample
 from persistent_runtime.gpu.sync import globaltimer
+from persistent_runtime.rows import layout
 
 EMBED = record_offsets(device_functions.embed_tokens)
 SELECT = record_offsets(device_functions.select_token)

@@ -16,7 +16,6 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
-from persistent_runtime import layout
 from persistent_runtime.gpu.actions import SKIP, act, record_stuck
 from persistent_runtime.gpu.queue import (
     popped_row,
@@ -38,6 +37,7 @@ from persistent_runtime.gpu.sync import (
     wait_event,
     words,
 )
+from persistent_runtime.rows import layout
 
 REQUEST_BLOCK = tl.constexpr(128)
 CLEAR_BLOCK = tl.constexpr(256)

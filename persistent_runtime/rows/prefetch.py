@@ -15,7 +15,7 @@ from event_tensor.device_function import Region, Tile, Whole
 from event_tensor.graph import Call
 from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.tensors import TensorSpec
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 from persistent_runtime.storage import STORAGE_DTYPE
 
 Piece = tuple[int, int, int]  # where the address stands in the argument table, first byte, bytes

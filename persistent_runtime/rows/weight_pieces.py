@@ -22,7 +22,7 @@ import numpy as np
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import as_expr
 from event_tensor.task_table import IntArray, TaskTable
-from persistent_runtime import layout
+from persistent_runtime.rows import layout
 
 LINE_BYTES = 16 * 256
 PIECE_LINES = 4

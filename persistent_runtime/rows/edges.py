@@ -17,8 +17,8 @@ from event_tensor.instantiate import mapped_events
 from event_tensor.symbols import Binary, Constant, Expr
 from event_tensor.task_table import IntArray
 from event_tensor.tensors import TensorRead, TensorSpec
-from persistent_runtime import layout
-from persistent_runtime.event_index import EventIndex
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.event_index import EventIndex
 from scheduling.static_schedule import StaticSchedule
 
 Int32Array = npt.NDArray[np.int32]

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
-from persistent_runtime import layout
-from persistent_runtime.encode_edges import EncodedEdges, encode_edges
-from persistent_runtime.prefetch import encode_prefetches
-from persistent_runtime.streams import encode_streams
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.edges import EncodedEdges, encode_edges
+from persistent_runtime.rows.prefetch import encode_prefetches
+from persistent_runtime.rows.weight_pieces import encode_streams
 from scheduling.static_schedule import StaticSchedule
 
 Int32Array = npt.NDArray[np.int32]

@@ -10,8 +10,8 @@ import numpy as np
 
 from event_tensor.conservative import conditional_calls
 from event_tensor.errors import DeadlockError
-from persistent_runtime import layout
-from persistent_runtime.encode import EncodedSchedule, Int32Array, Int64Array
+from persistent_runtime.rows import layout
+from persistent_runtime.rows.encode import EncodedSchedule, Int32Array, Int64Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
