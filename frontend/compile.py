@@ -31,7 +31,7 @@ from frontend.routings import sample_routings
 from frontend.tiles import ATTENTION_ROWS, choose_tiles
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, may_be_cuda
-from persistent_runtime.buffers import Buffers
+from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel
 from persistent_runtime.storage import torch_dtype
 

@@ -32,7 +32,7 @@ from frontend.request_options import truth, whole
 from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.tokenizer import Tokenizer
 from frontend.watcher import RequestWatcher, RunOptions
-from persistent_runtime.buffers import Buffers
+from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import EncodedSchedule

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from persistent_runtime.buffers import allocate
+from persistent_runtime.launch.memory import allocate
 from persistent_runtime.storage import converted
 
 if TYPE_CHECKING:

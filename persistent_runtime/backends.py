@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
-from persistent_runtime.buffers import Buffers
 from persistent_runtime.cpu.cores import GIVEN, available_cores, check_workers, find_cores
 from persistent_runtime.cpu.launch import CpuKernel
-from persistent_runtime.launch import Kernel, Progress
+from persistent_runtime.launch.launch import Kernel, Progress
+from persistent_runtime.launch.memory import Buffers
 from scheduling.target import Target, generic_cpu
 
 DRIVER_DEVICES = "/dev/nvidiactl", "/dev/dxg"  # where the driver may lie where only torch finds it

@@ -19,9 +19,9 @@ from event_tensor.symbols import Expr, Symbol
 from event_tensor.task_table import Runtime
 from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend
-from persistent_runtime.buffers import Buffers
 from persistent_runtime.kept_schedules import KeptSchedules
-from persistent_runtime.launch import Kernel, Launch, Progress
+from persistent_runtime.launch.launch import Kernel, Launch, Progress
+from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.rows.segment import Segment
 from persistent_runtime.rows.weight_pieces import streamed_calls

@@ -17,8 +17,8 @@ from frontend.operators import Limits, Operators
 from frontend.required_tensors import check_tensors
 from frontend.rope import rope_tables
 from frontend.tiles import choose_tiles
-from persistent_runtime.buffers import allocate
 from persistent_runtime.cpu.single_tile import run_tile
+from persistent_runtime.launch.memory import allocate
 from scheduling.target import H200
 
 CONTEXT = 128

@@ -4,7 +4,7 @@ import moe_kernel as moe
 import numpy as np
 import pytest
 
-from persistent_runtime.buffers import Buffers
+from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 
 LAYERS = 2

@@ -25,8 +25,8 @@ from event_tensor.derive import derive_events
 from event_tensor.errors import DeadlockError
 from event_tensor.instantiate import instantiate
 from event_tensor.verify import verify
-from persistent_runtime.buffers import Buffers
-from persistent_runtime.launch import Launch
+from persistent_runtime.launch.launch import Launch
+from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel, build_schedule
 from persistent_runtime.rows.encode import encode_schedule
 from persistent_runtime.rows.segment import Segment
@@ -254,7 +254,7 @@ def test_abort_ends_a_stuck_launch_at_once(policy):
 @pytest.mark.parametrize("policy", ("round_robin", "dynamic"))
 def test_ctrl_c_ends_a_stuck_launch(policy, monkeypatch):
     stuck = launch_without_a_notify(timeout_s=30, policy=policy)
-    monkeypatch.setattr("persistent_runtime.launch.time.sleep",
+    monkeypatch.setattr("persistent_runtime.launch.launch.time.sleep",
                         lambda seconds: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         stuck.launch.wait()

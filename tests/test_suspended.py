@@ -9,7 +9,7 @@ from pathlib import Path
 
 from suspension import notify_by_hand, output_of_stopping, stop, stop_when_waiting
 
-from persistent_runtime.countdown import Countdown
+from persistent_runtime.launch.countdown import Countdown
 from persistent_runtime.rows import layout
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def test_tokens_of_a_process_that_is_stopped(tiny_model):
 class Clock:
     def __init__(self, monkeypatch):
         self.now_s = 0.0
-        monkeypatch.setattr("persistent_runtime.countdown.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("persistent_runtime.launch.countdown.time.monotonic", lambda: self.now_s)
 
 
 def test_a_countdown_runs_down_where_nothing_intervenes(monkeypatch):

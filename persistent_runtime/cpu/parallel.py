@@ -22,7 +22,6 @@ from contextlib import suppress
 from numba.core.compiler_lock import global_compiler_lock
 
 from persistent_runtime.cache_files import is_believed, write_problem
-from persistent_runtime.countdown import Countdown
 from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.registry import (
@@ -33,6 +32,7 @@ from persistent_runtime.cpu.registry import (
     compiling,
     open_cache,
 )
+from persistent_runtime.launch.countdown import Countdown
 
 Progress = Callable[[int, int], None]
 LONGEST_S = 120.0  # that helpers may take for the next function

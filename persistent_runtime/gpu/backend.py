@@ -16,7 +16,7 @@ from persistent_runtime.gpu.launch import GpuKernel
 from persistent_runtime.gpu.memory import DeviceBuffers, DeviceMemory
 from persistent_runtime.gpu.registry import configurations
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
-from persistent_runtime.launch import Progress
+from persistent_runtime.launch.launch import Progress
 from scheduling.target import H200, Target
 
 

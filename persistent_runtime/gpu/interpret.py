@@ -4,7 +4,7 @@ The interpreter runs the programs of a grid one after another, so a wait for a l
 never end. Here every worker is a forked process that runs one program, over memory they share;
 atomics are those of the host. TRITON_INTERPRET=1 must be set before triton is imported.
 
-Everything workers write must be shared memory: `persistent_runtime.buffers.allocate` is.
+Everything workers write must be shared memory: `persistent_runtime.launch.memory.allocate` is.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from triton.runtime import interpreter
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
-from persistent_runtime.buffers import Buffers, HostMemory
-from persistent_runtime.countdown import Countdown
 from persistent_runtime.cpu.cores import GIVEN
 from persistent_runtime.gpu import actions, arguments, finish, queue, rows, streamed, sync
 from persistent_runtime.gpu.registry import configurations, kernel_tables
 from persistent_runtime.gpu.worker import run_worker, worker_source
-from persistent_runtime.launch import Kernel, Launch
+from persistent_runtime.launch.countdown import Countdown
+from persistent_runtime.launch.launch import Kernel, Launch
+from persistent_runtime.launch.memory import Buffers, HostMemory
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.segment import Segment
 from scheduling.target import H200, Target

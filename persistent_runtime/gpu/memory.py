@@ -127,7 +127,7 @@ def read_clock(out):
 
 
 class DeviceBuffers:
-    """Tensor → device address: the counterpart of `persistent_runtime.buffers.Buffers`.
+    """Tensor → device address: the counterpart of `persistent_runtime.launch.memory.Buffers`.
 
     Control tensors have a host side, which `array` returns; launches copy it to and fro. Other
     tensors live on the device alone, as torch tensors.
