@@ -34,7 +34,7 @@ from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.decoder import Decoder  # noqa: E402
 from frontend.machine import gpu_name, provenance  # noqa: E402
 from persistent_runtime.gpu import backend, target  # noqa: E402
-from persistent_runtime.trace import SegmentTrace  # noqa: E402
+from persistent_runtime.trace.record import SegmentTrace  # noqa: E402
 
 TRACED_STEPS = 16
 RESULT = Path(__file__).parent / "results" / "gpu_variants.json"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.sampling import Sampling
-from persistent_runtime.trace import SegmentTrace
+from persistent_runtime.trace.record import SegmentTrace
 
 
 @dataclass(frozen=True, slots=True)

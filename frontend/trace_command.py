@@ -17,8 +17,8 @@ from frontend.console import print_table
 from frontend.decoder import Decoder
 from frontend.machine import Contention, provenance
 from frontend.trace_summary import summarise
-from persistent_runtime.chrome_trace import chrome_trace, write_trace
-from persistent_runtime.trace import SegmentTrace
+from persistent_runtime.trace.chrome_trace import chrome_trace, write_trace
+from persistent_runtime.trace.record import SegmentTrace
 
 
 @dataclass(frozen=True, slots=True)

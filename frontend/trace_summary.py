@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.task_table import TaskTable
-from persistent_runtime.timeline import function_of
-from persistent_runtime.trace import FloatArray, SegmentTrace
+from persistent_runtime.trace.record import FloatArray, SegmentTrace
+from persistent_runtime.trace.timeline import function_of
 from scheduling.simulator import estimate_makespan
 from scheduling.target import Target
 

@@ -28,7 +28,7 @@ from persistent_runtime.rows.segment import (
     outstanding,
     queue_capacity,
 )
-from persistent_runtime.trace import SegmentTrace, trace_segment, trace_words
+from persistent_runtime.trace.record import SegmentTrace, trace_segment, trace_words
 
 Progress = Callable[[int, int], None]  # functions compiled so far, and of how many
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from persistent_runtime.timeline import Slice, function_of, layer_of, timeline
-from persistent_runtime.trace import SegmentTrace
+from persistent_runtime.trace.record import SegmentTrace
+from persistent_runtime.trace.timeline import Slice, function_of, layer_of, timeline
 
 PROCESS = 1
 Event = dict[str, Any]

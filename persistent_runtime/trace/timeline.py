@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from event_tensor.task_table import TaskTable
-from persistent_runtime.trace import SegmentTrace
+from persistent_runtime.trace.record import SegmentTrace
 
 READY_QUEUE, END_OF_STEP = "ready queue", "end of step"
 
