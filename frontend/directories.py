@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from event_tensor.errors import UserError
-from persistent_runtime.cache_files import can_hold, home_directory, substitute_home
+from persistent_runtime.cache.files import can_hold, home_directory, substitute_home
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory

@@ -11,7 +11,7 @@ from frontend.console import print_table
 from frontend.directories import temporary_folder
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.resolve import resolve_model
-from persistent_runtime.cache_files import VARIABLE, base_directory, write_problem
+from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cpu.cores import find_cores
 from persistent_runtime.cpu.disk_cache import cache_directory, cache_folders, kept_functions
 

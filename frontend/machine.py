@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from persistent_runtime.sources import package_version
+from persistent_runtime.cache.sources import package_version
 
 PACKAGES = ("torch", "triton", "numba", "numpy", "transformers")
 SETTLE_S = 0.05  # over which a process must be idle

@@ -112,7 +112,7 @@ def start(module: str, argument: Record, folders: Mapping[str, str], what: str) 
 def own_cache() -> Record:
     """What the user's own cache would give the next start: ready, or why not. problem: why nothing
     can be added to it, "" where it can."""
-    from persistent_runtime.cache_files import write_problem
+    from persistent_runtime.cache.files import write_problem
     from persistent_runtime.cpu.disk_cache import (
         cache_directory,
         cache_folders,

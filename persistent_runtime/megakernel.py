@@ -19,7 +19,7 @@ from event_tensor.symbols import Expr, Symbol
 from event_tensor.task_table import Runtime
 from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend
-from persistent_runtime.kept_schedules import KeptSchedules
+from persistent_runtime.cache.schedules import KeptSchedules
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule, encode_schedule

@@ -15,7 +15,7 @@ PACKAGES = ("event_tensor", "scheduling", "persistent_runtime", "frontend")
 FINGERPRINTS = """
 from persistent_runtime.cpu.disk_cache import runtime_fingerprint
 from persistent_runtime.gpu.registry import kernel_fingerprint
-from persistent_runtime.kept_schedules import SOURCES
+from persistent_runtime.cache.schedules import SOURCES
 print(runtime_fingerprint(), kernel_fingerprint([]), SOURCES)
 """
 # a nested file → which of (CPU kernels, GPU kernels, schedules) may depend on it

@@ -10,9 +10,10 @@ pytest.importorskip("numba")
 
 from event_tensor.tensors import INFERRED, RUNTIME
 from frontend.compile import compile_decode_loop
-from persistent_runtime import kept_schedules, megakernel
+from persistent_runtime import megakernel
+from persistent_runtime.cache import schedules as kept_schedules
+from persistent_runtime.cache.schedules import KeptSchedules
 from persistent_runtime.cpu.disk_cache import cache_directory
-from persistent_runtime.kept_schedules import KeptSchedules
 
 PROMPT = list(range(2, 40))
 

@@ -15,7 +15,7 @@ from conftest import COMMAND, command_environment
 from users import as_user, needs_users
 
 from event_tensor.errors import UserError
-from persistent_runtime import cache_files
+from persistent_runtime.cache import files as cache_files
 from persistent_runtime.cpu import disk_cache, parallel
 from persistent_runtime.cpu.disk_cache import KeptFile
 

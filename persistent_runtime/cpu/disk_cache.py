@@ -26,7 +26,7 @@ from numba.core import serialize
 from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 
-from persistent_runtime.cache_files import (
+from persistent_runtime.cache.files import (
     VARIABLE,
     base_directory,
     distrust,
@@ -37,8 +37,8 @@ from persistent_runtime.cache_files import (
     write_file,
     write_problem,
 )
+from persistent_runtime.cache.sources import CPU, compiled_sources, digests
 from persistent_runtime.cpu.emit import CPU_FEATURES
-from persistent_runtime.sources import CPU, compiled_sources, digests
 
 Key = Mapping[str, str]
 KEY_FILE = "key.json"

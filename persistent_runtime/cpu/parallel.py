@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from numba.core.compiler_lock import global_compiler_lock
 
-from persistent_runtime.cache_files import is_believed, write_problem
+from persistent_runtime.cache.files import is_believed, write_problem
 from persistent_runtime.cpu.disk_cache import cache_directory
 from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.registry import (

@@ -29,7 +29,8 @@ from numba.core.ccallback import CFunc
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.refusals import require_room, reserving
-from persistent_runtime.cache_files import make_folder
+from persistent_runtime.cache.files import make_folder
+from persistent_runtime.cache.sources import file_digest
 from persistent_runtime.cpu.disk_cache import (
     NEW,
     SUFFIX,
@@ -40,7 +41,6 @@ from persistent_runtime.cpu.disk_cache import (
 from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
 from persistent_runtime.rows import layout
-from persistent_runtime.sources import file_digest
 
 Body = Callable[..., None]
 

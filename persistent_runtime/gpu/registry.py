@@ -25,8 +25,8 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import Expr
+from persistent_runtime.cache.sources import GPU, compiled_sources
 from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
-from persistent_runtime.sources import GPU, compiled_sources
 
 WEIGHT_TYPE = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
 BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.{name}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import event_tensor
 import scheduling
 
-RUNTIME = Path(__file__).parent
+RUNTIME = Path(__file__).parents[1]
 CPU, GPU = RUNTIME / "cpu", RUNTIME / "gpu"
 SHARED = ("rows/layout.py", "rows/weight_pieces.py", "functions")
 

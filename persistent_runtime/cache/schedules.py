@@ -23,9 +23,9 @@ from event_tensor.graph import Graph
 from event_tensor.printer import format_graph
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import Runtime
+from persistent_runtime.cache.sources import file_digest, schedule_sources
 from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, open_folder
 from persistent_runtime.rows.encode import EncodedSchedule
-from persistent_runtime.sources import file_digest, schedule_sources
 
 MOST_BYTES = 64 << 20  # larger ones are made anew by every process
 Reference = tuple[str, Any]
