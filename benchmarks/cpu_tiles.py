@@ -21,10 +21,10 @@ import llvmlite.binding
 import numba as nb
 import numpy as np
 
-from persistent_runtime.cpu.emit import CPU_FEATURES, LANES
-from persistent_runtime.cpu.intrinsics import call_device_function
-from persistent_runtime.cpu.registry import STORAGE, compile_body
+from persistent_runtime.cpu.compile.emit import CPU_FEATURES, LANES
+from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
 from persistent_runtime.cpu.single_tile import pack_arguments
+from persistent_runtime.cpu.vectors.intrinsics import call_device_function
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
 

@@ -41,8 +41,8 @@ from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.tensors import TensorSpec  # noqa: E402
 from frontend.machine import gpu_name, provenance  # noqa: E402
 from persistent_runtime.backends import Backend, find_backend  # noqa: E402
-from persistent_runtime.cpu import arguments as cpu  # noqa: E402
-from persistent_runtime.cpu.registry import cpu_body  # noqa: E402
+from persistent_runtime.cpu.bodies import arguments as cpu  # noqa: E402
+from persistent_runtime.cpu.compile.registry import cpu_body  # noqa: E402
 from persistent_runtime.gpu import arguments as gpu  # noqa: E402
 from persistent_runtime.gpu.registry import gpu_body  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402

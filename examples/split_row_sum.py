@@ -18,8 +18,8 @@ from event_tensor.instantiate import instantiate
 from event_tensor.printer import format_graph
 from event_tensor.symbols import Symbol
 from event_tensor.tensors import EventTensor, TensorSpec
-from persistent_runtime.cpu.arguments import FLOAT32, operand, record_offsets
-from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.bodies.arguments import FLOAT32, operand, record_offsets
+from persistent_runtime.cpu.compile.registry import cpu_body
 from persistent_runtime.megakernel import Megakernel
 
 ROWS, COLUMNS, PARTS = 32, 128, 4  # rows of a tile, columns of A, partial sums of a row

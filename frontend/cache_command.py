@@ -9,7 +9,7 @@ from typing import Any
 from event_tensor.errors import UserError
 from frontend.console import print_table
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
-from persistent_runtime.cpu.disk_cache import (
+from persistent_runtime.cpu.compile.disk_cache import (
     CacheFolder,
     cache_directory,
     cache_folders,

@@ -12,8 +12,8 @@ from frontend.directories import temporary_folder
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.resolve import resolve_model
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
+from persistent_runtime.cpu.compile.disk_cache import cache_directory, cache_folders, kept_functions
 from persistent_runtime.cpu.cores import find_cores
-from persistent_runtime.cpu.disk_cache import cache_directory, cache_folders, kept_functions
 
 PROMPT_IDS = [1, 2, 3, 4, 5]
 NEW_TOKENS = 8

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from frontend import rope
 from frontend.rope_config import RopeConfig
 from persistent_runtime.cache.sources import file_digest, package_version
-from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory
+from persistent_runtime.cpu.compile.disk_cache import KeptFile, cache_directory
 
 LEAST_CONTEXT = 4096  # a file serves all contexts up to its own, a power of two from here on
 MOST_BYTES = 64 << 20  # longer tables are computed at every start

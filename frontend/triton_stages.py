@@ -7,7 +7,7 @@ from typing import Any
 
 import triton
 
-from persistent_runtime.cpu.registry import COMPILATIONS, Compilation
+from persistent_runtime.cpu.compile.registry import COMPILATIONS, Compilation
 
 
 def listen_to_triton() -> None:

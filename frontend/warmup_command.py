@@ -113,7 +113,7 @@ def own_cache() -> Record:
     """What the user's own cache would give the next start: ready, or why not. problem: why nothing
     can be added to it, "" where it can."""
     from persistent_runtime.cache.files import write_problem
-    from persistent_runtime.cpu.disk_cache import (
+    from persistent_runtime.cpu.compile.disk_cache import (
         cache_directory,
         cache_folders,
         changed_keys,

@@ -19,10 +19,17 @@ from event_tensor.instantiate import instantiate
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import TaskTable
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
-from persistent_runtime.cpu.arguments import INT32, INT64, dim, is_given, operand, record_offsets
-from persistent_runtime.cpu.intrinsics import monotonic_ns
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.bodies.arguments import (
+    INT32,
+    INT64,
+    dim,
+    is_given,
+    operand,
+    record_offsets,
+)
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.vectors.intrinsics import monotonic_ns
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout

@@ -15,7 +15,7 @@ from event_tensor.device_function import WHOLE, DeviceFunction, Operand, Span, T
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import as_expr
 from event_tensor.tensors import TensorSpec
-from persistent_runtime.cpu.arguments import (
+from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     INT32,
     dim,
@@ -23,8 +23,8 @@ from persistent_runtime.cpu.arguments import (
     operand,
     record_offsets,
 )
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.compile.registry import cpu_body
 
 OPERANDS = ("in0", "in1", "out0", "out1")
 BOX = ("by_tile0", "by_tile1", "offset", "length")  # of one dimension of one operand

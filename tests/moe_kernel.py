@@ -22,8 +22,8 @@ from event_tensor.edges import span, trigger
 from event_tensor.graph import Graph
 from event_tensor.symbols import Symbol, minimum
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
-from persistent_runtime.cpu.arguments import INT32, dim, operand, record_offsets
-from persistent_runtime.cpu.registry import cpu_body
+from persistent_runtime.cpu.bodies.arguments import INT32, dim, operand, record_offsets
+from persistent_runtime.cpu.compile.registry import cpu_body
 from persistent_runtime.rows import layout
 
 EXPERTS, TILE_M, WIDTH, COLUMNS, MASK = 5, 2, 6, 3, 0xFFFFF

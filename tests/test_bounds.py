@@ -26,9 +26,9 @@ from extreme_values import extreme
 from guarded_memory import SIDES, Bracket, in_child, report_faults
 
 from event_tensor.errors import DeadlockError, EventTensorError
-from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
 from persistent_runtime.cpu.launch import CpuKernel
-from persistent_runtime.cpu.registry import STORAGE, compile_body
 from persistent_runtime.cpu.single_tile import c_function, pack_arguments
 from persistent_runtime.functions.dense import DENSE_DECODER
 from persistent_runtime.functions.experts import MOE_BLOCK

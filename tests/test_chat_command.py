@@ -7,7 +7,7 @@ import pytest
 from chat_model import REFUSING, write_chat_model
 from conftest import COMMAND, HANG_S, command_environment, wait_until
 
-from persistent_runtime.cpu.disk_cache import SUFFIX
+from persistent_runtime.cpu.compile.disk_cache import SUFFIX
 
 pexpect = pytest.importorskip("pexpect")
 

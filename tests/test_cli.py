@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND, HANG_S, command_environment, wait_until
 
 from frontend.console import Progress
-from persistent_runtime.cpu.disk_cache import SUFFIX
+from persistent_runtime.cpu.compile.disk_cache import SUFFIX
 
 PROMPT = ("--prompt", "kernel:")
 

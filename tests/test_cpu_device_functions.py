@@ -9,9 +9,9 @@ pytest.importorskip("numba")
 
 import torch
 
-from persistent_runtime.cpu.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
-from persistent_runtime.cpu.linear import ROUNDED_ROWS
-from persistent_runtime.cpu.registry import STORAGE
+from persistent_runtime.cpu.bodies.linear import ROUNDED_ROWS
+from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
+from persistent_runtime.cpu.compile.registry import STORAGE
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout

@@ -19,11 +19,12 @@ import torch
 
 from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
-from persistent_runtime.cpu import disk_cache, intrinsics, numerics, registry
-from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
-from persistent_runtime.cpu.jit import interrupt_deferred
+from persistent_runtime.cpu.compile import disk_cache, registry
+from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.compile.jit import interrupt_deferred
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
+from persistent_runtime.cpu.vectors import intrinsics, numerics
 from persistent_runtime.functions import dense as df
 
 
@@ -92,7 +93,7 @@ doubled = DeviceFunction("doubled", axes=("i",),
 
 
 def test_a_body_from_outside_the_package(tmp_path, monkeypatch):
-    from persistent_runtime.cpu.arguments import FLOAT32, operand, record_offsets
+    from persistent_runtime.cpu.bodies.arguments import FLOAT32, operand, record_offsets
 
     offsets = record_offsets(doubled)
 
@@ -121,7 +122,7 @@ def test_unusable_requests_are_refused():
 
 COMPILE_TWO = """
 from persistent_runtime.functions import dense as df
-from persistent_runtime.cpu import registry
+from persistent_runtime.cpu.compile import registry
 for dtype in ("float32", "bfloat16"):
     registry.compile_body(df.embed_tokens, dtype)
 print([(c.cache_hit, c.note, c.reason) for c in registry.COMPILATIONS])

@@ -13,7 +13,7 @@ from frontend.compile import compile_decode_loop
 from persistent_runtime import megakernel
 from persistent_runtime.cache import schedules as kept_schedules
 from persistent_runtime.cache.schedules import KeptSchedules
-from persistent_runtime.cpu.disk_cache import cache_directory
+from persistent_runtime.cpu.compile.disk_cache import cache_directory
 
 PROMPT = list(range(2, 40))
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from persistent_runtime.cpu import disk_cache, parallel, registry
-from persistent_runtime.cpu.parallel import compile_entries
+from persistent_runtime.cpu.compile import disk_cache, parallel, registry
+from persistent_runtime.cpu.compile.parallel import compile_entries
 from persistent_runtime.functions import dense as df
 
 FUNCTIONS = (df.embed_tokens, df.attention_combine, df.rope_append)

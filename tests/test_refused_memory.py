@@ -12,7 +12,7 @@ from event_tensor.errors import UserError
 from event_tensor.refusals import gigabytes, refusal, require_room, reserving
 from frontend import compile as frontend_compile
 from frontend import compile_decode_loop, console
-from persistent_runtime.cpu import registry
+from persistent_runtime.cpu.compile import registry
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.launch import launch
 from persistent_runtime.launch.memory import allocate

@@ -16,13 +16,14 @@ from users import as_user, needs_users
 
 from event_tensor.errors import UserError
 from persistent_runtime.cache import files as cache_files
-from persistent_runtime.cpu import disk_cache, parallel
-from persistent_runtime.cpu.disk_cache import KeptFile
+from persistent_runtime.cpu.compile import disk_cache, parallel
+from persistent_runtime.cpu.compile.disk_cache import KeptFile
 
 NOBODY, NOT_IN_PASSWD = 65534, 12345
 COMPILE = """
 from persistent_runtime.functions import dense as df
-from persistent_runtime.cpu import parallel, registry
+from persistent_runtime.cpu.compile import parallel
+from persistent_runtime.cpu.compile import registry
 parallel.compile_entries([registry.entry_of(df.embed_tokens, "bfloat16")], 1)
 (made,) = registry.COMPILATIONS
 import json
@@ -159,7 +160,7 @@ def test_a_disk_that_fills_amid_a_file_leaves_the_old_one(kept):
 
 
 def test_no_helpers_where_they_could_leave_nothing(monkeypatch, tmp_path):
-    from persistent_runtime.cpu import registry
+    from persistent_runtime.cpu.compile import registry
     from persistent_runtime.functions import dense as df
 
     monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))

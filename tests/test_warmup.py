@@ -244,7 +244,7 @@ def test_triton_compilations_are_listed_by_stage(tmp_path, monkeypatch):
     from triton.compiler import ASTSource
 
     from frontend.triton_stages import record_stages
-    from persistent_runtime.cpu.registry import COMPILATIONS
+    from persistent_runtime.cpu.compile.registry import COMPILATIONS
     from persistent_runtime.gpu.sync import notify_event
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

@@ -24,7 +24,7 @@ from event_tensor.printer import format_graph
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import Runtime
 from persistent_runtime.cache.sources import file_digest, schedule_sources
-from persistent_runtime.cpu.disk_cache import KeptFile, cache_directory, open_folder
+from persistent_runtime.cpu.compile.disk_cache import KeptFile, cache_directory, open_folder
 from persistent_runtime.rows.encode import EncodedSchedule
 
 MOST_BYTES = 64 << 20  # larger ones are made anew by every process

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime.cpu import worker as worker_module
+from persistent_runtime.cpu.compile.parallel import compile_entries
+from persistent_runtime.cpu.compile.registry import entry_of, worker_entry
 from persistent_runtime.cpu.cores import available_cores
-from persistent_runtime.cpu.parallel import compile_entries
-from persistent_runtime.cpu.registry import entry_of, worker_entry
+from persistent_runtime.cpu.worker import worker as worker_module
 from persistent_runtime.launch.launch import Kernel, Launch
 from persistent_runtime.launch.memory import PAGE, HostMemory
 from persistent_runtime.rows import layout

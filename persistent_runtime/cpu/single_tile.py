@@ -11,7 +11,7 @@ import numpy as np
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
-from persistent_runtime.cpu.registry import compile_body
+from persistent_runtime.cpu.compile.registry import compile_body
 from persistent_runtime.rows import layout
 
 _ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)

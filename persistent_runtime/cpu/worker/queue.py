@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.intrinsics import (
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.intrinsics import (
     atomic_add,
     load_acquire_int64,
     pointer_to,
     store_release,
     store_release_int64,
 )
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.waiting import (
+from persistent_runtime.cpu.worker.waiting import (
     INT32,
     INT32_BYTES,
     INT64_BYTES,

@@ -22,9 +22,9 @@ from contextlib import suppress
 from numba.core.compiler_lock import global_compiler_lock
 
 from persistent_runtime.cache.files import is_believed, write_problem
-from persistent_runtime.cpu.disk_cache import cache_directory
-from persistent_runtime.cpu.jit import interrupt_deferred
-from persistent_runtime.cpu.registry import (
+from persistent_runtime.cpu.compile.disk_cache import cache_directory
+from persistent_runtime.cpu.compile.jit import interrupt_deferred
+from persistent_runtime.cpu.compile.registry import (
     CompiledBody,
     Elsewhere,
     Entry,

@@ -9,9 +9,9 @@ from collections import namedtuple
 
 import numpy as np
 
-from persistent_runtime.cpu.intrinsics import advance, float32_from_bits
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import MINUS_INFINITY, ONE, ZERO
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.intrinsics import advance, float32_from_bits
+from persistent_runtime.cpu.vectors.numerics import MINUS_INFINITY, ONE, ZERO
 from persistent_runtime.rows import layout
 
 # What a request wants of its next token. settings: its sampling record; processors: its processors

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.arguments import (
+from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     dim,
     float_parameter,
@@ -16,15 +16,17 @@ from persistent_runtime.cpu.arguments import (
     row_entry,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import (
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.vectors.blocks import maximum
+from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,
     advance,
     narrow,
     pointer_to,
     widen,
 )
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import (
+from persistent_runtime.cpu.vectors.numerics import (
     MINUS_INFINITY,
     ONE,
     ZERO,
@@ -33,8 +35,6 @@ from persistent_runtime.cpu.numerics import (
     matmul_rows,
     sum_rows,
 )
-from persistent_runtime.cpu.registry import cpu_body
-from persistent_runtime.cpu.vectors import maximum
 from persistent_runtime.functions import dense as device_functions
 
 ROPE = record_offsets(device_functions.rope_append)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.intrinsics import atomic_add, pointer_to, store_release
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.queue import notify
-from persistent_runtime.cpu.waiting import INT32, INT32_BYTES, argument_values, counter_of
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.intrinsics import atomic_add, pointer_to, store_release
+from persistent_runtime.cpu.worker.queue import notify
+from persistent_runtime.cpu.worker.waiting import INT32, INT32_BYTES, argument_values, counter_of
 from persistent_runtime.rows import layout
 
 ACTION_BYTES = layout.ACTION_WORDS * INT32_BYTES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.arguments import (
+from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     INT32,
     dim,
@@ -13,12 +13,12 @@ from persistent_runtime.cpu.arguments import (
     record_offsets,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import advance
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.linear import silu_times
-from persistent_runtime.cpu.numerics import MINUS_INFINITY, ZERO, exp, matmul_rows, rms_norm
-from persistent_runtime.cpu.registry import cpu_body
-from persistent_runtime.cpu.vectors import begin_stream
+from persistent_runtime.cpu.bodies.linear import silu_times
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.vectors.blocks import begin_stream
+from persistent_runtime.cpu.vectors.intrinsics import advance
+from persistent_runtime.cpu.vectors.numerics import MINUS_INFINITY, ZERO, exp, matmul_rows, rms_norm
 from persistent_runtime.functions import experts as moe_functions
 
 SELECT = record_offsets(moe_functions.select_experts)

@@ -31,15 +31,15 @@ from event_tensor.errors import UserError
 from event_tensor.refusals import require_room, reserving
 from persistent_runtime.cache.files import make_folder
 from persistent_runtime.cache.sources import file_digest
-from persistent_runtime.cpu.disk_cache import (
+from persistent_runtime.cpu.compile.disk_cache import (
     NEW,
     SUFFIX,
     DiskEntry,
     cache_directory,
     open_folder,
 )
-from persistent_runtime.cpu.emit import CONVERTS_FLOAT16
-from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
+from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.compile.jit import FASTMATH, device_jit, interrupt_deferred
 from persistent_runtime.rows import layout
 
 Body = Callable[..., None]
@@ -122,7 +122,7 @@ def body_of(declaration: DeviceFunction) -> Body:
     except KeyError:
         raise UserError(
             f"device function {declaration.name!r} has no CPU body; decorate one with "
-            f"@cpu_body({declaration.name}) from persistent_runtime.cpu.registry") from None
+            f"@cpu_body({declaration.name}) from persistent_runtime.cpu.compile.registry") from None
 
 
 @dataclass(frozen=True, slots=True)

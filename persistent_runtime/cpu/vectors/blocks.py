@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from persistent_runtime.cpu.emit import (
+from persistent_runtime.cpu.compile.emit import (
     ACCUMULATORS_IN_FLIGHT,
     CACHE_LINE_BYTES,
     DOTS_BFLOAT16,
@@ -33,7 +33,7 @@ from persistent_runtime.cpu.emit import (
     vector_store,
     zeroed,
 )
-from persistent_runtime.cpu.intrinsics import F32, I16, I64
+from persistent_runtime.cpu.vectors.intrinsics import F32, I16, I64
 
 
 @intrinsic

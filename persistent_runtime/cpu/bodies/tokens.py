@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.arguments import (
+from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     INT32,
     INT64,
@@ -15,18 +15,18 @@ from persistent_runtime.cpu.arguments import (
     row_entry,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import (
+from persistent_runtime.cpu.bodies.processors import Wanted, is_plain
+from persistent_runtime.cpu.bodies.sampling import logprob, sample
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,
     advance,
     monotonic_ns,
     store_release,
     widen,
 )
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import ZERO
-from persistent_runtime.cpu.processors import Wanted, is_plain
-from persistent_runtime.cpu.registry import cpu_body
-from persistent_runtime.cpu.sampling import logprob, sample
+from persistent_runtime.cpu.vectors.numerics import ZERO
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.rows import layout
 

@@ -9,8 +9,10 @@ import math
 
 import numpy as np
 
-from persistent_runtime.cpu.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
-from persistent_runtime.cpu.intrinsics import (
+from persistent_runtime.cpu.compile.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
+from persistent_runtime.cpu.compile.jit import device_jit, exact_jit
+from persistent_runtime.cpu.vectors.blocks import dot_block, maximum, most_rows, sum_rows_block
+from persistent_runtime.cpu.vectors.intrinsics import (
     advance,
     float32_bits,
     float32_from_bits,
@@ -18,8 +20,6 @@ from persistent_runtime.cpu.intrinsics import (
     keep_out_of_line,
     widen,
 )
-from persistent_runtime.cpu.jit import device_jit, exact_jit
-from persistent_runtime.cpu.vectors import dot_block, maximum, most_rows, sum_rows_block
 
 ZERO, ONE = np.float32(0), np.float32(1)
 INFINITY, MINUS_INFINITY = np.float32(np.inf), np.float32(-np.inf)

@@ -12,11 +12,18 @@ import math
 
 import numpy as np
 
-from persistent_runtime.cpu.intrinsics import advance
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import INFINITY, MINUS_INFINITY, ONE, ZERO, exp, largest
-from persistent_runtime.cpu.processors import process_logits
-from persistent_runtime.cpu.vectors import maximum
+from persistent_runtime.cpu.bodies.processors import process_logits
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.blocks import maximum
+from persistent_runtime.cpu.vectors.intrinsics import advance
+from persistent_runtime.cpu.vectors.numerics import (
+    INFINITY,
+    MINUS_INFINITY,
+    ONE,
+    ZERO,
+    exp,
+    largest,
+)
 from persistent_runtime.functions.dense import SAMPLING_BINS
 from persistent_runtime.rows import layout
 

@@ -38,7 +38,7 @@ from persistent_runtime.cache.files import (
     write_problem,
 )
 from persistent_runtime.cache.sources import CPU, compiled_sources, digests
-from persistent_runtime.cpu.emit import CPU_FEATURES
+from persistent_runtime.cpu.compile.emit import CPU_FEATURES
 
 Key = Mapping[str, str]
 KEY_FILE = "key.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.arguments import (
+from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     INT32,
     dim,
@@ -15,15 +15,17 @@ from persistent_runtime.cpu.arguments import (
     record_offsets,
     tile_range,
 )
-from persistent_runtime.cpu.intrinsics import (
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.vectors.blocks import begin_stream, multiplicand, round_block
+from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,
     advance,
     item_bytes,
     pointer_to,
     widen,
 )
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.numerics import (
+from persistent_runtime.cpu.vectors.numerics import (
     ONE,
     exp,
     is_finite,
@@ -31,8 +33,6 @@ from persistent_runtime.cpu.numerics import (
     matmul_rows,
     rms_norm,
 )
-from persistent_runtime.cpu.registry import cpu_body
-from persistent_runtime.cpu.vectors import begin_stream, multiplicand, round_block
 from persistent_runtime.functions import dense as device_functions
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)

@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 
-from persistent_runtime.cpu.intrinsics import I32, I64, emit_widen
+from persistent_runtime.cpu.vectors.intrinsics import I32, I64, emit_widen
 
 CPU_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]
 _enabled = set(CPU_FEATURES.split(","))

@@ -17,7 +17,16 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from persistent_runtime.cpu.actions import (
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.intrinsics import (
+    address_of,
+    atomic_add,
+    call_device_function,
+    load_acquire,
+    pointer_to,
+    store_release,
+)
+from persistent_runtime.cpu.worker.actions import (
     act_after_task,
     action_at,
     count_dispatch,
@@ -26,24 +35,15 @@ from persistent_runtime.cpu.actions import (
     notify_events,
     releasing_event,
 )
-from persistent_runtime.cpu.intrinsics import (
-    address_of,
-    atomic_add,
-    call_device_function,
-    load_acquire,
-    pointer_to,
-    store_release,
-)
-from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.queue import (
+from persistent_runtime.cpu.worker.queue import (
     event_record,
     push_roots,
     read_ticket,
     take_ticket,
     target_of,
 )
-from persistent_runtime.cpu.tracing import record_task, trace_clock, trace_of_step
-from persistent_runtime.cpu.waiting import (
+from persistent_runtime.cpu.worker.tracing import record_task, trace_clock, trace_of_step
+from persistent_runtime.cpu.worker.waiting import (
     INT32,
     INT32_BYTES,
     INT64,

@@ -6,7 +6,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from persistent_runtime.cpu.intrinsics import (
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.intrinsics import (
     load_acquire,
     monotonic_ns,
     pause,
@@ -14,7 +15,6 @@ from persistent_runtime.cpu.intrinsics import (
     store_release,
     yield_thread,
 )
-from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.rows import layout
 
 INT32_BYTES, INT64_BYTES = 4, 8

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime.cpu.intrinsics import float64_from_bits, pointer_to
-from persistent_runtime.cpu.jit import device_jit
+from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.vectors.intrinsics import float64_from_bits, pointer_to
 from persistent_runtime.rows import layout
 
 FLOAT32, INT32, INT64 = np.float32(0), np.int32(0), np.int64(0)  # element types for `operand`
