@@ -24,8 +24,8 @@ from frontend.config import parse_config
 from frontend.families import build_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.tiles import choose_tiles
-from persistent_runtime.gpu.compile_only import CompiledWorker, compile_worker
-from persistent_runtime.gpu.registry import configurations
+from persistent_runtime.gpu.compile.compile_only import CompiledWorker, compile_worker
+from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from scheduling.target import H200
 

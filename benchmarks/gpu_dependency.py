@@ -43,8 +43,8 @@ from frontend.machine import gpu_name, provenance  # noqa: E402
 from persistent_runtime.backends import Backend, find_backend  # noqa: E402
 from persistent_runtime.cpu.bodies import arguments as cpu  # noqa: E402
 from persistent_runtime.cpu.compile.registry import cpu_body  # noqa: E402
-from persistent_runtime.gpu import arguments as gpu  # noqa: E402
-from persistent_runtime.gpu.registry import gpu_body  # noqa: E402
+from persistent_runtime.gpu.bodies import arguments as gpu  # noqa: E402
+from persistent_runtime.gpu.compile.registry import gpu_body  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"

@@ -7,14 +7,14 @@ import torch
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.arguments import (
+from persistent_runtime.gpu.bodies.arguments import (
     STEP_INDEX,
     dim,
     operand,
     record_offsets,
     word,
 )
-from persistent_runtime.gpu.registry import gpu_body
+from persistent_runtime.gpu.compile.registry import gpu_body
 from persistent_runtime.megakernel import Megakernel
 
 PICK, GROUP, UP, DOWN, MERGE = map(record_offsets, (moe.PICK, moe.GROUP, moe.UP, moe.DOWN,

@@ -16,7 +16,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
-from persistent_runtime.gpu import ring, streamed
+from persistent_runtime.gpu.ring import ring, streamed
 from persistent_runtime.rows import weight_pieces as streams
 
 THREADS, WARPS = 256, 8
@@ -118,7 +118,7 @@ def emulate():
         for name in vars(Ring):
             if not name.startswith("_") and hasattr(module, name):
                 setattr(module, name, getattr(memory, name))
-    from persistent_runtime.gpu import linear
+    from persistent_runtime.gpu.bodies import linear
 
     assert not hasattr(linear, "take")
     streamed.load_floats, streamed.load_pairs = load_floats, load_pairs

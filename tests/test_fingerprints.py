@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 PACKAGES = ("event_tensor", "scheduling", "persistent_runtime", "frontend")
 FINGERPRINTS = """
 from persistent_runtime.cpu.compile.disk_cache import runtime_fingerprint
-from persistent_runtime.gpu.registry import kernel_fingerprint
+from persistent_runtime.gpu.compile.registry import kernel_fingerprint
 from persistent_runtime.cache.schedules import SOURCES
 print(runtime_fingerprint(), kernel_fingerprint([]), SOURCES)
 """

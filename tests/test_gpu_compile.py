@@ -20,9 +20,11 @@ from event_tensor.errors import UserError
 from event_tensor.instantiate import instantiate
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
-from persistent_runtime.gpu import backend, registry, tokens
-from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
-from persistent_runtime.gpu.registry import (
+from persistent_runtime.gpu import backend
+from persistent_runtime.gpu.bodies import tokens
+from persistent_runtime.gpu.compile import registry
+from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
+from persistent_runtime.gpu.compile.registry import (
     Shape,
     configurations,
     kernel_fingerprint,
@@ -32,7 +34,7 @@ from persistent_runtime.gpu.registry import (
 )
 from persistent_runtime.gpu.single_tile import call_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
-from persistent_runtime.gpu.worker import run_worker
+from persistent_runtime.gpu.worker.worker import run_worker
 from persistent_runtime.megakernel import build_schedule
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits

@@ -17,9 +17,9 @@ from ptx_lanes import run
 
 from benchmarks.gpu_compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
-from persistent_runtime.gpu.compile_only import SHARED_MEMORY_LIMIT, compile_worker
-from persistent_runtime.gpu.registry import configurations
-from persistent_runtime.gpu.streamed import leave_sums
+from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
+from persistent_runtime.gpu.compile.registry import configurations
+from persistent_runtime.gpu.ring.streamed import leave_sums
 from persistent_runtime.gpu.target import tile_target_of
 from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.rows import layout

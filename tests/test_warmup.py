@@ -245,7 +245,7 @@ def test_triton_compilations_are_listed_by_stage(tmp_path, monkeypatch):
 
     from frontend.triton_stages import record_stages
     from persistent_runtime.cpu.compile.registry import COMPILATIONS
-    from persistent_runtime.gpu.sync import notify_event
+    from persistent_runtime.gpu.worker.sync import notify_event
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(triton.knobs.compilation, "listener", record_stages)

@@ -11,10 +11,10 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.cpu.cores import GIVEN
-from persistent_runtime.gpu.compile_only import device_capability
+from persistent_runtime.gpu.compile.compile_only import device_capability
+from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.launch import GpuKernel
 from persistent_runtime.gpu.memory import DeviceBuffers, DeviceMemory
-from persistent_runtime.gpu.registry import configurations
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.launch.launch import Progress
 from scheduling.target import H200, Target

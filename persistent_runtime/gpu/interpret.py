@@ -25,9 +25,13 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
 from persistent_runtime.cpu.cores import GIVEN
-from persistent_runtime.gpu import actions, arguments, finish, queue, rows, streamed, sync
-from persistent_runtime.gpu.registry import configurations, kernel_tables
-from persistent_runtime.gpu.worker import run_worker, worker_source
+from persistent_runtime.gpu.bodies import arguments
+from persistent_runtime.gpu.bodies import epilogue as finish
+from persistent_runtime.gpu.compile.registry import configurations, kernel_tables
+from persistent_runtime.gpu.ring import streamed
+from persistent_runtime.gpu.worker import actions, queue, sync
+from persistent_runtime.gpu.worker import turn as rows
+from persistent_runtime.gpu.worker.worker import run_worker, worker_source
 from persistent_runtime.launch.countdown import Countdown
 from persistent_runtime.launch.launch import Kernel, Launch
 from persistent_runtime.launch.memory import Buffers, HostMemory

@@ -18,13 +18,13 @@ import torch
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
-from persistent_runtime.gpu.compile_only import compiler_options, make_room
+from persistent_runtime.gpu.compile.compile_only import compiler_options, make_room
+from persistent_runtime.gpu.compile.ptx import own_pass
+from persistent_runtime.gpu.compile.registry import kernel_tables
 from persistent_runtime.gpu.memory import DeviceMemory
-from persistent_runtime.gpu.ptx import own_pass
-from persistent_runtime.gpu.registry import kernel_tables
-from persistent_runtime.gpu.ring import ring_bytes
+from persistent_runtime.gpu.ring.ring import ring_bytes
 from persistent_runtime.gpu.target import TileTarget
-from persistent_runtime.gpu.worker import run_worker, worker_source
+from persistent_runtime.gpu.worker.worker import run_worker, worker_source
 from persistent_runtime.launch.countdown import Countdown
 from persistent_runtime.launch.launch import Kernel, Launch
 from persistent_runtime.rows import layout

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from event_tensor.errors import UserError
 from event_tensor.tensors import TensorSpec
-from persistent_runtime.gpu.sync import globaltimer
+from persistent_runtime.gpu.worker.sync import globaltimer
 from persistent_runtime.storage import STORAGE_DTYPE, as_tensor
 
 # Roles of tensors that the host writes before a launch, and of those that the device writes back.

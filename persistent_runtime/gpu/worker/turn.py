@@ -9,9 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.actions import SKIP, act, await_actions, count_task, record_stuck
-from persistent_runtime.gpu.queue import COUNTER_BYTES, segment_at, take_ticket
-from persistent_runtime.gpu.sync import (
+from persistent_runtime.gpu.worker.actions import SKIP, act, await_actions, count_task, record_stuck
+from persistent_runtime.gpu.worker.queue import COUNTER_BYTES, segment_at, take_ticket
+from persistent_runtime.gpu.worker.sync import (
     LEAVE,
     READY,
     counter_at,

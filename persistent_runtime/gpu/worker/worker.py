@@ -16,17 +16,16 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.actions import SKIP, act, record_stuck
-from persistent_runtime.gpu.queue import (
+from persistent_runtime.gpu.ring.ring import close_ring, open_ring
+from persistent_runtime.gpu.worker.actions import SKIP, act, record_stuck
+from persistent_runtime.gpu.worker.queue import (
     popped_row,
     push_roots,
     segment_at,
     setting,
     take_ticket,
 )
-from persistent_runtime.gpu.ring import close_ring, open_ring
-from persistent_runtime.gpu.rows import fresh_step, fresh_turn, load_head, row_at, try_row
-from persistent_runtime.gpu.sync import (
+from persistent_runtime.gpu.worker.sync import (
     LEAVE,
     READY,
     SERVE,
@@ -37,6 +36,7 @@ from persistent_runtime.gpu.sync import (
     wait_event,
     words,
 )
+from persistent_runtime.gpu.worker.turn import fresh_step, fresh_turn, load_head, row_at, try_row
 from persistent_runtime.rows import layout
 
 REQUEST_BLOCK = tl.constexpr(128)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.queue import (
+from persistent_runtime.gpu.worker.queue import (
     LANES,
     argument_values,
     counter_of,
@@ -19,7 +19,7 @@ from persistent_runtime.gpu.queue import (
     setting,
     target_of,
 )
-from persistent_runtime.gpu.sync import LEAVE, READY, SERVE, counter_at, wait_event, words
+from persistent_runtime.gpu.worker.sync import LEAVE, READY, SERVE, counter_at, wait_event, words
 from persistent_runtime.rows import layout
 
 SKIP = tl.constexpr(3)  # beside READY, SERVE and LEAVE: no event releases the row's tile

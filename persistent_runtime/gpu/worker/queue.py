@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.sync import counter_at, flag_at, ticket_of, words
+from persistent_runtime.gpu.worker.sync import counter_at, flag_at, ticket_of, words
 from persistent_runtime.rows import layout
 
 INT64_BYTES = tl.constexpr(8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.processors import process_logits
+from persistent_runtime.gpu.bodies.processors import process_logits
 from persistent_runtime.rows import layout
 
 BLOCK = tl.constexpr(1024)  # tokens whose probabilities are summed before those of other blocks

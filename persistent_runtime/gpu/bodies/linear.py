@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime.functions import dense as device_functions
-from persistent_runtime.gpu.arguments import (
+from persistent_runtime.gpu.bodies.arguments import (
     STREAM_COUNT,
     dim,
     float_parameter,
@@ -24,9 +24,9 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
-from persistent_runtime.gpu.finish import finish
-from persistent_runtime.gpu.registry import Shape, gpu_body
-from persistent_runtime.gpu.streamed import multiply_streamed
+from persistent_runtime.gpu.bodies.epilogue import finish
+from persistent_runtime.gpu.compile.registry import Shape, gpu_body
+from persistent_runtime.gpu.ring.streamed import multiply_streamed
 from persistent_runtime.gpu.target import RowBlock
 from persistent_runtime.rows.weight_pieces import Period, can_stream, period_of
 

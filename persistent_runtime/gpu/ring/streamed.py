@@ -10,15 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.arguments import (
+from persistent_runtime.gpu.bodies.arguments import (
     SEGMENT,
     STEP_INDEX,
     STREAM_COUNT,
     STREAM_FIRST,
     WORKER,
 )
-from persistent_runtime.gpu.finish import activate
-from persistent_runtime.gpu.ring import (
+from persistent_runtime.gpu.bodies.epilogue import activate
+from persistent_runtime.gpu.ring.ring import (
     BARRIERS,
     EVERY_THREAD,
     SQUARES,

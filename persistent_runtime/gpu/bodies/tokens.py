@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime.functions import dense as device_functions
-from persistent_runtime.gpu.arguments import (
+from persistent_runtime.gpu.bodies.arguments import (
     ROW_ADVANCE,
     ROW_BASE,
     dim,
@@ -19,10 +19,10 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
-from persistent_runtime.gpu.processors import Wanted, is_plain
-from persistent_runtime.gpu.registry import Shape, gpu_body
-from persistent_runtime.gpu.sampling import logprob, sample
-from persistent_runtime.gpu.sync import globaltimer
+from persistent_runtime.gpu.bodies.processors import Wanted, is_plain
+from persistent_runtime.gpu.bodies.sampling import logprob, sample
+from persistent_runtime.gpu.compile.registry import Shape, gpu_body
+from persistent_runtime.gpu.worker.sync import globaltimer
 from persistent_runtime.rows import layout
 
 EMBED = record_offsets(device_functions.embed_tokens)

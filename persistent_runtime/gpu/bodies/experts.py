@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime.functions import experts as moe_functions
-from persistent_runtime.gpu.arguments import (
+from persistent_runtime.gpu.bodies.arguments import (
     dim,
     float_parameter,
     operand,
@@ -18,8 +18,8 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
-from persistent_runtime.gpu.linear import linear_configuration, multiply
-from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.bodies.linear import linear_configuration, multiply
+from persistent_runtime.gpu.compile.registry import Shape, gpu_body
 
 SELECT = record_offsets(moe_functions.select_experts)
 GROUP = record_offsets(moe_functions.group_rows)

@@ -96,7 +96,7 @@ def body_of(declaration: DeviceFunction) -> RegisteredBody:
     except KeyError:
         raise UserError(
             f"device function {declaration.name!r} has no GPU body; decorate one with "
-            f"@gpu_body({declaration.name}) from persistent_runtime.gpu.registry") from None
+            f"@gpu_body({declaration.name}) from persistent_runtime.gpu.compile.registry") from None
 
 
 def weight_type(dtype: str) -> tl.dtype:

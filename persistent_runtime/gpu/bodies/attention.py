@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime.functions import dense as device_functions
-from persistent_runtime.gpu.arguments import (
+from persistent_runtime.gpu.bodies.arguments import (
     dim,
     float_parameter,
     is_given,
@@ -25,8 +25,8 @@ from persistent_runtime.gpu.arguments import (
     tile_range,
     word,
 )
-from persistent_runtime.gpu.linear import widened_dot
-from persistent_runtime.gpu.registry import Shape, gpu_body
+from persistent_runtime.gpu.bodies.linear import widened_dot
+from persistent_runtime.gpu.compile.registry import Shape, gpu_body
 
 ROPE = record_offsets(device_functions.rope_append)
 ATTENTION = record_offsets(device_functions.attention)

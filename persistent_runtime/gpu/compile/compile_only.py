@@ -17,11 +17,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime.gpu.ptx import own_pass
-from persistent_runtime.gpu.registry import kernel_tables
-from persistent_runtime.gpu.ring import ring_bytes
+from persistent_runtime.gpu.compile.ptx import own_pass
+from persistent_runtime.gpu.compile.registry import kernel_tables
+from persistent_runtime.gpu.ring.ring import ring_bytes
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
-from persistent_runtime.gpu.worker import run_worker
+from persistent_runtime.gpu.worker.worker import run_worker
 
 # Bytes of shared memory that one CTA may have, by compute capability.
 SHARED_MEMORY_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

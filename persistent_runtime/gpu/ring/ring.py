@@ -19,9 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.queue import segment_at
-from persistent_runtime.gpu.sync import counter_at, words
 from persistent_runtime.gpu.target import MOST_PIECES
+from persistent_runtime.gpu.worker.queue import segment_at
+from persistent_runtime.gpu.worker.sync import counter_at, words
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.weight_pieces import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUMS, WARPS
 
