@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, TextStreamer
 
 from frontend import compile_decode_loop
-from frontend.resolve import resolve_model
+from frontend.model_files.resolve import resolve_model
 from frontend.transformers_bridge import generate_with, stream_into
 
 

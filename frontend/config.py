@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from event_tensor.errors import UserError
 from frontend.expert_config import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
-from frontend.fields import Fields, read_json, require_directory
 from frontend.generation_config import Ends, ends_of, sampling_of, warn_of_unserved
+from frontend.model_files.json_fields import Fields, read_json, require_directory
 from frontend.rope_config import RopeConfig, parse_rope
 from frontend.sampling import Sampling
 from frontend.windows import (

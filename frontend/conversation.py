@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.chat_template import Message
 from frontend.end_tokens import TokenIds, conversation_end_ids
 from frontend.generation import Generation, Token, percentiles_ms
+from frontend.model_files.chat_template import Message
 from frontend.request_options import whole
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 from event_tensor.errors import EventTensorError, UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
-from frontend.directories import temporary_folder
 from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
-from frontend.resolve import resolve_model
+from frontend.model_files.directories import temporary_folder
+from frontend.model_files.resolve import resolve_model
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cpu.compile.disk_cache import cache_directory, cache_folders, kept_functions
 from persistent_runtime.cpu.cores import find_cores

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
-from frontend.chat_template import ChatTemplate
+from frontend.model_files.chat_template import ChatTemplate
+from frontend.model_files.tokenizer import Tokenizer
 from frontend.stop_strings import check_stop_strings
-from frontend.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from frontend.decoder import Decoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from event_tensor.errors import UserError
-from frontend.fields import Fields
+from frontend.model_files.json_fields import Fields
 
 COUNT_SPELLINGS = ("num_experts", "num_local_experts")
 

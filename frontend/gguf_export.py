@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import open_checkpoint
 from frontend.config import DecoderConfig, read_config
+from frontend.model_files.checkpoint import open_checkpoint
 from frontend.required_tensors import check_tensors, required_tensors
 from frontend.rope import inverse_frequencies
 from persistent_runtime.storage import converted

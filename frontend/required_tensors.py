@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import Checkpoint
 from frontend.config import DecoderConfig
-from frontend.expert_weights import packed_shapes, stored_tensors
+from frontend.model_files.checkpoint import Checkpoint
+from frontend.model_files.expert_weights import packed_shapes, stored_tensors
 from persistent_runtime.storage import as_tensor, converted
 
 CHECK = "check that config.json and the weights belong together"

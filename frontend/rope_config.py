@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from event_tensor.errors import UserError
-from frontend.fields import Fields
+from frontend.model_files.json_fields import Fields
 
 ROPE_TYPES = ("default", "linear", "llama3")
 

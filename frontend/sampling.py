@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.token_lists import READERS
+from frontend.model_files.token_lists import READERS
 
 SEED_BITS = 63
 NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0}  # filters that keep every token

@@ -15,9 +15,9 @@ from typing import Any
 from event_tensor.errors import EventTensorError, UserError
 from frontend.baselines import require_available, require_known
 from frontend.console import print_table
-from frontend.directories import temporary_folder
 from frontend.first_token import runs_on_gpu
 from frontend.machine import provenance
+from frontend.model_files.directories import temporary_folder
 
 Record = dict[str, Any]
 STARTS = ("cold", "warm")
@@ -69,7 +69,7 @@ def run_warmup(options: WarmupOptions) -> Record:
 def start_baseline(name: str, model: str, device: str, ours: Record) -> Record:
     """The same two starts of a baseline, of the same type, threads and prompt length as ours."""
     from frontend.config import read_config
-    from frontend.resolve import resolve_model
+    from frontend.model_files.resolve import resolve_model
     from persistent_runtime.cpu.cores import available_cores
 
     directory = resolve_model(model)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from frontend.end_tokens import EndTokens, TokenIds
 from frontend.generation import Generation, Token
+from frontend.model_files.tokenizer import Tokenizer
 from frontend.sampling import Sampling
 from frontend.stop_strings import StopFilter
-from frontend.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

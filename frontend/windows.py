@@ -1,7 +1,7 @@
 """How far back each layer looks: the sliding windows of the families that have them."""
 
 from event_tensor.errors import UserError
-from frontend.fields import Fields
+from frontend.model_files.json_fields import Fields
 
 # Per layer: a query at position p sees the keys in (p - window, p]; None sees all up to p.
 Windows = tuple[int | None, ...]

@@ -6,7 +6,7 @@ import pytest
 from test_tokenizer import byte_fallback, byte_level, load, save
 
 from event_tensor.errors import UserError
-from frontend.chat_template import load_chat_template
+from frontend.model_files.chat_template import load_chat_template
 
 LLAMA_3 = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
@@ -175,7 +175,7 @@ def test_a_template_that_cannot_be_read_is_named(tmp_path):
 def test_a_template_of_other_tokenizer_files(tmp_path):
     from transformers import Qwen2Tokenizer
 
-    from frontend.tokenizer import load_tokenizer
+    from frontend.model_files.tokenizer import load_tokenizer
 
     trained = json.loads(byte_level(with_bos=False).to_str())["model"]
     vocab = trained["vocab"] | {"<|endoftext|>": len(trained["vocab"])}

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import (
+from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.model_files.checkpoint import (
     Checkpoint,
     canonical_name,
     from_model,
     open_checkpoint,
 )
-from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.required_tensors import check_tensors, required_tensors
 from persistent_runtime.storage import as_tensor
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from frontend.checkpoint import open_checkpoint
 from frontend.config import read_config
+from frontend.model_files.checkpoint import open_checkpoint
+from frontend.model_files.resolve import DEMO_MODELS
+from frontend.model_files.tokenizer import load_tokenizer
 from frontend.required_tensors import check_tensors
-from frontend.resolve import DEMO_MODELS
-from frontend.tokenizer import load_tokenizer
 
 LARGEST_MB = {"demo": 10, "demo-moe": 3.1}  # of all files
 

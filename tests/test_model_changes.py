@@ -15,11 +15,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import from_model
 from frontend.compile import compile_decode_loop
 from frontend.config import FAMILIES, parse_config
-from frontend.loaded_models import unwrapped
-from frontend.model_changes import OF_TRAINING, refuse_changes
+from frontend.model_files.checkpoint import from_model
+from frontend.model_files.loaded_models import unwrapped
+from frontend.model_files.model_changes import OF_TRAINING, refuse_changes
 from frontend.required_tensors import check_tensors
 
 IDS = [5, 91, 17, 4, 250, 33]

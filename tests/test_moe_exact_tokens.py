@@ -14,7 +14,7 @@ import transformers
 from test_exact_tokens import forced_logits, greedy, prompt_ids
 
 from frontend.compile import compile_decode_loop
-from frontend.resolve import DEMO_MODELS
+from frontend.model_files.resolve import DEMO_MODELS
 
 NEW_TOKENS = 48
 MODELS = {

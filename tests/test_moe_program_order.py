@@ -9,10 +9,10 @@ import torch
 from test_moe_exact_tokens import MODELS, load_reference
 
 from event_tensor.graph import Call
-from frontend.checkpoint import open_checkpoint
 from frontend.config import DecoderConfig, read_config
-from frontend.expert_weights import read_weight
 from frontend.families import build_step
+from frontend.model_files.checkpoint import open_checkpoint
+from frontend.model_files.expert_weights import read_weight
 from frontend.operators import Limits, Operators
 from frontend.required_tensors import check_tensors
 from frontend.rope import rope_tables

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
+from frontend.model_files.resolve import resolve_model
+from frontend.model_files.tokenizer import load_tokenizer
 from frontend.prompts import read_prompt, read_prompts
-from frontend.resolve import resolve_model
-from frontend.tokenizer import load_tokenizer
 
 VOCAB = 100
 KINDS = {  # what may be made of a list of ids

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.resolve import DEMO_MODELS, is_hub_id, resolve_model
+from frontend.model_files.resolve import DEMO_MODELS, is_hub_id, resolve_model
 
 
 def test_resolve_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,7 @@ def test_commands_of_a_user_without_home_and_name(command, tmp_path, arguments):
 
 
 def test_a_home_for_libraries(temporary, monkeypatch):
-    from frontend.directories import provide_home
+    from frontend.model_files.directories import provide_home
 
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)

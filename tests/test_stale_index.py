@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend.checkpoint import open_checkpoint
 from frontend.config import read_config
+from frontend.model_files.checkpoint import open_checkpoint
 from frontend.required_tensors import check_tensors
 from persistent_runtime.storage import as_tensor
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
 from frontend import rope_cache
-from frontend.checkpoint import Checkpoint, open_checkpoint
 from frontend.compile import compile_decode_loop
+from frontend.model_files.checkpoint import Checkpoint, open_checkpoint
 from frontend.rope import rope_tables
 from frontend.rope_cache import KeptRopeTables
 from frontend.rope_config import RopeConfig

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from event_tensor.errors import UserError
-from frontend.tokenizer import Tokenizer, from_transformers, load_tokenizer
+from frontend.model_files.tokenizer import Tokenizer, from_transformers, load_tokenizer
 
 TEXTS = [
     "",

@@ -18,9 +18,9 @@ from test_tokenizer import SPECIAL, TEXTS, byte_fallback, byte_level
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from event_tensor.errors import UserError
-from frontend import tokenizer as our_tokenizer
-from frontend import tokenizer_class
-from frontend.tokenizer import load_tokenizer
+from frontend.model_files import tokenizer as our_tokenizer
+from frontend.model_files import tokenizer_class
+from frontend.model_files.tokenizer import load_tokenizer
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -178,7 +178,7 @@ def test_common_directories_import_no_transformers(tmp_path):
     for name, arguments in COMMON.items():
         (tmp_path / name).mkdir()
         write(tmp_path / name, *arguments)
-    code = ("import sys; from pathlib import Path; from frontend.tokenizer import load_tokenizer\n"
+    code = ("import sys; from pathlib import Path; from frontend.model_files.tokenizer import load_tokenizer\n"
             "for path in sys.argv[1:]:\n"
             "    load_tokenizer(Path(path)).encode('Hello')\n"
             "    assert 'transformers' not in sys.modules, path")

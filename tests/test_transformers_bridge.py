@@ -9,7 +9,7 @@ from conftest import HANG_S
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.resolve import resolve_model
+from frontend.model_files.resolve import resolve_model
 from frontend.transformers_bridge import generate_with, stream_into
 
 PROMPT = torch.tensor([[5, 91, 17, 4, 250, 33]])

@@ -136,8 +136,8 @@ def chat(
 ) -> None:
     """Talk to a model; /stats, /reset and /quit, Ctrl-C ends an answer, Ctrl-D the chat."""
     from frontend.chat import chat_on_terminal
-    from frontend.chat_template import load_chat_template
-    from frontend.resolve import resolve_model
+    from frontend.model_files.chat_template import load_chat_template
+    from frontend.model_files.resolve import resolve_model
 
     options = {"max_new_tokens": max_new_tokens, "stop": stop or (), "temperature": temperature,
                "top_k": top_k, "top_p": top_p, "min_p": min_p,

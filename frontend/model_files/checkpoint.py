@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import refusal
-from frontend.expert_weights import canonical_expert_name
-from frontend.fields import GIT_LFS_POINTER, read_json, require_directory
-from frontend.loaded_models import weights_by_name
+from frontend.model_files.expert_weights import canonical_expert_name
+from frontend.model_files.json_fields import GIT_LFS_POINTER, read_json, require_directory
+from frontend.model_files.loaded_models import weights_by_name
 from persistent_runtime.storage import DTYPES, STORAGE_DTYPE, as_array
 
 if TYPE_CHECKING:

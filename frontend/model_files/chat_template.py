@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.fields import read_json, token_text
+from frontend.model_files.json_fields import read_json, token_text
 
 Message = dict[str, str]  # role: "system", "user" or "assistant"; content: the text
 REMEDY = ("use an instruction-tuned model, add the file chat_template.jinja, or continue plain "

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frontend.fields import read_json
-from frontend.tokenizer_class import TokenizerClass
+from frontend.model_files.json_fields import read_json
+from frontend.model_files.tokenizer_class import TokenizerClass
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frontend.fields import read_json
+from frontend.model_files.json_fields import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from event_tensor.errors import UserError
-from frontend.chat_template import ChatTemplate, load_chat_template, template_of_tokenizer
-from frontend.fields import read_json, require_directory
-from frontend.special_tokens import add_tokens, added_tokens, mark_special, special_tokens
-from frontend.text_stream import TextStream
-from frontend.tokenizer_class import rebuild, tokenizer_class
+from frontend.model_files.chat_template import (
+    ChatTemplate,
+    load_chat_template,
+    template_of_tokenizer,
+)
+from frontend.model_files.json_fields import read_json, require_directory
+from frontend.model_files.special_tokens import (
+    add_tokens,
+    added_tokens,
+    mark_special,
+    special_tokens,
+)
+from frontend.model_files.text_stream import TextStream
+from frontend.model_files.tokenizer_class import rebuild, tokenizer_class
 
 if TYPE_CHECKING:
     import tokenizers

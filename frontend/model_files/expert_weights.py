@@ -16,7 +16,7 @@ from persistent_runtime.launch.memory import allocate
 from persistent_runtime.storage import converted
 
 if TYPE_CHECKING:
-    from frontend.checkpoint import Checkpoint
+    from frontend.model_files.checkpoint import Checkpoint
 
 EXPERTS = ".mlp.experts."
 PACKED_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}

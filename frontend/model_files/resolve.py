@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from event_tensor.errors import UserError
-from frontend.fields import require_directory
+from frontend.model_files.json_fields import require_directory
 
 DEMO_MODELS = {name: Path(__file__).parent / name.replace("-", "_")
                for name in ("demo", "demo-moe")}
