@@ -20,7 +20,7 @@ import triton
 from benchmarks.make_model import PUBLISHED
 from event_tensor.conservative import data_dependent_events
 from event_tensor.graph import Graph
-from frontend.config import parse_config
+from frontend.config.decoder_config import parse_config
 from frontend.families import build_step
 from frontend.operators import DTYPE_BYTES, Limits, Operators
 from frontend.tiles import choose_tiles

@@ -14,7 +14,7 @@ from event_tensor.conservative import conservative
 from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.task_table import Runtime
-from frontend.config import DecoderConfig
+from frontend.config.decoder_config import DecoderConfig
 from frontend.operators import TOKENS, Limits, Operators
 from frontend.routings import sample_routings
 from frontend.tiles import EXPERT_ROWS, choose_tiles

@@ -37,7 +37,7 @@ from event_tensor.instantiate import instantiate  # noqa: E402
 from frontend.bandwidth import ReadBandwidth  # noqa: E402
 from frontend.bench import random_prompt  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
-from frontend.config import parse_config  # noqa: E402
+from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.machine import provenance  # noqa: E402
 from frontend.routings import layer_routing  # noqa: E402
 from frontend.tiles import EXPERT_ROWS  # noqa: E402

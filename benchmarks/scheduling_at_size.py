@@ -27,7 +27,7 @@ from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
 from event_tensor.verify import verify_table  # noqa: E402
-from frontend.config import parse_config  # noqa: E402
+from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.families import build_step  # noqa: E402
 from frontend.operators import Limits, Operators  # noqa: E402
 from frontend.tiles import choose_kv_splits, choose_tiles  # noqa: E402

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from frontend.baselines.engine import Work
 from frontend.bench_sides import Side
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 
 MAX_LOGIT_BYTES = 512 << 20  # of the logits compared with the reference, per side
 REFERENCE = "transformers float32"

@@ -13,7 +13,7 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import LIMITS, require_room, reserving
-from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.decoder import Decoder
 from frontend.end_tokens import MAX_END_TOKENS
 from frontend.families import build_step

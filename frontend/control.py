@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from frontend.config.sampling import Sampling
 from frontend.end_tokens import EndTokens
 from frontend.generation import Generation
 from frontend.plan import Plan, Request
 from frontend.processors import BiasList, processors_record
-from frontend.sampling import Sampling
 from persistent_runtime.rows import layout
 
 FLOAT32 = np.finfo(np.float32)

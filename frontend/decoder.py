@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
-from frontend.config import DecoderConfig
+from frontend.config.decoder_config import DecoderConfig
 from frontend.control import Rules, write_plan, write_requests
 from frontend.conversation import Conversation
 from frontend.dump import dump

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 from persistent_runtime.trace.record import SegmentTrace
 
 

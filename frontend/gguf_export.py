@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
-from frontend.config import DecoderConfig, read_config
+from frontend.config.decoder_config import DecoderConfig, read_config
 from frontend.model_files.checkpoint import open_checkpoint
 from frontend.required_tensors import check_tensors, required_tensors
 from frontend.rope import inverse_frequencies

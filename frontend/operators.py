@@ -13,7 +13,7 @@ from event_tensor.edges import span, trigger
 from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
-from frontend.config import DecoderConfig
+from frontend.config.decoder_config import DecoderConfig
 from frontend.model_files.expert_weights import is_packed
 from frontend.tiles import TileConfig
 from persistent_runtime.functions import dense as device_functions

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 from persistent_runtime.rows import layout
 
 INT32_MAX = 2**31 - 1

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 128
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.config import DecoderConfig
+from frontend.config.decoder_config import DecoderConfig
 from frontend.model_files.checkpoint import Checkpoint
 from frontend.model_files.expert_weights import packed_shapes, stored_tensors
 from persistent_runtime.storage import as_tensor, converted

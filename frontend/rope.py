@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from frontend.rope_config import RopeConfig
+from frontend.config.rope import RopeConfig
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frontend import rope
-from frontend.rope_config import RopeConfig
+from frontend.config.rope import RopeConfig
 from persistent_runtime.cache.sources import file_digest, package_version
 from persistent_runtime.cpu.compile.disk_cache import KeptFile, cache_directory
 

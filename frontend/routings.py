@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from frontend.config import DecoderConfig
+from frontend.config.decoder_config import DecoderConfig
 from frontend.tiles import EXPERT_ROWS
 from persistent_runtime.functions.experts import expert_tiles
 

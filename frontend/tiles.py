@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from frontend.config import DecoderConfig
+from frontend.config.decoder_config import DecoderConfig
 from scheduling.target import Target
 
 # rows of a linear tile: a whole prefill chunk reuses the weights it loads

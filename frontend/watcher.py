@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from frontend.config.sampling import Sampling
 from frontend.end_tokens import EndTokens, TokenIds
 from frontend.generation import Generation, Token
 from frontend.model_files.tokenizer import Tokenizer
-from frontend.sampling import Sampling
 from frontend.stop_strings import StopFilter
 
 

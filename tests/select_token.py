@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 
+from frontend.config.sampling import Sampling
 from frontend.control import sampling_record
 from frontend.processors import BiasList, processors_record
-from frontend.sampling import Sampling
 from persistent_runtime.cpu.single_tile import run_tile, run_tiles
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout

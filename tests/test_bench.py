@@ -21,8 +21,8 @@ from frontend.bench import BenchOptions, Timings, kv_bytes, run_bench
 from frontend.bench_check import smallest_drawn
 from frontend.bench_table import COLUMNS, show, to_markdown
 from frontend.compile import compile_decode_loop
+from frontend.config.sampling import Sampling
 from frontend.machine import commit, versions, wait_until_idle
-from frontend.sampling import Sampling
 
 SIDE = {"ttft_ms", "tpot_ms", "tokens_per_second", "pp_tokens_per_second", "tg_tokens_per_second",
         "bandwidth_gb_s", "bandwidth_fraction", "correctness", "peak_rss_mb", "sampled"}

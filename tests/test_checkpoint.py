@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend.config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.model_files.checkpoint import (
     Checkpoint,
     canonical_name,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config import FAMILIES, parse_config, read_config
-from frontend.rope_config import RopeConfig
+from frontend.config.decoder_config import FAMILIES, parse_config, read_config
+from frontend.config.rope import RopeConfig
 
 TINY: dict[str, Any] = {
     "hidden_size": 48,
@@ -337,9 +337,9 @@ def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_reading_a_config_imports_nothing_heavy(tmp_path: Path) -> None:
     write_directory(tmp_path, json.dumps(tiny()).encode())
     code = (
-        "import sys; from pathlib import Path; import frontend.config, frontend.model_files.resolve;"
+        "import sys; from pathlib import Path; import frontend.config.decoder_config, frontend.model_files.resolve;"
         "import frontend.model_files.checkpoint, frontend.model_files.tokenizer, frontend.rope;"
-        f"frontend.config.read_config(Path({str(tmp_path)!r}));"
+        f"frontend.config.decoder_config.read_config(Path({str(tmp_path)!r}));"
         "heavy = {'torch', 'transformers', 'safetensors', 'tokenizers', 'huggingface_hub'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from frontend.config import read_config
+from frontend.config.decoder_config import read_config
 from frontend.model_files.checkpoint import open_checkpoint
 from frontend.model_files.resolve import DEMO_MODELS
 from frontend.model_files.tokenizer import load_tokenizer

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config import FAMILIES, parse_config
-from frontend.expert_config import ExpertConfig
+from frontend.config.decoder_config import FAMILIES, parse_config
+from frontend.config.experts import ExpertConfig
 
 LAYERS = 6
 TINY: dict[str, Any] = {

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.generation_config import sampling_of
-from frontend.sampling import Sampling
+from frontend.config.generation import sampling_of
+from frontend.config.sampling import Sampling
 from frontend.stop_strings import StopFilter
 
 PROMPT = [5, 91, 17, 4, 250, 33]

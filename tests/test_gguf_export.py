@@ -8,7 +8,7 @@ import pytest
 from event_tensor.errors import UserError
 from frontend.baselines.engine import GREEDY, SAMPLED, Work
 from frontend.baselines.process import BaselineProcess
-from frontend.config import read_config
+from frontend.config.decoder_config import read_config
 from frontend.gguf_export import export_gguf, gguf_name
 from frontend.reference import generate_timed, load_transformers
 from frontend.required_tensors import required_tensors

@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 from transformers.generation import logits_process
 
 from event_tensor.errors import UserError
-from frontend.generation_config import sampling_of, unserved_fields, warn_of_unserved
+from frontend.config.generation import sampling_of, unserved_fields, warn_of_unserved
+from frontend.config.sampling import Sampling
 from frontend.processors import BiasList
-from frontend.sampling import Sampling
 from persistent_runtime.rows import layout
 
 VOCAB = 12  # few, so that sequences match and rules meet

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.config import FAMILIES, parse_config
+from frontend.config.decoder_config import FAMILIES, parse_config
 from frontend.model_files.checkpoint import from_model
 from frontend.model_files.loaded_models import unwrapped
 from frontend.model_files.model_changes import OF_TRAINING, refuse_changes

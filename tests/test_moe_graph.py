@@ -12,7 +12,7 @@ from event_tensor.graph import Call
 from event_tensor.printer import format_graph
 from event_tensor.tensors import RUNTIME, TensorRead
 from event_tensor.verify import verify
-from frontend.config import DecoderConfig, parse_config
+from frontend.config.decoder_config import DecoderConfig, parse_config
 from frontend.families import build_step
 from frontend.operators import Limits, Operators
 from frontend.routings import sample_routings

@@ -9,7 +9,7 @@ import torch
 from test_moe_exact_tokens import MODELS, load_reference
 
 from event_tensor.graph import Call
-from frontend.config import DecoderConfig, read_config
+from frontend.config.decoder_config import DecoderConfig, read_config
 from frontend.families import build_step
 from frontend.model_files.checkpoint import open_checkpoint
 from frontend.model_files.expert_weights import read_weight

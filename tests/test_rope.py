@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from frontend.config import parse_config
+from frontend.config.decoder_config import parse_config
 from frontend.rope import inverse_frequencies, rope_tables
 
 LLAMA3 = {

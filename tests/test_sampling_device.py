@@ -13,7 +13,7 @@ import select_token
 from select_token import INTERPRETED, select, select_many
 from transformers.generation import logits_process
 
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 from persistent_runtime.rows import layout
 
 DRAWS = 150 if INTERPRETED else 20_000  # the interpreter takes some ten milliseconds for one

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 
 GREEDY, SAMPLED = "greedy", "sampled"
 SAMPLED_OPTIONS = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}

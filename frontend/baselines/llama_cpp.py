@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 errors: list[str] = []

@@ -43,7 +43,7 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
             import_module(library)
     with phases("import event-tensor"):
         from frontend.baselines.engine import Work, load_engine
-        from frontend.sampling import Sampling
+        from frontend.config.sampling import Sampling
     work = Work(**options)
     with phases("weights"):
         engine: Any = load_engine(work)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from frontend.baselines.engine import Work
+from frontend.config.sampling import Sampling
 from frontend.reference import load_transformers
-from frontend.sampling import Sampling
 
 WARM_UP_STEPS = 3  # before a CUDA graph is captured
 

@@ -153,7 +153,7 @@ def chat(
 
 def check_options(options: dict[str, Any]) -> None:
     """Refuses what no model could make right, before one is loaded."""
-    from frontend.sampling import Sampling
+    from frontend.config.sampling import Sampling
     from frontend.stop_strings import StopFilter
 
     names = {field.name for field in fields(Sampling)}

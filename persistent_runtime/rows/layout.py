@@ -199,7 +199,7 @@ GAPS_PER_TIMEOUT = 16
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2
 
-# Sampling record, float32 words per request; frontend/sampling.py says what is allowed.
+# Sampling record, float32 words per request; frontend/config/sampling.py says what is allowed.
 TEMPERATURE = 0  # 0: the most likely token
 TOP_K = 1  # 0: all
 TOP_P = 2  # 1: all

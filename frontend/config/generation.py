@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.sampling import Sampling
+from frontend.config.sampling import Sampling
 
 TRANSFORMERS_TOP_K = 50  # what transformers takes where the file samples without one
 PROCESSORS = ("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",

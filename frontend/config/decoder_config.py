@@ -12,12 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from event_tensor.errors import UserError
-from frontend.expert_config import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
-from frontend.generation_config import Ends, ends_of, sampling_of, warn_of_unserved
-from frontend.model_files.json_fields import Fields, read_json, require_directory
-from frontend.rope_config import RopeConfig, parse_rope
-from frontend.sampling import Sampling
-from frontend.windows import (
+from frontend.config.experts import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
+from frontend.config.generation import Ends, ends_of, sampling_of, warn_of_unserved
+from frontend.config.rope import RopeConfig, parse_rope
+from frontend.config.sampling import Sampling
+from frontend.config.windows import (
     Windows,
     full_attention,
     mistral_windows,
@@ -25,6 +24,7 @@ from frontend.windows import (
     qwen_windows,
     switched_window,
 )
+from frontend.model_files.json_fields import Fields, read_json, require_directory
 from persistent_runtime.storage import DTYPES
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id")
