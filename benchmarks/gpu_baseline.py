@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frontend.config.decoder_config import DecoderConfig
-from frontend.rope import rope_tables
+from frontend.graph.rope_tables import rope_tables
 
 WARM_UP_STEPS = 3  # the second length makes torch.compile generalise, the third must be free
 Caches = Sequence[tuple[torch.Tensor, torch.Tensor]]

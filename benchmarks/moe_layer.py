@@ -15,9 +15,9 @@ from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.task_table import Runtime
 from frontend.config.decoder_config import DecoderConfig
-from frontend.operators import TOKENS, Limits, Operators
-from frontend.routings import sample_routings
-from frontend.tiles import EXPERT_ROWS, choose_tiles
+from frontend.graph.operators import TOKENS, Limits, Operators
+from frontend.graph.routings import sample_routings
+from frontend.graph.tiles import EXPERT_ROWS, choose_tiles
 from persistent_runtime.megakernel import Megakernel
 from scheduling.choose import released
 from scheduling.policies import POLICIES

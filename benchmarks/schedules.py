@@ -38,9 +38,9 @@ from frontend.bandwidth import ReadBandwidth  # noqa: E402
 from frontend.bench import random_prompt  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.config.decoder_config import parse_config  # noqa: E402
+from frontend.graph.routings import layer_routing  # noqa: E402
+from frontend.graph.tiles import EXPERT_ROWS  # noqa: E402
 from frontend.machine import provenance  # noqa: E402
-from frontend.routings import layer_routing  # noqa: E402
-from frontend.tiles import EXPERT_ROWS  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
 from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
 from persistent_runtime.functions.dense import linear_residual  # noqa: E402

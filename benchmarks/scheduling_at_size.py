@@ -28,9 +28,9 @@ from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
 from event_tensor.verify import verify_table  # noqa: E402
 from frontend.config.decoder_config import parse_config  # noqa: E402
-from frontend.families import build_step  # noqa: E402
-from frontend.operators import Limits, Operators  # noqa: E402
-from frontend.tiles import choose_kv_splits, choose_tiles  # noqa: E402
+from frontend.families.decoder import build_step  # noqa: E402
+from frontend.graph.operators import Limits, Operators  # noqa: E402
+from frontend.graph.tiles import choose_kv_splits, choose_tiles  # noqa: E402
 from scheduling.merge import merge_events  # noqa: E402
 from scheduling.policies import critical_path, round_robin  # noqa: E402
 from scheduling.prune import prune_waits  # noqa: E402

@@ -20,9 +20,10 @@ from frontend.conversation import Conversation
 from frontend.dump import dump
 from frontend.end_tokens import TokenIds, end_tokens
 from frontend.generation import Generation, Token
+from frontend.graph.operators import Operators
+from frontend.graph.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.model_files.tokenizer import Tokenizer
 from frontend.not_finite import not_finite_error
-from frontend.operators import Operators
 from frontend.phases import Phases
 from frontend.plan import Request, plan_launch
 from frontend.prefix_memory import PrefixMemory
@@ -30,7 +31,6 @@ from frontend.processors import BiasList
 from frontend.prompts import read_prompt, read_prompts
 from frontend.request_checks import check_request, collector, run_options
 from frontend.request_options import truth, whole
-from frontend.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.watcher import RequestWatcher, RunOptions
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel

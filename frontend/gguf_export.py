@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from frontend.config.decoder_config import DecoderConfig, read_config
+from frontend.graph.check_tensors import check_tensors, required_tensors
+from frontend.graph.rope_tables import inverse_frequencies
 from frontend.model_files.checkpoint import open_checkpoint
-from frontend.required_tensors import check_tensors, required_tensors
-from frontend.rope import inverse_frequencies
 from persistent_runtime.storage import converted
 
 DTYPE_OF = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -10,8 +10,8 @@ import numpy as np
 
 from event_tensor.refusals import LIMITS, gigabytes, reserving
 from event_tensor.tensors import TensorSpec
-from frontend.operators import DTYPE_BYTES, Operators
-from frontend.tiles import ATTENTION_ROWS, MAX_KV_SPLITS
+from frontend.graph.operators import DTYPE_BYTES, Operators
+from frontend.graph.tiles import ATTENTION_ROWS, MAX_KV_SPLITS
 from persistent_runtime.storage import STORAGE_DTYPE
 
 Shapes = dict[TensorSpec, tuple[int, ...]]

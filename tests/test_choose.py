@@ -8,7 +8,7 @@ from test_moe_graph import make_config, make_operators
 
 from event_tensor.derive import derive_events
 from event_tensor.instantiate import instantiate
-from frontend.routings import sample_routings
+from frontend.graph.routings import sample_routings
 from persistent_runtime.megakernel import build_schedule
 from scheduling import choose
 from scheduling.choose import choose_placement

@@ -338,7 +338,7 @@ def test_reading_a_config_imports_nothing_heavy(tmp_path: Path) -> None:
     write_directory(tmp_path, json.dumps(tiny()).encode())
     code = (
         "import sys; from pathlib import Path; import frontend.config.decoder_config, frontend.model_files.resolve;"
-        "import frontend.model_files.checkpoint, frontend.model_files.tokenizer, frontend.rope;"
+        "import frontend.model_files.checkpoint, frontend.model_files.tokenizer, frontend.graph.rope_tables;"
         f"frontend.config.decoder_config.read_config(Path({str(tmp_path)!r}));"
         "heavy = {'torch', 'transformers', 'safetensors', 'tokenizers', 'huggingface_hub'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from frontend.config.decoder_config import read_config
+from frontend.graph.check_tensors import check_tensors
 from frontend.model_files.checkpoint import open_checkpoint
 from frontend.model_files.resolve import DEMO_MODELS
 from frontend.model_files.tokenizer import load_tokenizer
-from frontend.required_tensors import check_tensors
 
 LARGEST_MB = {"demo": 10, "demo-moe": 3.1}  # of all files
 

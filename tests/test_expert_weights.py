@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
 from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.graph.check_tensors import check_tensors, required_tensors
 from frontend.model_files.checkpoint import Checkpoint, canonical_name, from_model, open_checkpoint
 from frontend.model_files.expert_weights import read_weight
-from frontend.required_tensors import check_tensors, required_tensors
 from persistent_runtime.storage import as_tensor
 
 TINY: dict[str, Any] = {

@@ -163,7 +163,7 @@ def run_bodies(file):
 
 def interpreted_decoder(directory, schedule="auto"):
     from frontend import compile as frontend_compile
-    from frontend import tiles
+    from frontend.graph import tiles
     from persistent_runtime.gpu.interpret import InterpretedBackend
 
     tiles.LINEAR_ROWS = CHUNK

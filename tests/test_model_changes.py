@@ -17,10 +17,10 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.config.decoder_config import FAMILIES, parse_config
+from frontend.graph.check_tensors import check_tensors
 from frontend.model_files.checkpoint import from_model
 from frontend.model_files.loaded_models import unwrapped
 from frontend.model_files.model_changes import OF_TRAINING, refuse_changes
-from frontend.required_tensors import check_tensors
 
 IDS = [5, 91, 17, 4, 250, 33]
 

@@ -13,10 +13,10 @@ from event_tensor.printer import format_graph
 from event_tensor.tensors import RUNTIME, TensorRead
 from event_tensor.verify import verify
 from frontend.config.decoder_config import DecoderConfig, parse_config
-from frontend.families import build_step
-from frontend.operators import Limits, Operators
-from frontend.routings import sample_routings
-from frontend.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles
+from frontend.families.decoder import build_step
+from frontend.graph.operators import Limits, Operators
+from frontend.graph.routings import sample_routings
+from frontend.graph.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles
 from persistent_runtime.functions.experts import MOE_BLOCK, expert_tiles
 from scheduling.target import H200
 

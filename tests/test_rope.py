@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from frontend.config.decoder_config import parse_config
-from frontend.rope import inverse_frequencies, rope_tables
+from frontend.graph.rope_tables import inverse_frequencies, rope_tables
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
 from frontend.config.decoder_config import read_config
+from frontend.graph.check_tensors import check_tensors
 from frontend.model_files.checkpoint import open_checkpoint
-from frontend.required_tensors import check_tensors
 from persistent_runtime.storage import as_tensor
 
 INDEX = "model.safetensors.index.json"

@@ -10,12 +10,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend import rope_cache
 from frontend.compile import compile_decode_loop
 from frontend.config.rope import RopeConfig
+from frontend.graph import rope_cache
+from frontend.graph.rope_cache import KeptRopeTables
+from frontend.graph.rope_tables import rope_tables
 from frontend.model_files.checkpoint import Checkpoint, open_checkpoint
-from frontend.rope import rope_tables
-from frontend.rope_cache import KeptRopeTables
 from persistent_runtime.storage import STORAGE_DTYPE, as_array, as_tensor, converted
 
 FLOATS = ("float32", "bfloat16", "float16")

@@ -14,8 +14,8 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config.decoder_config import DecoderConfig
+from frontend.graph.tiles import TileConfig
 from frontend.model_files.expert_weights import is_packed
-from frontend.tiles import TileConfig
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 from persistent_runtime.rows import layout

@@ -6,7 +6,7 @@ config.py says how the families differ; a family with another block gets a funct
 from __future__ import annotations
 
 from event_tensor.tensors import TensorSpec
-from frontend.operators import Operators
+from frontend.graph.operators import Operators
 
 
 def build_step(ops: Operators) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from frontend import rope
 from frontend.config.rope import RopeConfig
+from frontend.graph import rope_tables as rope
 from persistent_runtime.cache.sources import file_digest, package_version
 from persistent_runtime.cpu.compile.disk_cache import KeptFile, cache_directory
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.config.decoder_config import DecoderConfig
-from frontend.tiles import EXPERT_ROWS
+from frontend.graph.tiles import EXPERT_ROWS
 from persistent_runtime.functions.experts import expert_tiles
 
 Runtime = dict[str, npt.NDArray[np.int32]]
