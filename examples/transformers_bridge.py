@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, TextStreamer
 
 from frontend import compile_decode_loop
+from frontend.decode.bridge import generate_with, stream_into
 from frontend.model_files.resolve import resolve_model
-from frontend.transformers_bridge import generate_with, stream_into
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from frontend.baselines.engine import GREEDY, SAMPLED, Work
 from frontend.bench_check import judge, save_logits
 from frontend.bench_sides import OURS, Ours, Side, start_baselines
 from frontend.compile import Progress, compile_decode_loop
-from frontend.decoder import Decoder
+from frontend.decode.decoder import Decoder
 from frontend.graph.operators import DTYPE_BYTES
 from frontend.machine import Contention, peak_rss_mb, provenance, wait_until_idle
 from frontend.model_files.directories import temporary_folder

@@ -13,8 +13,8 @@ import numpy as np
 from frontend.baselines.engine import Work
 from frontend.baselines.process import BaselineProcess
 from frontend.compile import Progress
-from frontend.decoder import Decoder
-from frontend.generation import Generation
+from frontend.decode.decoder import Decoder
+from frontend.decode.generation import Generation
 from frontend.gguf_export import export_gguf
 
 OURS = "event-tensor"

@@ -10,7 +10,7 @@ from typing import Any
 
 from event_tensor.errors import EventTensorError
 from frontend.console import stay_after_interrupt
-from frontend.conversation import Conversation
+from frontend.decode.conversation import Conversation
 from frontend.streams import read_line
 
 COMMANDS = ("/stats", "/reset", "/quit")

@@ -14,22 +14,22 @@ import numpy as np
 from event_tensor.errors import UserError
 from event_tensor.refusals import LIMITS, require_room, reserving
 from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
-from frontend.decoder import Decoder
-from frontend.end_tokens import MAX_END_TOKENS
+from frontend.decode.decoder import Decoder
+from frontend.decode.end_tokens import MAX_END_TOKENS
+from frontend.decode.memory import allocate_tensors, weight_gigabytes
+from frontend.decode.phases import Phases
 from frontend.families.decoder import build_step
 from frontend.graph.check_tensors import check_tensors
 from frontend.graph.operators import DTYPE_BYTES, Limits, Operators
 from frontend.graph.rope_cache import KeptRopeTables
 from frontend.graph.routings import sample_routings
 from frontend.graph.tiles import ATTENTION_ROWS, choose_tiles
-from frontend.memory import allocate_tensors, weight_gigabytes
 from frontend.model_files.checkpoint import Checkpoint, from_model, open_checkpoint
 from frontend.model_files.expert_weights import read_weight, stored_tensors
 from frontend.model_files.loaded_models import unwrapped
 from frontend.model_files.model_changes import refuse_changes
 from frontend.model_files.resolve import resolve_model
 from frontend.model_files.tokenizer import Tokenizer, load_tokenizer
-from frontend.phases import Phases
 from persistent_runtime.backends import find_backend, may_be_cuda
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel

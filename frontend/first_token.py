@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from event_tensor.errors import EventTensorError
-from frontend.phases import Phases
+from frontend.decode.phases import Phases
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 LIBRARIES = ("numpy", "numba")
 OTHER_PROMPTS = (1, 2, 7, 19, 64, 300)  # tokens; one or several chunks of prefill

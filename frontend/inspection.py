@@ -12,7 +12,7 @@ import numpy as np
 from event_tensor.conservative import data_dependent_events
 from event_tensor.printer import format_graph
 from frontend.console import print_table
-from frontend.decoder import Decoder
+from frontend.decode.decoder import Decoder
 from persistent_runtime.cpu.compile.disk_cache import cache_directory
 from persistent_runtime.cpu.compile.registry import COMPILATIONS
 from scheduling.simulator import estimate_makespan

@@ -9,7 +9,7 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from event_tensor.task_table import TaskTable
-from frontend.decoder import Decoder
+from frontend.decode.decoder import Decoder
 from frontend.trace_summary import median_step, step_bounds_us
 from persistent_runtime.trace.record import SegmentTrace
 from persistent_runtime.trace.timeline import Slice, function_of, layer_of, timeline

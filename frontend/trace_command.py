@@ -14,7 +14,7 @@ from frontend.bench import random_prompt
 from frontend.bench_table import QUIET_SHARE
 from frontend.compile import Progress, compile_decode_loop
 from frontend.console import print_table
-from frontend.decoder import Decoder
+from frontend.decode.decoder import Decoder
 from frontend.machine import Contention, provenance
 from frontend.trace_summary import summarise
 from persistent_runtime.trace.chrome_trace import chrome_trace, write_trace

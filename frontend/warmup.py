@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from numba.core import event as numba_events
 
-from frontend.phases import Span
+from frontend.decode.phases import Span
 from persistent_runtime.cpu.compile.disk_cache import cache_directory
 from persistent_runtime.cpu.compile.registry import COMPILATIONS, Compilation
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 Record = dict[str, Any]
 

@@ -5,8 +5,8 @@ import os
 import numpy as np
 
 from frontend.config.sampling import Sampling
-from frontend.control import sampling_record
-from frontend.processors import BiasList, processors_record
+from frontend.decode.control import sampling_record
+from frontend.decode.processors import BiasList, processors_record
 from persistent_runtime.cpu.single_tile import run_tile, run_tiles
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout

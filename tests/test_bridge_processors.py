@@ -12,7 +12,7 @@ from transformers.generation import logits_process
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.transformers_bridge import generate_with
+from frontend.decode.bridge import generate_with
 
 VOCAB = 12
 END = 5

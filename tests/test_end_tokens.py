@@ -16,8 +16,8 @@ from test_tokenizer import SPECIAL, byte_level, load, save
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.config.sampling import Sampling
-from frontend.end_tokens import MAX_END_TOKENS, end_of_turn, own_eos_ids
-from frontend.watcher import RunOptions, ShownText
+from frontend.decode.end_tokens import MAX_END_TOKENS, end_of_turn, own_eos_ids
+from frontend.decode.watcher import RunOptions, ShownText
 
 PROMPT = "w1 w2 w3"
 COUNT = 12

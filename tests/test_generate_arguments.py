@@ -13,8 +13,8 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.generate_arguments import arguments_of, refuse_arguments, refuse_config
-from frontend.transformers_bridge import generate_with
+from frontend.decode.bridge import generate_with
+from frontend.decode.generate_arguments import arguments_of, refuse_arguments, refuse_config
 
 PROMPT = torch.tensor([[5, 91, 17, 4, 250, 33]])
 EMBEDS = torch.zeros(1, 6, 64)

@@ -11,7 +11,7 @@ from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.config.generation import sampling_of
 from frontend.config.sampling import Sampling
-from frontend.stop_strings import StopFilter
+from frontend.decode.stop_strings import StopFilter
 
 PROMPT = [5, 91, 17, 4, 250, 33]
 

@@ -17,7 +17,7 @@ from transformers.generation import logits_process
 from event_tensor.errors import UserError
 from frontend.config.generation import sampling_of, unserved_fields, warn_of_unserved
 from frontend.config.sampling import Sampling
-from frontend.processors import BiasList
+from frontend.decode.processors import BiasList
 from persistent_runtime.rows import layout
 
 VOCAB = 12  # few, so that sequences match and rules meet

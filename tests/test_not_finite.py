@@ -12,7 +12,7 @@ import transformers
 from event_tensor.errors import NotFiniteError
 from frontend.compile import compile_decode_loop
 from frontend.console import print_json
-from frontend.not_finite import count_not_finite
+from frontend.decode.not_finite import count_not_finite
 
 VOCAB = 64
 PROMPT = [5, 9, 17]

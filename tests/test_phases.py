@@ -7,8 +7,8 @@ import time
 import pytest
 from conftest import HANG_S, command_environment
 
-from frontend import phases as phases_module
-from frontend.phases import Phases
+from frontend.decode import phases as phases_module
+from frontend.decode.phases import Phases
 
 BEGIN_S = 100.0
 
@@ -118,7 +118,7 @@ def test_a_phase_ends_with_its_exception():
 
 def test_the_process_began_when_it_was_started():
     """To a hundredth of a second, and one more for what rounds."""
-    code = "from frontend.phases import process_start_s; print(process_start_s())"
+    code = "from frontend.decode.phases import process_start_s; print(process_start_s())"
     begin_s = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           timeout=HANG_S, env=command_environment())

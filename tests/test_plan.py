@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from frontend.plan import Request, plan_launch
+from frontend.decode.plan import Request, plan_launch
 
 
 @pytest.mark.parametrize("seed", range(40))

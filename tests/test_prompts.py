@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
+from frontend.decode.prompts import read_prompt, read_prompts
 from frontend.model_files.resolve import resolve_model
 from frontend.model_files.tokenizer import load_tokenizer
-from frontend.prompts import read_prompt, read_prompts
 
 VOCAB = 100
 KINDS = {  # what may be made of a list of ids
@@ -148,7 +148,7 @@ def test_one_prompt_is_wanted_where_one_is_read(holder):
 
 def test_no_prompt_needs_an_import_of_torch(run_command):
     code = ("import sys; from types import SimpleNamespace as S\n"
-            "from frontend.prompts import read_prompts\n"
+            "from frontend.decode.prompts import read_prompts\n"
             "import numpy as np\n"
             "read_prompts(S(tokenizer=None, config=S(vocab_size=9)), [np.array([1, 2])])\n"
             "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)")

@@ -9,8 +9,8 @@ from conftest import HANG_S
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
+from frontend.decode.bridge import generate_with, stream_into
 from frontend.model_files.resolve import resolve_model
-from frontend.transformers_bridge import generate_with, stream_into
 
 PROMPT = torch.tensor([[5, 91, 17, 4, 250, 33]])
 END = 7

@@ -18,7 +18,7 @@ import numba as nb
 from event_tensor.errors import UserError
 from frontend import warmup_command
 from frontend.compile import compile_decode_loop
-from frontend.phases import Phases
+from frontend.decode.phases import Phases
 from frontend.warmup import compilations
 from frontend.warmup_command import STARTS, check_strict, comparison, phase_rows
 from frontend.warmup_page import page, ticks

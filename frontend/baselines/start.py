@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from event_tensor.errors import EventTensorError
-from frontend.phases import Phases
+from frontend.decode.phases import Phases
 
 LIBRARIES = ("numpy", "torch", "transformers")
 CAPTURED_BATCHES = (1, 2, 4, 8, 16, 32, 64)

@@ -9,7 +9,7 @@ import typer
 from frontend.console import Progress
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 app = typer.Typer(
     name="event-tensor", add_completion=False, no_args_is_help=True, rich_markup_mode=None,

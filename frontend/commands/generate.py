@@ -34,8 +34,8 @@ from frontend.console import print_json
 from frontend.streams import read_input, require_text
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
-    from frontend.generation import Generation
+    from frontend.decode.decoder import Decoder
+    from frontend.decode.generation import Generation
 
 
 def parse_ids(text: str, option: str = "--prompt-ids") -> list[int]:
@@ -154,7 +154,7 @@ def chat(
 def check_options(options: dict[str, Any]) -> None:
     """Refuses what no model could make right, before one is loaded."""
     from frontend.config.sampling import Sampling
-    from frontend.stop_strings import StopFilter
+    from frontend.decode.stop_strings import StopFilter
 
     names = {field.name for field in fields(Sampling)}
     Sampling().with_options({name: value for name, value in options.items() if name in names})
@@ -166,7 +166,7 @@ def check_options(options: dict[str, Any]) -> None:
 def stream_to_stdout(decoder: Decoder, prompt: str | list[int], options: dict[str, Any]
                      ) -> Generation:
     """Writes text as it comes; token ids where the model has no tokenizer."""
-    from frontend.generation import Generation
+    from frontend.decode.generation import Generation
 
     result = Generation([])
     stream = decoder.stream(prompt, result=result, **options)

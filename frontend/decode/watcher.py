@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frontend.config.sampling import Sampling
-from frontend.end_tokens import EndTokens, TokenIds
-from frontend.generation import Generation, Token
+from frontend.decode.end_tokens import EndTokens, TokenIds
+from frontend.decode.generation import Generation, Token
+from frontend.decode.stop_strings import StopFilter
 from frontend.model_files.tokenizer import Tokenizer
-from frontend.stop_strings import StopFilter
 
 
 @dataclass(frozen=True, slots=True)

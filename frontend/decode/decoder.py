@@ -15,23 +15,23 @@ import numpy.typing as npt
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from frontend.config.decoder_config import DecoderConfig
-from frontend.control import Rules, write_plan, write_requests
-from frontend.conversation import Conversation
-from frontend.dump import dump
-from frontend.end_tokens import TokenIds, end_tokens
-from frontend.generation import Generation, Token
+from frontend.decode.control import Rules, write_plan, write_requests
+from frontend.decode.conversation import Conversation
+from frontend.decode.dump import dump
+from frontend.decode.end_tokens import TokenIds, end_tokens
+from frontend.decode.generation import Generation, Token
+from frontend.decode.not_finite import not_finite_error
+from frontend.decode.phases import Phases
+from frontend.decode.plan import Request, plan_launch
+from frontend.decode.prefix_memory import PrefixMemory
+from frontend.decode.processors import BiasList
+from frontend.decode.prompts import read_prompt, read_prompts
+from frontend.decode.request_checks import check_request, collector, run_options
+from frontend.decode.request_options import truth, whole
+from frontend.decode.watcher import RequestWatcher, RunOptions
 from frontend.graph.operators import Operators
 from frontend.graph.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.model_files.tokenizer import Tokenizer
-from frontend.not_finite import not_finite_error
-from frontend.phases import Phases
-from frontend.plan import Request, plan_launch
-from frontend.prefix_memory import PrefixMemory
-from frontend.processors import BiasList
-from frontend.prompts import read_prompt, read_prompts
-from frontend.request_checks import check_request, collector, run_options
-from frontend.request_options import truth, whole
-from frontend.watcher import RequestWatcher, RunOptions
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout
@@ -139,7 +139,7 @@ class Decoder:
         """Continuation of one prompt, or of a batch of them, all in one launch.
 
         prompt: text, token ids, a tensor of ids, what a tokenizer returns, or a list of one of
-        these (frontend/prompts.py). max_new_tokens: by default what the model's
+        these (frontend/decode/prompts.py). max_new_tokens: by default what the model's
         generation_config.json says, else 128, and no more than there is room for. stop: texts
         before which the output is cut; they may have special tokens. eos_token_id: what ends the
         output, instead of the model's own. trace_steps: how many steps of each segment leave their

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from event_tensor.errors import UserError
-from frontend.bridge_processors import processor_options
-from frontend.decoder import Decoder
-from frontend.generate_arguments import (
+from frontend.decode.bridge_processors import processor_options
+from frontend.decode.decoder import Decoder
+from frontend.decode.generate_arguments import (
     arguments_of,
     refuse_arguments,
     refuse_config,
     refuse_kept_back,
     refuse_positions,
 )
-from frontend.generation import Generation
-from frontend.prompts import read_prompt, without_padding
+from frontend.decode.generation import Generation
+from frontend.decode.prompts import read_prompt, without_padding
 
 if TYPE_CHECKING:
     from transformers.generation import BaseStreamer

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.end_tokens import TokenIds, conversation_end_ids
-from frontend.generation import Generation, Token, percentiles_ms
+from frontend.decode.end_tokens import TokenIds, conversation_end_ids
+from frontend.decode.generation import Generation, Token, percentiles_ms
+from frontend.decode.request_options import whole
 from frontend.model_files.chat_template import Message
-from frontend.request_options import whole
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 MAX_ANSWER_TOKENS = 1024  # where the caller sets no limit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from frontend.generation import Generation
+from frontend.decode.generation import Generation
 from persistent_runtime.rows import layout
 
 

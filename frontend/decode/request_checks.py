@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from event_tensor.errors import UserError
-from frontend.end_tokens import TokenIds
-from frontend.generation import Generation
-from frontend.request_options import (
+from frontend.decode.end_tokens import TokenIds
+from frontend.decode.generation import Generation
+from frontend.decode.request_options import (
     DEFAULT_NEW_TOKENS,
     sampling_options,
     stop_strings,
     truth,
     whole,
 )
-from frontend.watcher import RunOptions
+from frontend.decode.watcher import RunOptions
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 
 def run_options(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int | None,

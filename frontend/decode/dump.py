@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from event_tensor.printer import format_graph, format_tasks
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 
 def dump(decoder: Decoder, folder: Path) -> list[Path]:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.config.sampling import Sampling
-from frontend.end_tokens import EndTokens
-from frontend.generation import Generation
-from frontend.plan import Plan, Request
-from frontend.processors import BiasList, processors_record
+from frontend.decode.end_tokens import EndTokens
+from frontend.decode.generation import Generation
+from frontend.decode.plan import Plan, Request
+from frontend.decode.processors import BiasList, processors_record
 from persistent_runtime.rows import layout
 
 FLOAT32 = np.finfo(np.float32)

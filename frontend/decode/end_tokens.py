@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
+from frontend.decode.stop_strings import check_stop_strings
 from frontend.model_files.chat_template import ChatTemplate
 from frontend.model_files.tokenizer import Tokenizer
-from frontend.stop_strings import check_stop_strings
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
-    from frontend.watcher import RunOptions
+    from frontend.decode.decoder import Decoder
+    from frontend.decode.watcher import RunOptions
 
 MAX_END_TOKENS = 32  # memory is held for so many: no model names more than a few
 TokenIds = int | Sequence[int] | None  # None: the model's own

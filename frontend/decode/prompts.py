@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from event_tensor.errors import UserError
 
 if TYPE_CHECKING:
-    from frontend.decoder import Decoder
+    from frontend.decode.decoder import Decoder
 
 Encode = Callable[[str], list[int]]
 Rows = tuple[list[list[int]], bool]  # ids of each prompt, and whether they came as a batch
