@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
-from frontend.bench_table import to_markdown  # noqa: E402
+from frontend.report.bench.table import to_markdown  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "cpu_decode.json"
 ALL = "transformers,torch-compile,llama-cpp"

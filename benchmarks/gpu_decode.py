@@ -32,11 +32,11 @@ from benchmarks.gpu_bandwidth import Bandwidth  # noqa: E402
 from benchmarks.gpu_baseline import DecodeStep, GraphedSteps, pack_layers  # noqa: E402
 from benchmarks.make_model import model_config  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
-from frontend.bench import kv_bytes, random_prompt  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.machine import gpu_name, provenance  # noqa: E402
+from frontend.report.bench.run import kv_bytes, random_prompt  # noqa: E402
+from frontend.report.machine import gpu_name, provenance  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "gpu_decode.json"
 NEW_TOKENS = 128

@@ -39,7 +39,7 @@ from event_tensor.device_function import (  # noqa: E402
 from event_tensor.errors import UserError  # noqa: E402
 from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.tensors import TensorSpec  # noqa: E402
-from frontend.machine import gpu_name, provenance  # noqa: E402
+from frontend.report.machine import gpu_name, provenance  # noqa: E402
 from persistent_runtime.backends import Backend, find_backend  # noqa: E402
 from persistent_runtime.cpu.bodies import arguments as cpu  # noqa: E402
 from persistent_runtime.cpu.compile.registry import cpu_body  # noqa: E402

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
 from frontend import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.machine import Contention, provenance  # noqa: E402
+from frontend.report.machine import Contention, provenance  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "sampling_cost.json"
 SIDES: dict[str, dict[str, Any]] = {

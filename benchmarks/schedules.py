@@ -34,13 +34,13 @@ from benchmarks.queue_costs import measure_costs  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
-from frontend.bandwidth import ReadBandwidth  # noqa: E402
-from frontend.bench import random_prompt  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.graph.routings import layer_routing  # noqa: E402
 from frontend.graph.tiles import EXPERT_ROWS  # noqa: E402
-from frontend.machine import provenance  # noqa: E402
+from frontend.report.bench.bandwidth import ReadBandwidth  # noqa: E402
+from frontend.report.bench.run import random_prompt  # noqa: E402
+from frontend.report.machine import provenance  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
 from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
 from persistent_runtime.functions.dense import linear_residual  # noqa: E402

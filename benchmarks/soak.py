@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from frontend import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.machine import Contention, provenance, rss_mb  # noqa: E402
+from frontend.report.machine import Contention, provenance, rss_mb  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 LARGEST_GROWTH_MB = 4.0  # from the end of the first fifth to the end

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
-from frontend.machine import provenance  # noqa: E402
-from frontend.warmup_command import STARTS, Record, WarmupOptions, run_warmup  # noqa: E402
+from frontend.report.machine import provenance  # noqa: E402
+from frontend.report.warmup.runs import STARTS, Record, WarmupOptions, run_warmup  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "start_up.json"
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]

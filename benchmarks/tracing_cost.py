@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
-from frontend.trace_command import TraceOptions, run_trace, show, show_cost  # noqa: E402
+from frontend.report.trace import TraceOptions, run_trace, show, show_cost  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "tracing_cost.json"
 LARGEST_COST = 0.05  # of TPOT

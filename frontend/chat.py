@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from event_tensor.errors import EventTensorError
-from frontend.console import stay_after_interrupt
 from frontend.decode.conversation import Conversation
+from frontend.report.console import stay_after_interrupt
 from frontend.streams import read_line
 
 COMMANDS = ("/stats", "/reset", "/quit")

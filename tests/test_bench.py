@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-import frontend.baselines
+import frontend.report.bench.baselines
 from event_tensor.errors import UserError
-from frontend.baselines import require_available
-from frontend.baselines.engine import Work
-from frontend.baselines.process import BaselineProcess
-from frontend.bench import BenchOptions, Timings, kv_bytes, run_bench
-from frontend.bench_check import smallest_drawn
-from frontend.bench_table import COLUMNS, show, to_markdown
 from frontend.compile import compile_decode_loop
 from frontend.config.sampling import Sampling
-from frontend.machine import commit, versions, wait_until_idle
+from frontend.report.bench.baselines import require_available
+from frontend.report.bench.baselines.engine import Work
+from frontend.report.bench.baselines.process import BaselineProcess
+from frontend.report.bench.check import smallest_drawn
+from frontend.report.bench.run import BenchOptions, Timings, kv_bytes, run_bench
+from frontend.report.bench.table import COLUMNS, show, to_markdown
+from frontend.report.machine import commit, versions, wait_until_idle
 
 SIDE = {"ttft_ms", "tpot_ms", "tokens_per_second", "pp_tokens_per_second", "tg_tokens_per_second",
         "bandwidth_gb_s", "bandwidth_fraction", "correctness", "peak_rss_mb", "sampled"}
@@ -36,7 +36,7 @@ WORK = Work("transformers", "nowhere", "float32", 1, "cpu", [], [1, 2], 2, sampl
 def small_buffer():
     """What memory bandwidth comes out is not tested, so that a small buffer does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("frontend.bandwidth.BUFFER_BYTES", 2**20)
+        patch.setattr("frontend.report.bench.bandwidth.BUFFER_BYTES", 2**20)
         yield
 
 
@@ -136,8 +136,8 @@ def test_options_that_make_no_sense(options, word):
 
 @pytest.mark.parametrize("package", ["llama_cpp", "gguf"])
 def test_a_missing_package_is_one_sentence(command, monkeypatch, package):
-    find = frontend.baselines.importlib.util.find_spec
-    monkeypatch.setattr(frontend.baselines.importlib.util, "find_spec",
+    find = frontend.report.bench.baselines.importlib.util.find_spec
+    monkeypatch.setattr(frontend.report.bench.baselines.importlib.util, "find_spec",
                         lambda name: None if name == package else find(name))
     with pytest.raises(UserError, match=r"pip install 'event-tensor\[bench\]'"):
         require_available("llama-cpp", "cpu")
@@ -178,7 +178,7 @@ def test_a_waiting_baseline_is_idle(tiny_model):
 
 
 def test_a_working_process_is_not_idle(monkeypatch):
-    monkeypatch.setattr("frontend.machine.SETTLE_S", 1.0)  # enough on the busiest machine
+    monkeypatch.setattr("frontend.report.machine.SETTLE_S", 1.0)  # enough on the busiest machine
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         assert not wait_until_idle([busy.pid], timeout_s=0.01)
@@ -201,7 +201,7 @@ def test_torch_compile_makes_the_same_tokens(tiny_model):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 def test_cuda_graphs_make_the_same_tokens(tiny_model, monkeypatch):
-    monkeypatch.setattr("frontend.bandwidth.CUDA_BUFFER_BYTES", 2**24)
+    monkeypatch.setattr("frontend.report.bench.bandwidth.CUDA_BUFFER_BYTES", 2**24)
     record = run_bench(BenchOptions(
         str(tiny_model("qwen3")), prompt_tokens=9, new_tokens=7, depth=4, repeats=2,
         backend="cuda", sampled=True, compare=("transformers", "cuda-graph")))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND, HANG_S, command_environment, wait_until
 
-from frontend.console import Progress
+from frontend.report.console import Progress
 from persistent_runtime.cpu.compile.disk_cache import SUFFIX
 
 PROMPT = ("--prompt", "kernel:")
@@ -187,7 +187,7 @@ def test_a_closed_pipe_is_quiet(tiny_model):
 
 
 def test_progress_shows_only_on_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr("frontend.console.SILENT_S", 0.0)
+    monkeypatch.setattr("frontend.report.console.SILENT_S", 0.0)
     for watched in (False, True):
         monkeypatch.setattr("sys.stderr.isatty", lambda watched=watched: watched, raising=False)
         with Progress() as progress:

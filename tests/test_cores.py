@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from event_tensor.errors import UserError
-from frontend import doctor
+from frontend.report import doctor
 from persistent_runtime.backends import CpuBackend
 from persistent_runtime.cpu import cores
 from persistent_runtime.cpu.cgroup import Quota, cpu_quota

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.baselines.engine import GREEDY, SAMPLED, Work
-from frontend.baselines.process import BaselineProcess
 from frontend.config.decoder_config import read_config
-from frontend.gguf_export import export_gguf, gguf_name
 from frontend.graph.check_tensors import required_tensors
-from frontend.reference import generate_timed, load_transformers
+from frontend.report.bench.baselines.engine import GREEDY, SAMPLED, Work
+from frontend.report.bench.baselines.process import BaselineProcess
+from frontend.report.bench.gguf_export import export_gguf, gguf_name
+from frontend.report.reference import generate_timed, load_transformers
 
 gguf = pytest.importorskip("gguf", reason="the extra `bench` is not installed")
 PROMPT = list(range(5, 30))

@@ -11,8 +11,8 @@ import transformers
 
 from event_tensor.errors import NotFiniteError
 from frontend.compile import compile_decode_loop
-from frontend.console import print_json
 from frontend.decode.not_finite import count_not_finite
+from frontend.report.console import print_json
 
 VOCAB = 64
 PROMPT = [5, 9, 17]

@@ -172,7 +172,7 @@ def test_no_helpers_where_they_could_leave_nothing(monkeypatch, tmp_path):
 
 
 def test_doctor_passes_a_cache_that_is_complete_and_read_only(monkeypatch, tmp_path):
-    from frontend import doctor
+    from frontend.report import doctor
 
     monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
     monkeypatch.setattr(doctor, "write_problem", lambda folder: "Read-only file system")

@@ -6,7 +6,7 @@ from itertools import islice
 
 from benchmarks.soak import requests, soak
 from frontend.compile import compile_decode_loop
-from frontend.machine import rss_mb
+from frontend.report.machine import rss_mb
 
 LARGEST_GROWTH_MB = 1.0  # over some hundred launches
 

@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 
 from event_tensor.conservative import conditional_calls, conservative_events
 from frontend.compile import compile_decode_loop
-from frontend.trace_summary import critical_path, summarise
+from frontend.report.trace_summary import critical_path, summarise
 from persistent_runtime.trace.chrome_trace import chrome_trace
 from persistent_runtime.trace.timeline import END_OF_STEP, READY_QUEUE, layer_of, timeline
 

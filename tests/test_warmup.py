@@ -16,12 +16,12 @@ pytest.importorskip("numba")
 import numba as nb
 
 from event_tensor.errors import UserError
-from frontend import warmup_command
 from frontend.compile import compile_decode_loop
 from frontend.decode.phases import Phases
-from frontend.warmup import compilations
-from frontend.warmup_command import STARTS, check_strict, comparison, phase_rows
-from frontend.warmup_page import page, ticks
+from frontend.decode.start_record import compilations
+from frontend.report.warmup import runs as warmup_command
+from frontend.report.warmup.page import page, ticks
+from frontend.report.warmup.runs import STARTS, check_strict, comparison, phase_rows
 
 SLOWED, DELAY_S = "derive events", 0.4
 
@@ -243,7 +243,7 @@ def test_triton_compilations_are_listed_by_stage(tmp_path, monkeypatch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from frontend.triton_stages import record_stages
+    from frontend.report.warmup.triton_stages import record_stages
     from persistent_runtime.cpu.compile.registry import COMPILATIONS
     from persistent_runtime.gpu.worker.sync import notify_event
 

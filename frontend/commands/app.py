@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frontend.console import Progress
+from frontend.report.console import Progress
 
 if TYPE_CHECKING:
     from frontend.decode.decoder import Decoder

@@ -30,7 +30,7 @@ from frontend.commands.app import (
     app,
     compile_model,
 )
-from frontend.console import print_json
+from frontend.report.console import print_json
 from frontend.streams import read_input, require_text
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from frontend.commands.app import (
     app,
     compile_model,
 )
-from frontend.console import Progress, print_json, write_text
+from frontend.report.console import Progress, print_json, write_text
 
 FAILED = 1  # exit code of a check that did not pass
 
@@ -41,8 +41,8 @@ def inspect_model(
     json_output: Json = False,
 ) -> None:
     """Show the decode step: its graph, its schedule, or the compiled kernel."""
-    from frontend.inspection import VIEWS
-    from frontend.schedule_picture import layer_picture
+    from frontend.report.inspection import VIEWS
+    from frontend.report.schedule_picture import layer_picture
 
     if what not in VIEWS:
         raise UserError(f"--what {what} is unknown; use one of {', '.join(VIEWS)}")
@@ -79,7 +79,7 @@ def trace(
     """Record a timeline of the real kernel, task by task and worker by worker."""
     from pathlib import Path
 
-    from frontend.trace_command import TraceOptions, run_trace, show, show_cost
+    from frontend.report.trace import TraceOptions, run_trace, show, show_cost
 
     if output is None and not (summary or json_output):
         raise UserError("give -o FILE.json.gz to write the timeline, --summary, or both")
@@ -115,7 +115,7 @@ def warmup(
     json_output: Json = False,
 ) -> None:
     """Start twice, with nothing compiled and with a warm cache, and show where the time went."""
-    from frontend.warmup_command import WarmupOptions, check_strict, run_warmup, show
+    from frontend.report.warmup.runs import WarmupOptions, check_strict, run_warmup, show
 
     compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
                        "max_context": max_context}
@@ -123,7 +123,7 @@ def warmup(
     record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays,
                                       tuple(name for name in compare.split(",") if name)))
     if html is not None:
-        from frontend.warmup_page import page
+        from frontend.report.warmup.page import page
 
         write_text(html, page(record), "--html")
     if json_output:
@@ -142,7 +142,7 @@ def cache(
     json_output: Json = False,
 ) -> None:
     """Show what compiled kernels take on disk, which are in use, and clear them."""
-    from frontend.cache_command import examine, show
+    from frontend.report.cache import examine, show
 
     record = examine(clear, clear_stale)
     if json_output:
@@ -154,7 +154,7 @@ def cache(
 @app.command()
 def doctor(json_output: Json = False) -> None:
     """Check this machine: versions, processor, caches, and a generation against transformers."""
-    from frontend.doctor import examine, show
+    from frontend.report.doctor import examine, show
 
     with Progress() as progress:
         record = examine(progress)
@@ -189,8 +189,8 @@ def bench(
     json_output: Json = False,
 ) -> None:
     """Measure TTFT, TPOT and bandwidth, beside the correctness of the same build."""
-    from frontend.bench import BenchOptions, run_bench
-    from frontend.bench_table import show, to_markdown
+    from frontend.report.bench.run import BenchOptions, run_bench
+    from frontend.report.bench.table import show, to_markdown
 
     options = BenchOptions(
         model, prompt_tokens, new_tokens, depth, repeats, workers, backend, dtype, schedule, seed,

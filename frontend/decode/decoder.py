@@ -91,8 +91,8 @@ class Decoder:
         return self.kernel.compilations
 
     def warmup(self) -> dict[str, Any]:
-        """Where the start went, from the process's to the first token; frontend/warmup.py."""
-        from frontend.warmup import start_record
+        """Where the start went, from the process's to the first token; frontend/decode/start_record.py."""
+        from frontend.decode.start_record import start_record
 
         return start_record(self)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from frontend.baselines.engine import Work
-from frontend.bench_sides import Side
 from frontend.config.sampling import Sampling
+from frontend.report.bench.baselines.engine import Work
+from frontend.report.bench.sides import Side
 
 MAX_LOGIT_BYTES = 512 << 20  # of the logits compared with the reference, per side
 REFERENCE = "transformers float32"
@@ -31,7 +31,7 @@ def logits_path(folder: Path, name: str, kind: str) -> Path:
 
 def judge(work: Work, outputs: Outputs, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """The reference is fed each side's own tokens; sides with the same tokens share its answer."""
-    from frontend.reference import last_logits, load_transformers
+    from frontend.report.reference import last_logits, load_transformers
 
     model = load_transformers(Path(work.model), "float32")
     expected: dict[tuple[int, ...], npt.NDArray[np.float32]] = {}

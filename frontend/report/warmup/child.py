@@ -1,6 +1,6 @@
 """A process that starts, generates one token, and says where the time went: a line of JSON.
 
-    python -m frontend.first_token '{"model": "demo", …}'
+    python -m frontend.report.warmup.child '{"model": "demo", …}'
 
 Then it serves other shapes, and says whether anything had to be compiled for them.
 """
@@ -43,15 +43,15 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         with phases(f"import {library}"):
             import_module(library)
     with phases("import event-tensor"):
-        from frontend.bench import random_prompt
         from frontend.compile import compile_decode_loop, import_torch
-        from frontend.warmup import compilations, start_record
+        from frontend.decode.start_record import compilations, start_record
+        from frontend.report.bench.run import random_prompt
         from persistent_runtime.backends import may_be_cuda
     if may_be_cuda(options["compile"].get("backend", "auto")):
         import_torch(phases)
     if runs_on_gpu(options["compile"]):
         with phases("import triton"):
-            from frontend.triton_stages import listen_to_triton
+            from frontend.report.warmup.triton_stages import listen_to_triton
         listen_to_triton()
     decoder = compile_decode_loop(options["model"], phases=phases, **options["compile"])
     with phases("make a prompt"):
@@ -78,7 +78,7 @@ def runs_on_gpu(options: Mapping[str, Any]) -> bool:
 
 def serve_other_shapes(decoder: Decoder) -> int:
     """Launches with prompts of many lengths, alone and together; how many."""
-    from frontend.bench import random_prompt
+    from frontend.report.bench.run import random_prompt
 
     lengths = [n for n in OTHER_PROMPTS if n + NEW_TOKENS <= decoder.max_context]
     prompts = [random_prompt(decoder, n, seed=n) for n in lengths]

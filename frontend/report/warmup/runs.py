@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from event_tensor.errors import EventTensorError, UserError
-from frontend.baselines import require_available, require_known
-from frontend.console import print_table
-from frontend.first_token import runs_on_gpu
-from frontend.machine import provenance
 from frontend.model_files.directories import temporary_folder
+from frontend.report.bench.baselines import require_available, require_known
+from frontend.report.console import print_table
+from frontend.report.machine import provenance
+from frontend.report.warmup.child import runs_on_gpu
 
 Record = dict[str, Any]
 STARTS = ("cold", "warm")
@@ -54,7 +54,7 @@ def run_warmup(options: WarmupOptions) -> Record:
         device = "cuda" if runs_on_gpu(options.compile) else "cpu"
         for name in options.compare:
             require_available(name, device)
-    starts = start_twice("frontend.first_token", {
+    starts = start_twice("frontend.report.warmup.child", {
         "model": options.model, "prompt_tokens": options.prompt_tokens,
         "compile": dict(options.compile), "delays_s": dict(options.delays_s)}, options.model)
     warm = starts["warm"]
@@ -74,7 +74,7 @@ def start_baseline(name: str, model: str, device: str, ours: Record) -> Record:
 
     directory = resolve_model(model)
     vocab, length = read_config(directory).vocab_size, ours["prompt_tokens"]
-    return start_twice("frontend.baselines.start", {
+    return start_twice("frontend.report.bench.baselines.start", {
         "engine": name, "model": str(directory), "dtype": ours["dtype"], "device": device,
         "workers": ours["workers"] if device == "cpu" else available_cores(), "depth_ids": [],
         "prompt_ids": [k % vocab for k in range(1, length + 1)], "new_tokens": 3,

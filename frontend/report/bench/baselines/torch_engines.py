@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from frontend.baselines.engine import Work
 from frontend.config.sampling import Sampling
-from frontend.reference import load_transformers
+from frontend.report.bench.baselines.engine import Work
+from frontend.report.reference import load_transformers
 
 WARM_UP_STEPS = 3  # before a CUDA graph is captured
 

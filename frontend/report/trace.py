@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.bench import random_prompt
-from frontend.bench_table import QUIET_SHARE
 from frontend.compile import Progress, compile_decode_loop
-from frontend.console import print_table
 from frontend.decode.decoder import Decoder
-from frontend.machine import Contention, provenance
-from frontend.trace_summary import summarise
+from frontend.report.bench.run import random_prompt
+from frontend.report.bench.table import QUIET_SHARE
+from frontend.report.console import print_table
+from frontend.report.machine import Contention, provenance
+from frontend.report.trace_summary import summarise
 from persistent_runtime.trace.chrome_trace import chrome_trace, write_trace
 from persistent_runtime.trace.record import SegmentTrace
 

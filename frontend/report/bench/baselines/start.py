@@ -1,6 +1,6 @@
 """A process that starts a baseline up to its first token, phase by phase: a line of JSON.
 
-    python -m frontend.baselines.start '{"engine": "torch-compile", "model": …}'
+    python -m frontend.report.bench.baselines.start '{"engine": "torch-compile", "model": …}'
 
 What is compiled or captured counts until a token has come from it. Then the process serves other
 prompts, and says how often it compiled again.
@@ -42,8 +42,8 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         with phases(f"import {library}"):
             import_module(library)
     with phases("import event-tensor"):
-        from frontend.baselines.engine import Work, load_engine
         from frontend.config.sampling import Sampling
+        from frontend.report.bench.baselines.engine import Work, load_engine
     work = Work(**options)
     with phases("weights"):
         engine: Any = load_engine(work)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import frontend
 from event_tensor.errors import UserError
-from frontend.baselines.engine import Work
+from frontend.report.bench.baselines.engine import Work
 
 
 class BaselineProcess:
@@ -29,7 +29,7 @@ class BaselineProcess:
         root = str(Path(frontend.__file__).parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "frontend.baselines.child"], stdin=subprocess.PIPE,
+            [sys.executable, "-m", "frontend.report.bench.baselines.child"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._log, text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
         try:

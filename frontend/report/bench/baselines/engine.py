@@ -71,10 +71,10 @@ class Engine(Protocol):
 def load_engine(work: Work) -> Engine:
     """The one place where a name of BASELINES becomes a class: libraries are imported here."""
     if work.engine == "llama-cpp":
-        from frontend.baselines.llama_cpp import LlamaCpp
+        from frontend.report.bench.baselines.llama_cpp import LlamaCpp
 
         return LlamaCpp(Path(work.model), work.dtype, work.workers, work.capacity)
-    from frontend.baselines.torch_engines import CudaGraph, Eager, TorchCompile
+    from frontend.report.bench.baselines.torch_engines import CudaGraph, Eager, TorchCompile
 
     engines = {"transformers": Eager, "torch-compile": TorchCompile, "cuda-graph": CudaGraph}
     return engines[work.engine](work)

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.bandwidth import bandwidth_reader
-from frontend.baselines import require_available, require_known
-from frontend.baselines.engine import GREEDY, SAMPLED, Work
-from frontend.bench_check import judge, save_logits
-from frontend.bench_sides import OURS, Ours, Side, start_baselines
 from frontend.compile import Progress, compile_decode_loop
 from frontend.decode.decoder import Decoder
 from frontend.graph.operators import DTYPE_BYTES
-from frontend.machine import Contention, peak_rss_mb, provenance, wait_until_idle
 from frontend.model_files.directories import temporary_folder
 from frontend.model_files.resolve import resolve_model
+from frontend.report.bench.bandwidth import bandwidth_reader
+from frontend.report.bench.baselines import require_available, require_known
+from frontend.report.bench.baselines.engine import GREEDY, SAMPLED, Work
+from frontend.report.bench.check import judge, save_logits
+from frontend.report.bench.sides import OURS, Ours, Side, start_baselines
+from frontend.report.machine import Contention, peak_rss_mb, provenance, wait_until_idle
 from persistent_runtime.backends import find_backend
 
 PERCENTILES = (50, 90, 99)

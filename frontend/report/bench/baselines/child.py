@@ -16,8 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from event_tensor.errors import EventTensorError
-from frontend.baselines.engine import Work, load_engine, logits_of, run_round
-from frontend.machine import peak_rss_mb
+from frontend.report.bench.baselines.engine import Work, load_engine, logits_of, run_round
+from frontend.report.machine import peak_rss_mb
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from frontend.baselines.engine import Work
-from frontend.baselines.process import BaselineProcess
 from frontend.compile import Progress
 from frontend.decode.decoder import Decoder
 from frontend.decode.generation import Generation
-from frontend.gguf_export import export_gguf
+from frontend.report.bench.baselines.engine import Work
+from frontend.report.bench.baselines.process import BaselineProcess
+from frontend.report.bench.gguf_export import export_gguf
 
 OURS = "event-tensor"
 

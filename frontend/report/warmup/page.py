@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from frontend.warmup_command import STARTS, phase_rows, sentences
+from frontend.report.warmup.runs import STARTS, phase_rows, sentences
 
 Record = dict[str, Any]
 

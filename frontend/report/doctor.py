@@ -7,10 +7,10 @@ from typing import Any
 
 from event_tensor.errors import EventTensorError, UserError
 from frontend.compile import Progress, compile_decode_loop
-from frontend.console import print_table
-from frontend.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from frontend.model_files.directories import temporary_folder
 from frontend.model_files.resolve import resolve_model
+from frontend.report.console import print_table
+from frontend.report.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cpu.compile.disk_cache import cache_directory, cache_folders, kept_functions
 from persistent_runtime.cpu.cores import find_cores
@@ -52,7 +52,7 @@ def check_cache() -> dict[str, Any]:
 
 def check_generation(progress: Progress | None) -> dict[str, Any]:
     """Tokens in float32 must be those of transformers, one for one."""
-    from frontend.reference import generate_timed, load_transformers
+    from frontend.report.reference import generate_timed, load_transformers
 
     name = "generation"
     try:

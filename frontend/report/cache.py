@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.console import print_table
+from frontend.report.console import print_table
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cpu.compile.disk_cache import (
     CacheFolder,

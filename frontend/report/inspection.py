@@ -11,8 +11,8 @@ import numpy as np
 
 from event_tensor.conservative import data_dependent_events
 from event_tensor.printer import format_graph
-from frontend.console import print_table
 from frontend.decode.decoder import Decoder
+from frontend.report.console import print_table
 from persistent_runtime.cpu.compile.disk_cache import cache_directory
 from persistent_runtime.cpu.compile.registry import COMPILATIONS
 from scheduling.simulator import estimate_makespan

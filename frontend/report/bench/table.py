@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from frontend.baselines.engine import SAMPLED
-from frontend.bench_sides import OURS
-from frontend.console import print_table
+from frontend.report.bench.baselines.engine import SAMPLED
+from frontend.report.bench.sides import OURS
+from frontend.report.console import print_table
 
 QUIET_SHARE = 0.05  # more of the processor than this in others' hands, and figures are in doubt
 CACHED_BYTES = 64 << 20  # a step that reads less may find it in the last-level cache
