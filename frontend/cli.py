@@ -10,9 +10,9 @@ from event_tensor.errors import EventTensorError
 from event_tensor.refusals import LIMITS, refusal
 from frontend.commands import generate, reports
 from frontend.commands.app import app
+from frontend.commands.streams import StreamError, open_streams
 from frontend.model_files.directories import provide_home
 from frontend.report.console import INTERRUPTED, exit_soon_after_interrupt, show_warning
-from frontend.streams import StreamError, open_streams
 
 __all__ = ["generate", "main", "reports", "run"]  # importing the commands registers them
 

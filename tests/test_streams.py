@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from conftest import COMMAND, command_environment
 
-from frontend import streams
+from frontend.commands import streams
 
 GENERATE = ("generate", "demo", "--prompt", "kernel:", "--max-new-tokens", "4")
 CHAT = ("chat", "demo", "--max-new-tokens", "4")

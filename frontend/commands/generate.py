@@ -30,8 +30,8 @@ from frontend.commands.app import (
     app,
     compile_model,
 )
+from frontend.commands.streams import read_input, require_text
 from frontend.report.console import print_json
-from frontend.streams import read_input, require_text
 
 if TYPE_CHECKING:
     from frontend.decode.decoder import Decoder
@@ -135,7 +135,7 @@ def chat(
     eos_token_id: EosTokenId = None,
 ) -> None:
     """Talk to a model; /stats, /reset and /quit, Ctrl-C ends an answer, Ctrl-D the chat."""
-    from frontend.chat import chat_on_terminal
+    from frontend.commands.chat_terminal import chat_on_terminal
     from frontend.model_files.chat_template import load_chat_template
     from frontend.model_files.resolve import resolve_model
 

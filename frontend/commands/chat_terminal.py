@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from event_tensor.errors import EventTensorError
+from frontend.commands.streams import read_line
 from frontend.decode.conversation import Conversation
 from frontend.report.console import stay_after_interrupt
-from frontend.streams import read_line
 
 COMMANDS = ("/stats", "/reset", "/quit")
 HOW_TO_QUIT = "Ctrl-D or /quit ends the chat."
