@@ -337,8 +337,9 @@ def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_reading_a_config_imports_nothing_heavy(tmp_path: Path) -> None:
     write_directory(tmp_path, json.dumps(tiny()).encode())
     code = (
-        "import sys; from pathlib import Path; import frontend.config.decoder_config, frontend.model_files.resolve;"
-        "import frontend.model_files.checkpoint, frontend.model_files.tokenizer, frontend.graph.rope_tables;"
+        "import sys; from pathlib import Path; import frontend.config.decoder_config;"
+        "import frontend.model_files.resolve, frontend.model_files.checkpoint;"
+        "import frontend.model_files.tokenizer, frontend.graph.rope_tables;"
         f"frontend.config.decoder_config.read_config(Path({str(tmp_path)!r}));"
         "heavy = {'torch', 'transformers', 'safetensors', 'tokenizers', 'huggingface_hub'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"

@@ -215,10 +215,11 @@ def test_a_miss_names_the_key_that_changed(tmp_path):
     compile_in_new_process(tmp_path)
     (folder,) = tmp_path.glob("cpu-*")
     key = json.loads((folder / disk_cache.KEY_FILE).read_text()) | {
-        "numba": "0.1", "cpu/worker.py": "0"}
+        "numba": "0.1", "cpu/worker/worker.py": "0"}
     (folder / disk_cache.KEY_FILE).write_text(json.dumps(key))
     folder.rename(tmp_path / "cpu-other")
-    assert compile_in_new_process(tmp_path) == [(False, "", "changed: numba, cpu/worker.py")] * 2
+    assert compile_in_new_process(tmp_path) == [
+        (False, "", "changed: numba, cpu/worker/worker.py")] * 2
     (entry, _) = folder.glob("*.compiled")
     header, _, payload = entry.read_bytes().partition(b"\n")
     record = json.loads(header)

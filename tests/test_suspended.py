@@ -38,7 +38,8 @@ def test_tokens_of_a_process_that_is_stopped(tiny_model):
 class Clock:
     def __init__(self, monkeypatch):
         self.now_s = 0.0
-        monkeypatch.setattr("persistent_runtime.launch.countdown.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("persistent_runtime.launch.countdown.time.monotonic",
+                            lambda: self.now_s)
 
 
 def test_a_countdown_runs_down_where_nothing_intervenes(monkeypatch):

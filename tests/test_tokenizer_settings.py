@@ -178,11 +178,12 @@ def test_common_directories_import_no_transformers(tmp_path):
     for name, arguments in COMMON.items():
         (tmp_path / name).mkdir()
         write(tmp_path / name, *arguments)
-    code = ("import sys; from pathlib import Path; from frontend.model_files.tokenizer import load_tokenizer\n"
+    code = ("import sys; from pathlib import Path\n"
+            "from frontend.model_files.tokenizer import load_tokenizer\n"
             "for path in sys.argv[1:]:\n"
             "    load_tokenizer(Path(path)).encode('Hello')\n"
             "    assert 'transformers' not in sys.modules, path")
-    demo = Path(our_tokenizer.__file__).parent / "demo"
+    demo = Path(our_tokenizer.__file__).parents[1] / "demo"
     subprocess.run([sys.executable, "-c", code, demo, *map(str, tmp_path.iterdir())], check=True,
                    env=command_environment())
 

@@ -1,0 +1,1 @@
+"""From prompts to tokens: launches of a compiled decoder, and what watches them."""

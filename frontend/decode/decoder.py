@@ -91,7 +91,7 @@ class Decoder:
         return self.kernel.compilations
 
     def warmup(self) -> dict[str, Any]:
-        """Where the start went, from the process's to the first token; frontend/decode/start_record.py."""
+        """Where the start went, from the process's to the first token (start_record.py)."""
         from frontend.decode.start_record import start_record
 
         return start_record(self)

@@ -1,0 +1,1 @@
+"""Blocks of model families, written in named operators."""

@@ -1,0 +1,1 @@
+"""The decoder's graph: operators, tile sizes, tables and the tensors that it needs."""

@@ -1,7 +1,7 @@
 """A loaded transformers model as weights by name: unwrapped, its adapters merged.
 
 torch.compile and data parallelism wrap a model and compute the same; adapters (PEFT) are merged by
-their own `merge_and_unload`, on a copy. frontend/model_files/model_changes.py refuses what stays different.
+their own `merge_and_unload`, on a copy. model_changes.py refuses what stays different.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 from event_tensor.errors import UserError
 from frontend.model_files.json_fields import require_directory
 
-DEMO_MODELS = {name: Path(__file__).parent / name.replace("-", "_")
+DEMO_MODELS = {name: Path(__file__).parents[1] / name.replace("-", "_")
                for name in ("demo", "demo-moe")}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 # Everything we read, from the top folder only: no second copy of the weights in another format.

@@ -1,0 +1,1 @@
+"""What is told about a model or a machine: pictures, traces, measurements, checks."""

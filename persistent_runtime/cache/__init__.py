@@ -1,0 +1,1 @@
+"""What stays on disk between processes, and what makes it found again."""

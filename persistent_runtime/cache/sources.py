@@ -49,5 +49,5 @@ def file_digest(path: Path) -> str:
 
 def digests(sources: Iterable[Path]) -> dict[str, str]:
     """Path within the installation → digest: no path of a machine decides what is found."""
-    return {source.relative_to(RUNTIME.parent).as_posix(): file_digest(source)
+    return {source.relative_to(RUNTIME).as_posix(): file_digest(source)
             for source in sources}

@@ -1,0 +1,1 @@
+"""Declarations of device functions; bodies live in each backend."""

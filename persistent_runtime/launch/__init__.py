@@ -1,0 +1,1 @@
+"""What launches of all backends share."""

@@ -1,6 +1,6 @@
 """How long the host waits for others. Time in which nobody ran does not count.
 
-The workers' own waits follow the same rule (cpu/waiting.py, gpu/sync.py).
+The workers' own waits follow the same rule (cpu/worker/waiting.py, gpu/worker/sync.py).
 """
 
 from __future__ import annotations

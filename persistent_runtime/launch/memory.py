@@ -35,7 +35,7 @@ def allocate(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
 
 
 class HostMemory:
-    """`persistent_runtime.launch.launch.Memory` that workers share with the host, forked ones too."""
+    """`launch.Memory` that workers share with the host, forked ones too."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
         return allocate(shape, np.dtype(dtype).name)

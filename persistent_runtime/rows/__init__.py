@@ -1,0 +1,1 @@
+"""The binary interface: schedules and arguments as integers."""

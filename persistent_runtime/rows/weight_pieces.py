@@ -3,8 +3,8 @@
 Weights depend on no event, and the tile of a matrix product reads whole rows that follow one
 another in memory. So the weights of a worker's tasks that have one row of activations, in the order
 of its rows, are one stream of bytes that starts over with every step. It is cut into pieces of at
-most PIECE_BYTES; the GPU's ring (gpu/ring.py) holds the next few of them, whatever the worker is
-at.
+most PIECE_BYTES; the GPU's ring (gpu/ring/ring.py) holds the next few of them, whatever the worker
+is at.
 
 In shared memory a piece is up to PIECE_LINES *lines*: 16 bytes for each of 256 threads. Every
 `period.lines` lines hold `period.rows` rows of the matrix exactly, so that a thread meets the same

@@ -1,0 +1,1 @@
+"""What workers record of their tasks, and its timeline."""

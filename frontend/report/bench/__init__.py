@@ -1,0 +1,1 @@
+"""Speed, bandwidth and correctness, beside other engines in the same rounds."""

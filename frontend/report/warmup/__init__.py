@@ -1,0 +1,1 @@
+"""Where start-up time goes."""

@@ -90,7 +90,7 @@ def start_twice(module: str, argument: Record, what: str) -> dict[str, Record]:
 
 def start(module: str, argument: Record, folders: Mapping[str, str], what: str) -> Record:
     """One start in a process of its own; spawned_s is its wall time as this process sees it."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     begin_s = time.monotonic()
     done = subprocess.run([sys.executable, "-m", module, json.dumps(argument)],

@@ -1,0 +1,1 @@
+"""How bodies and worker become machine code, and where that is kept."""

@@ -49,8 +49,8 @@ STORAGE: dict[str, Any] = {
     "float32": np.float32(0), "bfloat16": np.uint16(0), "float16": np.int16(0)}
 ENTRY_SIGNATURE = types.void(types.CPointer(types.int64), types.CPointer(types.int32),
                              types.CPointer(types.int64), types.CPointer(types.float32))
-BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.{name}"
-                       for name in ("attention", "linear", "moe", "tokens"))
+BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.bodies.{name}"
+                       for name in ("attention", "linear", "experts", "tokens"))
 
 
 @dataclass(frozen=True, slots=True)

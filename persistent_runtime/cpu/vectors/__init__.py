@@ -1,0 +1,1 @@
+"""Arithmetic: what numba lacks, vectors, products, norms."""

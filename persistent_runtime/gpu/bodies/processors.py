@@ -1,4 +1,4 @@
-"""Logits processors on the GPU: what cpu/processors.py does, in its order.
+"""Logits processors on the GPU: what cpu/bodies/processors.py does, in its order.
 
 Lone biases are added side by side, since each has a token of its own; the others one by one.
 """
@@ -15,7 +15,7 @@ from persistent_runtime.rows import layout
 BLOCK = tl.constexpr(1024)
 PREFIX = tl.constexpr(64)  # tokens of a prefix that are compared at a time
 
-# As in cpu/processors.py.
+# As in cpu/bodies/processors.py.
 Wanted = namedtuple("Wanted", "settings processors biases prefixes token_ids position seed")
 
 

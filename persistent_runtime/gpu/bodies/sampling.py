@@ -1,4 +1,4 @@
-"""Sampling on the GPU: what cpu/sampling.py does, with searches in place of bins and a sort.
+"""Sampling on the GPU: what cpu/bodies/sampling.py does, with searches in place of bins and a sort.
 
 Scores are compared as integers of the same order (`ordered`), so a threshold is found by halving
 the range of integers. First, what is far below the largest score is left out.

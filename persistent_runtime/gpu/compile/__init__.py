@@ -1,0 +1,1 @@
+"""How bodies and worker become one kernel, with and without a GPU."""

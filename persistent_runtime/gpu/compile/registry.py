@@ -29,8 +29,8 @@ from persistent_runtime.cache.sources import GPU, compiled_sources
 from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
 
 WEIGHT_TYPE = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
-BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.{name}"
-                       for name in ("attention", "linear", "moe", "tokens"))
+BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.bodies.{name}"
+                       for name in ("attention", "linear", "experts", "tokens"))
 
 
 @dataclass(frozen=True, slots=True)

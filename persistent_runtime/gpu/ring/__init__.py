@@ -1,0 +1,1 @@
+"""Weights that stream through shared memory across tasks and waits; off."""

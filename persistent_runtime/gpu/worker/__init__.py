@@ -1,0 +1,1 @@
+"""The loop that each CTA runs."""

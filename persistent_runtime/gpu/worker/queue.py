@@ -1,7 +1,7 @@
 """The ready queue: tickets, pushes, and what the last notify of an event sets off.
 
-The twin of cpu/queue.py, which has the bounds. What is small and scattered is done by the lanes of
-the CTA. Memory order:
+The twin of cpu/worker/queue.py, which has the bounds. What is small and scattered is done by the
+lanes of the CTA. Memory order:
 - notifies of several lanes are acquire-release adds behind a CTA barrier: they publish what any
   thread of this CTA has stored or acquired. Whoever completes an event acquires the stores of all
   who notified it, and the barrier in front of a push hands them to the lanes that push;

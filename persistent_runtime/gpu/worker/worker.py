@@ -1,7 +1,7 @@
-"""The GPU worker: one CTA that runs all its tasks of a launch. The twin of cpu/worker.py.
+"""The GPU worker: one CTA that runs all its tasks of a launch. The twin of cpu/worker/worker.py.
 
-Counters are monotonic, with targets scaled by the step, and steps end in a barrier; cpu/worker.py
-has the argument, sync.py and queue.py the memory order. A worker takes turns: each tries one row,
+Counters are monotonic, with targets scaled by the step, and steps end in a barrier; that file has
+the argument, sync.py and queue.py the memory order. A worker takes turns: each tries one row,
 its next one or one that it has popped, or looks whether the step has ended; so the bodies stand in
 the code once. A wait for a row of its own, or for the end of the step, is cut short by a task in
 the slot of its ticket. All threads of a CTA take the same way through this file: what steers it is
