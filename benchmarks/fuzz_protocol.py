@@ -5,9 +5,9 @@
 Every graph is derived once and, for each of its bindings, proved, scheduled by every policy,
 pruned, proved again and simulated under seeded interleavings over an abstract memory. Then one
 copy of the table and one of a schedule is damaged in each known way; a proof must reject it exactly
-where it does harm. What program order demands is worked out by tests/program_order.py, which shares
-no code with the proofs. Prints a summary, writes benchmarks/results/fuzz_protocol.json, and fails
-when anything was not as it must be.
+where it does harm. What program order demands is worked out by tests/support/program_order.py,
+which shares no code with the proofs. Prints a summary, writes its result file, and fails when
+anything was not as it must be.
 
 N random graphs with data-dependent edges (`--dispatch N`) are also run by real threads, in rows and
 through the ready queue, and judged by the times that their tasks note; by themselves with
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import mutations as m  # noqa: E402
 from dispatch_graphs import dispatch_graph, run_and_check  # noqa: E402

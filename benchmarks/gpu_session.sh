@@ -29,9 +29,9 @@ run() { # NAME SECONDS COMMAND …: its output goes to OUT/NAME.log, the end of 
 part() {
     case $1 in
     tests)
-        run tests 150 "$python" -m pytest -m gpu tests/test_gpu_device.py tests/test_bench.py \
+        run tests 150 "$python" -m pytest -m gpu tests/persistent_runtime/gpu/test_gpu_device.py tests/frontend/report/test_bench.py \
             -n 8 -q -o faulthandler_timeout=60 -p no:cacheprovider
-        run tests_ring 90 "$python" -m pytest -m gpu tests/test_ring_device.py \
+        run tests_ring 90 "$python" -m pytest -m gpu tests/persistent_runtime/gpu/test_ring_device.py \
             -v -o faulthandler_timeout=30 -p no:cacheprovider
         ;;
     ring)

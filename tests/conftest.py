@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from golden_files import add_option, golden
 from hypothesis import HealthCheck, settings
+from paths import ROOT
 
-__all__ = ["golden"]
+__all__ = ["ROOT", "golden"]
 
 # the same examples on every machine, and no clock in the verdict
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
                           suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fixed")
 
-ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
 TinyModel = Callable[..., Path]
 HANG_S = 600  # what ends a test that would hang; nothing takes so long, on the busiest machine

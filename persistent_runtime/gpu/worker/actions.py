@@ -1,8 +1,8 @@
 """Actions of a row: edges that read a tensor, and notifies that may push.
 
 The twin of cpu/worker/actions.py. What is compiled out of line (`noinline`) is rare: inlined, it
-would take registers from the bodies. Memory order is that of sync.py and queue.py; counters are cleared
-by plain stores of all lanes, which the barrier of the next notify orders before it.
+would take registers from the bodies. Memory order is that of sync.py and queue.py; counters are
+cleared by plain stores of all lanes, which the barrier of the next notify orders before it.
 """
 
 from __future__ import annotations

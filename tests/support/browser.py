@@ -1,6 +1,6 @@
 """Opens a page in a headless Chromium (Qt WebEngine) and prints what it found, as JSON.
 
-    python tests/browser.py FILE.html SCRIPT [PICTURE.png]
+    python tests/support/browser.py FILE.html SCRIPT [PICTURE.png]
 
 {"loaded": bool, "value": what the JavaScript gave, "messages": errors of the page's own scripts,
 "requests": addresses other than the page's}. A process of its own: Qt wants the main thread.

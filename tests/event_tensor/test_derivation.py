@@ -30,7 +30,7 @@ from event_tensor.symbols import Symbol, minimum
 from event_tensor.tensors import EventTensor, TensorSpec
 from event_tensor.verify import verify
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 n = Symbol("n")
 
 

@@ -1,6 +1,6 @@
 """Every kind of damage is rejected by a named error exactly where it does harm.
 
-Harm is judged by tests/program_order.py, which shares no code with the proofs.
+Harm is judged by tests/support/program_order.py, which shares no code with the proofs.
 """
 
 import random

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import HANG_S
+from paths import TESTS
 
 pytest.importorskip("numba")
 
@@ -146,7 +147,7 @@ def test_the_page_opens_in_a_browser(record, tmp_path):
     pytest.importorskip("PyQt6.QtWebEngineWidgets", exc_type=ImportError)
     picture = tmp_path / "page.png"
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "browser.py", record["file"], LOOK, picture],
+        [sys.executable, TESTS / "support" / "browser.py", record["file"], LOOK, picture],
         capture_output=True, text=True, timeout=HANG_S, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["loaded"] and found["messages"] == found["requests"] == []

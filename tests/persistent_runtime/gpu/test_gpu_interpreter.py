@@ -1,8 +1,7 @@
 """The GPU worker's own source, run by Triton's interpreter: bodies, whole models, deadlocks.
 
 The interpreter has to be chosen before triton is imported, so each part runs as a program of its
-own: `python tests/test_gpu_interpreter.py bodies FILE|model NAME|random SEED …|deadlock|suspended|
-trace`.
+own: this file with `bodies FILE|model NAME|random SEED …|deadlock|suspended|trace`.
 """
 
 import json
@@ -10,17 +9,16 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import PYTHONPATH, TESTS
 
 pytest.importorskip("triton")
 
 from random_models import random_model, unlikely_token
 from suspension import notify_by_hand, output_of_stopping, stop_when_waiting
 
-ROOT = Path(__file__).parent.parent
 WORKERS = 4
 SUSPENDED_S = 6
 PROMPT, NEW_TOKENS = [5, 91, 17, 4, 250, 33], 3
@@ -47,7 +45,7 @@ def interpreted(*arguments, timeout=600, stopped_s=None):
     """Standard output of this file as a program, under the interpreter; on cores that others keep
     busy it takes several times as long. stopped_s: how long it stays stopped when it stops."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+                   "PYTHONPATH": PYTHONPATH}
     program = [sys.executable, __file__, *map(str, arguments)]
     if stopped_s is not None:
         return output_of_stopping(program, stopped_s, environment)
@@ -156,7 +154,7 @@ def run_bodies(file):
     from persistent_runtime.gpu.interpret import patch_language_once
 
     patch_language_once()
-    sys.exit(pytest.main([str(ROOT / "tests" / f"{file}.py"), "-q", "-x",
+    sys.exit(pytest.main([str(next(TESTS.rglob(f"{file}.py"))), "-q", "-x",
                           "-p", "no:cacheprovider"],
                          plugins=[GpuBodies()]))
 

@@ -1,26 +1,26 @@
 """Time in which nobody ran does not count as waiting, and a deadlock still ends.
 
-`python tests/test_suspended.py launches|tokens DIRECTORY` are the programs that are stopped.
+This file with `launches` or `tokens DIRECTORY` is the program that is stopped.
 """
 
 import os
 import sys
 from pathlib import Path
 
+from paths import PYTHONPATH
 from suspension import notify_by_hand, output_of_stopping, stop, stop_when_waiting
 
 from persistent_runtime.launch.countdown import Countdown
 from persistent_runtime.rows import layout
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TIMEOUT_S, STOPPED_S = 2.5, 3.5
 TOKENS, STOPS = 3000, (100, 700)
 
 
 def stopping(*arguments):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return output_of_stopping([sys.executable, __file__, *map(str, arguments)], STOPPED_S,
-                              {**os.environ, "PYTHONPATH": path})
+                              {**os.environ, "PYTHONPATH": PYTHONPATH})
 
 
 def test_a_stopped_launch_goes_on_and_a_deadlock_ends():

@@ -4,7 +4,7 @@ Every tensor lies between pages that nobody may touch (guarded_memory.py), and a
 the bodies (bounds_cases.py): a fault there is a failure that names function, tensor and seed. GPU
 bodies run in Triton's interpreter, whose loads and stores touch the same memory, lane by lane; it
 has to be chosen before triton is imported, so they run in a program of their own:
-`python tests/test_bounds.py DTYPE SIDE [CASE …]`.
+`python tests/persistent_runtime/test_bounds.py DTYPE SIDE [CASE …]`.
 
 Prefetches may name what lies beyond an end: they fault nowhere. The ring brings whole weights by
 ranges that the host has made, of which test_ring.py shows that they are the weights.
@@ -14,10 +14,10 @@ import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import PYTHONPATH
 
 pytest.importorskip("numba")
 
@@ -36,7 +36,6 @@ from persistent_runtime.launch import memory as buffers
 from persistent_runtime.rows import layout
 from persistent_runtime.storage import STORAGE_DTYPE
 
-ROOT = Path(__file__).parent.parent
 DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
 CASES = {case.__name__: (case, functions) for case, functions in bounds_cases.CASES.items()}
 SEEDS, INTERPRETED_SEEDS = 60, 4
@@ -197,7 +196,7 @@ def test_edges_that_read_what_a_broken_router_chose_stay_in_their_tensors(schedu
 def test_gpu_bodies_touch_their_tensors_only(dtype, side):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+                   "PYTHONPATH": PYTHONPATH}
     ended = subprocess.run([sys.executable, __file__, dtype, side], env=environment,
                            capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from paths import TESTS
 
-DIRECTORY = Path(__file__).parent / "golden"
+DIRECTORY = TESTS / "golden"
 
 
 def add_option(parser: pytest.Parser) -> None:

@@ -1,15 +1,15 @@
 """Weights through the ring without a GPU: what is streamed, the source interpreted, the kernel
-compiled. tests/test_ring_device.py runs it."""
+compiled. tests/persistent_runtime/gpu/test_ring_device.py runs it."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import PYTHONPATH, ROOT
 
 pytest.importorskip("triton")
 
@@ -28,7 +28,6 @@ from persistent_runtime.rows.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.rows.weight_pieces import MATRICES, PIECE_BYTES, period_of, streamed_calls
 from scheduling.target import H200
 
-ROOT = Path(__file__).parent.parent
 PIECES = 9
 BINDINGS = {"tokens": 1, "logit_rows": 1, "context": 128, "kv_splits": 2}
 
@@ -99,8 +98,8 @@ def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hi
                            intermediate_size=inner, num_hidden_layers=1, num_attention_heads=8,
                            num_key_value_heads=2, head_dim=32)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    ended = subprocess.run([sys.executable, "tests/ring_emulation.py", str(directory)], cwd=ROOT,
+                   "PYTHONPATH": PYTHONPATH}
+    ended = subprocess.run([sys.executable, "tests/support/ring_emulation.py", directory], cwd=ROOT,
                            env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """The ring's inline PTX in Python, so that Triton's interpreter runs all the rest of its source.
 
-    python tests/ring_emulation.py MODEL_DIRECTORY
+    python tests/support/ring_emulation.py MODEL_DIRECTORY
 
 Prints one JSON object: tokens of the interpreted worker with the ring and without it, how many
 pieces were read, and whether any call that could go through the ring did not. TRITON_INTERPRET=1.

@@ -189,7 +189,7 @@ def test_a_task_of_a_decode_step_waits_for_one_event(shape):
 
 
 def test_the_variants_that_wait_for_a_gpu_can_be_made():
-    text = (Path(__file__).parents[1] / "benchmarks" / "gpu_session.sh").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "benchmarks" / "gpu_session.sh").read_text(encoding="utf-8")
     variants = re.findall(r"--variant \w+ ([\w.= ]+)", text.replace("\\\n", " "))
     assert len(variants) > 3
     for variant in variants:
