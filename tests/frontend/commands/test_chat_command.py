@@ -158,7 +158,7 @@ def test_mistakes_end_a_message_and_not_the_conversation(tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (("--temperature", "-1"), ["temperature is -1"]), (("--top-k", "-2"), ["top_k is -2"]),
-    (("--top-p", "0"), ["top_p is 0"]), (("--stop", ""), ["stop strings", "empty"]),
+    (("--top-p", "-1"), ["top_p is -1"]), (("--stop", ""), ["stop strings", "empty"]),
     (("--schedule", "magic"), ["magic"])])
 def test_bad_options_are_refused_before_the_chat(command, arguments, words):
     done = command("chat", "demo", *arguments)

@@ -97,7 +97,7 @@ def test_schedules_by_name(command, tiny_model, schedule):
     (("demo", *PROMPT, "--backend", "cuda"), ["cuda", "cpu"]),
     (("demo", *PROMPT, "--dtype", "int3"), ["int3", "bfloat16"]),
     (("demo", *PROMPT, "--temperature", "-0.7"), ["temperature is -0.7", "greedy"]),
-    (("demo", *PROMPT, "--top-p", "1.5"), ["top_p is 1.5", "at most 1"]),
+    (("demo", *PROMPT, "--top-p", "1.5"), ["top_p is 1.5", "to 1"]),
     (("demo", *PROMPT, "--stop", ""), ["stop strings", "empty"]),
     (("demo", *PROMPT, "--prompt-ids", "1"), ["either --prompt"]),
     (("demo",), ["either --prompt"]),
