@@ -35,8 +35,9 @@ from benchmarks.shapes import PUBLISHED  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.report.bench.run import kv_bytes, random_prompt  # noqa: E402
+from frontend.report.bench.run import kv_bytes  # noqa: E402
 from frontend.report.machine import gpu_name, provenance  # noqa: E402
+from frontend.report.random_prompt import random_prompt  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "gpu_decode.json"
 NEW_TOKENS = 128

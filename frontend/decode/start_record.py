@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from numba.core import event as numba_events
-
 from frontend.decode.phases import Span
-from persistent_runtime.cpu.compile.disk_cache import cache_directory
-from persistent_runtime.cpu.compile.registry import COMPILATIONS, Compilation
+from persistent_runtime.cache.compilations import COMPILATIONS, Compilation
 
 if TYPE_CHECKING:
     from frontend.decode.decoder import Decoder
@@ -26,7 +22,7 @@ def start_record(decoder: Decoder) -> Record:
     compiled = [c for c in COMPILATIONS if phases.begin_s <= c.begin_s <= until_s]
     return {
         **phases.record(split_compile(phases.spans, COMPILATIONS)),
-        "cache": {"directory": str(cache_directory()),
+        "cache": {"directory": decoder.kernel.backend.cache_directory(),
                   "hits": sum(c.cache_hit for c in compiled),
                   "misses": sum(not c.cache_hit for c in compiled)},
         "functions": [{"function": c.function, "dtype": c.dtype,
@@ -74,25 +70,3 @@ def resources(decoder: Decoder) -> Record | None:
     """Registers, spills and shared memory of a kernel that knows its own."""
     kernel = decoder.kernel.kernel
     return dict(kernel.resources()) if hasattr(kernel, "resources") else None
-
-
-class CompilationListener(numba_events.Listener):
-    """Names of what numba compiles while it listens."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def on_start(self, event: Any) -> None:
-        self.names.append(str(getattr(event.data["dispatcher"], "__name__", "?")))
-
-    def on_end(self, event: Any) -> None:
-        """Nothing: a compilation counts from its start."""
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Names of all that is compiled inside, by numba itself or by our registry."""
-    listener, before = CompilationListener(), len(COMPILATIONS)
-    with numba_events.install_listener("numba:compile", listener):
-        yield listener.names
-    listener.names += [c.function for c in COMPILATIONS[before:]]
