@@ -42,7 +42,6 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         import_module("numpy")
     with phases("import event-tensor"):
         from frontend.compile import compile_decode_loop, import_torch
-        from frontend.decode.start_record import start_record
         from frontend.report.random_prompt import random_prompt
         from frontend.report.warmup.after_ready import compilations
         from persistent_runtime.backends import may_be_cuda
@@ -62,7 +61,7 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
     stream = decoder.stream(prompt, max_new_tokens=2, ignore_eos=True)
     next(stream)
     stream.close()
-    record = start_record(decoder) | {
+    record = decoder.warmup() | {
         "prompt_tokens": length, "begin_s": phases.begin_s, "end_s": phases.end_s}
     with compilations() as compiled:
         shapes = serve_other_shapes(decoder)
