@@ -23,10 +23,10 @@ import numpy as np
 
 from persistent_runtime.cpu.compile.emit import CPU_FEATURES, LANES
 from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
-from persistent_runtime.cpu.single_tile import pack_arguments
 from persistent_runtime.cpu.vectors.intrinsics import call_device_function
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
+from persistent_runtime.rows.single_call import pack_arguments
 
 TOTAL_BYTES = 640 * 2**20  # of weights each measurement passes over
 GEMV_SHAPES = ((3072, 1024), (1024, 3072), (151936, 1024))  # out_features, in_features

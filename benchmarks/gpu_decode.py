@@ -35,8 +35,9 @@ from benchmarks.shapes import PUBLISHED  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.report.bench.run import kv_bytes, random_prompt  # noqa: E402
+from frontend.report.bench.run import kv_bytes  # noqa: E402
 from frontend.report.machine import gpu_name, provenance  # noqa: E402
+from frontend.report.random_prompt import random_prompt  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "gpu_decode.json"
 NEW_TOKENS = 128
@@ -88,14 +89,14 @@ def caches_of(decoder: Decoder) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def our_logits(decoder: Decoder, fed: list[int], context: int) -> torch.Tensor:
     """Logits of the timed decode steps, one launch each: [steps, vocab] float32."""
     steps, logits = len(fed) - context, decoder._operators.tensors["logits"]
-    decoder._control("token_ids")[0, :len(fed)] = fed
-    decoder._control("finished")[0] = 1  # nothing is to be appended to the request
-    for name in ("row_request", "logit_row"):
-        decoder._control(name)[0] = 0
+    launches, control = decoder._launches, decoder._launches.control
+    control.token_ids[0, :len(fed)] = fed
+    control.finished[0] = 1  # nothing is to be appended to the request
+    control.row_request[0] = control.logit_row[0] = 0
     rows = []
     for k in range(steps):
-        decoder._control("row_position")[0] = context + k
-        decoder.kernel.launch([decoder._segment(1, 1, context + NEW_TOKENS)]).wait()
+        control.row_position[0] = context + k
+        decoder.kernel.launch([launches.segment(1, 1, context + NEW_TOKENS)]).wait()
         rows.append(device_tensor(decoder, logits).reshape(-1)[:decoder.config.vocab_size].clone())
     return torch.stack(rows)
 

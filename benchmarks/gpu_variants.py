@@ -31,8 +31,8 @@ from benchmarks.gpu_decode import NEW_TOKENS, random_model  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.report.bench.run import random_prompt  # noqa: E402
 from frontend.report.machine import gpu_name, provenance  # noqa: E402
+from frontend.report.random_prompt import random_prompt  # noqa: E402
 from persistent_runtime.gpu import backend, target  # noqa: E402
 from persistent_runtime.trace.record import SegmentTrace  # noqa: E402
 

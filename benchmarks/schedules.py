@@ -39,8 +39,8 @@ from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.graph.routings import layer_routing  # noqa: E402
 from frontend.graph.tiles import EXPERT_ROWS  # noqa: E402
 from frontend.report.bench.bandwidth import ReadBandwidth  # noqa: E402
-from frontend.report.bench.run import random_prompt  # noqa: E402
 from frontend.report.machine import provenance  # noqa: E402
+from frontend.report.random_prompt import random_prompt  # noqa: E402
 from persistent_runtime.backends import find_backend  # noqa: E402
 from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
 from persistent_runtime.functions.dense import linear_residual  # noqa: E402

@@ -10,6 +10,10 @@ from event_tensor.symbols import Expr, ExprLike, as_expr
 
 # control: host and workers both write it; input: the host writes it before a launch
 Role = Literal["weight", "activation", "kv_cache", "control", "input"]
+# what the host must know of a control tensor that it reads while workers write it. first: it says
+# how far the others have come, so they are read after it; as a clock: it holds times of the
+# workers' own clock, in nanoseconds, 0 where there is none yet, and no host ever writes it
+HostRead = Literal["as written", "first", "as a clock"]
 
 
 class _Marker:
@@ -33,19 +37,22 @@ RUNTIME = _Marker("RUNTIME")  # the wait count is written on the device by a tas
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorSpec:
-    """A data tensor: its name, symbolic shape, element type and role. Identity is the object."""
+    """A data tensor: its name, symbolic shape, element type and role, and how the host reads it
+    where it does. Identity is the object."""
 
     name: str
     shape: tuple[Expr, ...]
     dtype: str
     role: Role = "activation"
+    host_reads: HostRead = "as written"
 
     def __init__(self, name: str, shape: tuple[ExprLike, ...], dtype: str = "float32",
-                 role: Role = "activation") -> None:
+                 role: Role = "activation", host_reads: HostRead = "as written") -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "shape", tuple(as_expr(d) for d in shape))
         object.__setattr__(self, "dtype", dtype)
         object.__setattr__(self, "role", role)
+        object.__setattr__(self, "host_reads", host_reads)
 
     def __getitem__(self, index: ExprLike | tuple[ExprLike, ...]) -> TensorRead:
         """A read inside an edge's map, which makes it data-dependent: one element or, with fewer

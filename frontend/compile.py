@@ -20,7 +20,8 @@ from frontend.decode.memory import allocate_tensors, weight_gigabytes
 from frontend.decode.phases import Phases
 from frontend.families.decoder import build_step
 from frontend.graph.check_tensors import check_tensors
-from frontend.graph.operators import DTYPE_BYTES, Limits, Operators
+from frontend.graph.control import Limits
+from frontend.graph.operators import DTYPE_BYTES, Operators
 from frontend.graph.rope_cache import KeptRopeTables
 from frontend.graph.routings import sample_routings
 from frontend.graph.tiles import ATTENTION_ROWS, choose_tiles

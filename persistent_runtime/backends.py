@@ -1,64 +1,15 @@
-"""Backends: where a megakernel runs. Each brings its target record, its memory and its kernel."""
+"""Which backend a name means on this machine. What a backend needs is imported with it alone."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, Protocol
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
-from event_tensor.graph import Graph
-from persistent_runtime.cpu.cores import GIVEN, available_cores, check_workers, find_cores
-from persistent_runtime.cpu.launch import CpuKernel
-from persistent_runtime.launch.launch import Kernel, Progress
-from persistent_runtime.launch.memory import Buffers
-from scheduling.target import Target, generic_cpu
+from persistent_runtime.backend import Backend
 
 DRIVER_DEVICES = "/dev/nvidiactl", "/dev/dxg"  # where the driver may lie where only torch finds it
-
-
-class Backend(Protocol):
-    name: str
-
-    def target(self, workers: int | None) -> Target:
-        """The machine with this many workers; by default as many as it can run at once."""
-        ...
-
-    def workers_from(self, workers: int | None) -> str:
-        """What decides the number of workers of `target(workers)`, for reports."""
-        ...
-
-    def buffers(self) -> Any:
-        """Memory for tensors, with the interface of `Buffers`."""
-        ...
-
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
-        """target: what the kernel's schedules are made for; is_dynamic: whether they may queue
-        tasks or have edges that read a tensor."""
-        ...
-
-
-class CpuBackend:
-    """Threads of this process; numba."""
-
-    name = "cpu"
-
-    def target(self, workers: int | None) -> Target:
-        return generic_cpu(available_cores() if workers is None else check_workers(workers))
-
-    def workers_from(self, workers: int | None) -> str:
-        return find_cores().reason if workers is None else GIVEN
-
-    def buffers(self) -> Buffers:
-        return Buffers()
-
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
-        return CpuKernel(functions, dtype, target.workers, progress)
 
 
 def has_cuda_driver() -> bool:
@@ -88,15 +39,15 @@ def is_cuda(name: str) -> bool:
 
 def find_backend(name: str) -> Backend:
     """`cpu`, `cuda`, or `auto`: CUDA where torch sees a device. Raises UserError."""
-    if name == "cpu":
-        return CpuBackend()
-    if name not in ("auto", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"backend {name!r} is not available; use auto, cpu or cuda")
-    if not is_cuda(name):
-        if name == "auto":
-            return CpuBackend()
+    if is_cuda(name):
+        from persistent_runtime.gpu.backend import CudaBackend
+
+        return CudaBackend()
+    if name == "cuda":
         raise UserError("backend cuda needs a GPU that torch can see, and there is none; use "
                         "--backend cpu")
-    from persistent_runtime.gpu.backend import CudaBackend
+    from persistent_runtime.cpu.backend import CpuBackend
 
-    return CudaBackend()
+    return CpuBackend()

@@ -18,7 +18,8 @@ from event_tensor.instantiate import instantiate
 from event_tensor.symbols import Expr, Symbol
 from event_tensor.task_table import Runtime
 from event_tensor.verify import verify_structure, verify_table
-from persistent_runtime.backends import Backend, CpuBackend
+from persistent_runtime.backend import Backend
+from persistent_runtime.backends import find_backend
 from persistent_runtime.cache.schedules import KeptSchedules
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import Buffers
@@ -92,7 +93,7 @@ class Megakernel:
         if policy not in (AUTO, *POLICIES):
             raise UserError(f"unknown schedule {policy!r}; use one of {AUTO}, "
                             f"{', '.join(POLICIES)}")
-        self.backend = backend or CpuBackend()
+        self.backend = backend or find_backend("cpu")
         self.target = self.backend.target(workers)
         self.workers_from = self.backend.workers_from(workers)
         self.policy = policy

@@ -1,31 +1,99 @@
-"""Imports go one way over the four floors, and the upper two need no heavy library."""
+"""Imports go one way: over the four floors, over the rooms of a floor, and nowhere in a circle.
+
+Every import counts, also one inside a function and one for a type checker alone.
+"""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("event_tensor", "scheduling", "persistent_runtime", "frontend")
 HEAVY = {"torch", "triton", "numba", "llvmlite", "transformers"}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+# The rooms of a floor, folders and single files, in the order in which they may import: only from
+# rooms further up in the table. Rooms of one row import nothing of one another.
+ROOMS = {
+    "persistent_runtime": [
+        ["storage"],
+        ["functions", "rows"],
+        ["trace"],
+        ["launch"],
+        ["cache", "backend"],
+        ["cpu", "gpu"],
+        ["backends"],
+        ["megakernel"],
+    ],
+    "frontend": [
+        ["model_files"],
+        ["config"],
+        ["graph"],
+        ["families", "decode"],
+        ["compile"],
+        ["__init__"],
+        ["report"],
+        ["commands"],
+        ["cli"],
+    ],
+}
 
 
-def imported_packages(path: Path) -> Iterator[str]:
+def imported_names(path: Path) -> Iterator[str]:
+    """What a file imports, each name with the module that it is imported from."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write imports with their full name"
-            yield (node.module or "").partition(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """(module, what it imports), of modules of the four floors."""
+    for module, path in MODULES.items():
+        for name in imported_names(path):
+            target = name if name in MODULES else name.rpartition(".")[0]
+            if target in MODULES:
+                yield module, target
+
+
+def room_of(module: str) -> str:
+    return [*module.split("."), "__init__"][1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path):
     floor = path.relative_to(ROOT).parts[0]
-    packages = set(imported_packages(path))
+    packages = {name.partition(".")[0] for name in imported_names(path)}
     above = set(FLOORS[FLOORS.index(floor) + 1:])
     assert not packages & above, f"{floor} must not import {packages & above}"
     if floor in ("event_tensor", "scheduling"):
         assert not packages & HEAVY
+
+
+def test_no_module_imports_itself_over_others():
+    circles = [sorted(part) for part in nx.strongly_connected_components(nx.DiGraph(arrows()))
+               if len(part) > 1]
+    assert not circles
+
+
+@pytest.mark.parametrize("floor", ROOMS)
+def test_rooms_import_only_from_rooms_before_them(floor):
+    row = {room: k for k, rooms in enumerate(ROOMS[floor]) for room in rooms}
+    own = {room_of(module) for module in MODULES if module.startswith(f"{floor}.")}
+    assert own | {"__init__"} == set(row) | {"__init__"}, "the table lists every room, and no other"
+    wrong = [f"{module} imports {target}" for module, target in arrows()
+             if module.startswith(floor) and target.startswith(floor)
+             and room_of(module) != room_of(target)
+             and row[room_of(target)] >= row[room_of(module)]]
+    assert not wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from frontend.decode.end_tokens import EndTokens
 from frontend.decode.generation import Generation
 from frontend.decode.plan import Plan, Request
 from frontend.decode.processors import BiasList, processors_record
+from frontend.graph.control import Control
 from persistent_runtime.rows import layout
 
 FLOAT32 = np.finfo(np.float32)
-Tensors = Callable[[str], Any]  # name of a control tensor → its host side
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +28,30 @@ class Rules:
     biases: BiasList
 
 
-def write_plan(tensors: Tensors, plan: Plan) -> None:
+def write_plan(control: Control[Any], plan: Plan) -> None:
     """The rows of all segments."""
-    for name, values in (("row_request", plan.row_request), ("row_position", plan.row_position),
-                         ("logit_row", plan.logit_row)):
-        tensors(name)[:len(values)] = values
+    for rows, values in ((control.row_request, plan.row_request),
+                         (control.row_position, plan.row_position),
+                         (control.logit_row, plan.logit_row)):
+        rows[:len(values)] = values
 
 
-def write_requests(tensors: Tensors, results: Sequence[Generation], requests: Sequence[Request],
-                   rules: Rules) -> None:
+def write_requests(control: Control[Any], results: Sequence[Generation],
+                   requests: Sequence[Request], rules: Rules) -> None:
     """Prompts, limits and how tokens are chosen; `result.sampling` says that for each request."""
     biases = rules.biases
-    tensors("stop_ids")[:] = rules.ends.padded_ids
-    tensors("biases")[:len(biases.biases)] = biases.biases
-    tensors("bias_prefixes")[:len(biases.prefixes)] = biases.prefixes
-    tensors("finished")[:] = layout.ENDED  # requests that this launch does not have
+    control.stop_ids[:] = rules.ends.padded_ids
+    control.biases[:len(biases.biases)] = biases.biases
+    control.bias_prefixes[:len(biases.prefixes)] = biases.prefixes
+    control.finished[:] = layout.ENDED  # requests that this launch does not have
     for k, (result, request) in enumerate(zip(results, requests, strict=True)):
-        tensors("token_ids")[k, :request.prompt_tokens] = result.prompt_ids
-        tensors("length")[k] = request.prompt_tokens
-        tensors("length_limit")[k] = request.end
-        tensors("finished")[k] = layout.RUNNING
-        tensors("seed")[k] = result.sampling.seed or 0
-        tensors("sampling")[k] = sampling_record(result.sampling)
-        tensors("processors")[k] = processors_record(biases, result.sampling,
-                                                     request.prompt_tokens)
+        control.token_ids[k, :request.prompt_tokens] = result.prompt_ids
+        control.length[k] = request.prompt_tokens
+        control.length_limit[k] = request.end
+        control.finished[k] = layout.RUNNING
+        control.seed[k] = result.sampling.seed or 0
+        control.sampling[k] = sampling_record(result.sampling)
+        control.processors[k] = processors_record(biases, result.sampling, request.prompt_tokens)
 
 
 def sampling_record(sampling: Sampling) -> npt.NDArray[np.float32]:

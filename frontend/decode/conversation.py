@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.decode.end_tokens import TokenIds, conversation_end_ids
+from frontend.decode.end_tokens import conversation_end_ids
 from frontend.decode.generation import Generation, Token, percentiles_ms
-from frontend.decode.request_options import whole
+from frontend.decode.request_options import TokenIds, whole
+from frontend.decode.served import Served
 from frontend.model_files.chat_template import Message
 
-if TYPE_CHECKING:
-    from frontend.decode.decoder import Decoder
-
 MAX_ANSWER_TOKENS = 1024  # where the caller sets no limit
+
+
+class Streams(Served, Protocol):
+    """A decoder, as a conversation uses it."""
+
+    def stream(self, prompt: Any, *, result: Generation, **options: Any) -> Iterator[Token]: ...
+
+    def interrupt(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Conversation:
     for itself: the next turn is then computed from where they part.
     """
 
-    def __init__(self, decoder: Decoder, system: str | None = None) -> None:
+    def __init__(self, decoder: Streams, system: str | None = None) -> None:
         """Raises UserError for a model without a tokenizer or a chat template."""
         if decoder.tokenizer is None:
             raise UserError("this model has no tokenizer, and a conversation is text; compile "

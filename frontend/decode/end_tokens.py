@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
+from frontend.decode.request_options import RunOptions
+from frontend.decode.served import Served
 from frontend.decode.stop_strings import check_stop_strings
 from frontend.model_files.chat_template import ChatTemplate
 from frontend.model_files.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from frontend.decode.decoder import Decoder
-    from frontend.decode.watcher import RunOptions
-
 MAX_END_TOKENS = 32  # memory is held for so many: no model names more than a few
-TokenIds = int | Sequence[int] | None  # None: the model's own
 ANSWER = "marked-answer"  # no template changes it, and none has it
 
 
@@ -40,7 +37,7 @@ class EndTokens:
         return np.array([*self.ids, *[-1] * (MAX_END_TOKENS - len(self.ids))], np.int32)
 
 
-def end_tokens(decoder: Decoder, options: RunOptions) -> EndTokens:
+def end_tokens(decoder: Served, options: RunOptions) -> EndTokens:
     """Raises UserError for ids outside the vocabulary, and for more than the device looks for."""
     check_stop_strings(options.stop)
     vocab_size = decoder.config.vocab_size
@@ -60,7 +57,7 @@ def end_tokens(decoder: Decoder, options: RunOptions) -> EndTokens:
     return ends
 
 
-def own_eos_ids(decoder: Decoder) -> tuple[int, ...]:
+def own_eos_ids(decoder: Served) -> tuple[int, ...]:
     """eos_token_id of generation_config.json or config.json, and the tokenizer's eos_token.
 
     transformers' `generate` knows only the former. A tokenizer that names another token has it from
@@ -86,7 +83,7 @@ def token_ids(given: Any, vocab_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids.tolist()))
 
 
-def conversation_end_ids(decoder: Decoder, tokenizer: Tokenizer, template: ChatTemplate
+def conversation_end_ids(decoder: Served, tokenizer: Tokenizer, template: ChatTemplate
                          ) -> tuple[int, ...]:
     """The model's own end tokens, and the one with which its chat template ends an answer."""
     end = end_of_turn(tokenizer, template)

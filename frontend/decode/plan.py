@@ -36,6 +36,12 @@ class PlannedSegment:
     first_logit: int = 0
     row_advance: int = 0
 
+    @property
+    def rows(self) -> dict[str, int]:
+        """All but the sizes of a step."""
+        return {"steps": self.steps, "first_row": self.first_row, "row_stride": self.row_stride,
+                "first_logit": self.first_logit, "row_advance": self.row_advance}
+
 
 @dataclass(slots=True)
 class Plan:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from frontend.decode.generation import Generation
+from frontend.graph.control import Control
 from persistent_runtime.rows import layout
 
 
@@ -31,12 +32,12 @@ class PrefixMemory:
     def forget(self, slot: int) -> None:
         self._cached[slot] = []
 
-    def remember(self, tensors: Callable[[str], Any], results: Sequence[Generation]) -> None:
+    def remember(self, control: Control[Any], results: Sequence[Generation]) -> None:
         """After a launch, from its control tensors: the cache holds all positions before a
         request's last token."""
         for slot, result in enumerate(results):
-            length = int(tensors("length")[slot])
-            if tensors("finished")[slot] == layout.NOT_FINITE:
+            length = int(control.length[slot])
+            if control.finished[slot] == layout.NOT_FINITE:
                 self.forget(slot)  # of what it holds, nobody knows what is a number
             elif length > len(result.prompt_ids):  # else prefill may not have ended
-                self._cached[slot] = tensors("token_ids")[slot, :length - 1].tolist()
+                self._cached[slot] = control.token_ids[slot, :length - 1].tolist()

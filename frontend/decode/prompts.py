@@ -10,12 +10,10 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from numbers import Number
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from event_tensor.errors import UserError
-
-if TYPE_CHECKING:
-    from frontend.decode.decoder import Decoder
+from frontend.decode.served import Served
 
 Encode = Callable[[str], list[int]]
 Rows = tuple[list[list[int]], bool]  # ids of each prompt, and whether they came as a batch
@@ -28,7 +26,7 @@ REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
 DESCRIPTIONS = ("special_tokens_mask", "offset_mapping", "length")
 
 
-def read_prompts(decoder: Decoder, prompt: Any) -> Rows:
+def read_prompts(decoder: Served, prompt: Any) -> Rows:
     """The ids of every prompt given, and whether that was a batch: a list or a table of prompts.
 
     One prompt is a text, a list, tuple, range or array of ids, a dict or BatchEncoding with
@@ -52,7 +50,7 @@ def read_prompts(decoder: Decoder, prompt: Any) -> Rows:
     return rows, is_batch
 
 
-def read_prompt(decoder: Decoder, prompt: Any) -> list[int]:
+def read_prompt(decoder: Served, prompt: Any) -> list[int]:
     """The ids of one prompt; a batch of one is one. Otherwise as `read_prompts`."""
     rows, _ = read_prompts(decoder, prompt)
     if len(rows) != 1:

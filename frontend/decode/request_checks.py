@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from event_tensor.errors import UserError
-from frontend.decode.end_tokens import TokenIds
 from frontend.decode.generation import Generation
 from frontend.decode.request_options import (
     DEFAULT_NEW_TOKENS,
+    RunOptions,
+    TokenIds,
     sampling_options,
     stop_strings,
     truth,
     whole,
 )
-from frontend.decode.watcher import RunOptions
-
-if TYPE_CHECKING:
-    from frontend.decode.decoder import Decoder
+from frontend.decode.served import Served
 
 
-def run_options(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int | None,
+def run_options(decoder: Served, prompts: Sequence[Sequence[int]], max_new_tokens: int | None,
                 ignore_eos: bool | None, stop: Any, sampling: Mapping[str, Any], *,
                 trace_steps: int | None = None, eos_token_id: TokenIds = None,
                 is_answer: bool = False) -> RunOptions:
@@ -49,7 +47,7 @@ def collector(result: Generation | None) -> Generation:
     return Generation([]) if result is None else result
 
 
-def check_request(decoder: Decoder, prompt_lengths: Sequence[int], options: RunOptions) -> None:
+def check_request(decoder: Served, prompt_lengths: Sequence[int], options: RunOptions) -> None:
     """Raises UserError for what the compiled kernel cannot run."""
     if options.max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {options.max_new_tokens}; give at least 1")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -12,6 +12,20 @@ from event_tensor.errors import UserError
 from frontend.config.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 128
+TokenIds = int | Sequence[int] | None  # None: the model's own
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the requests of one launch have in common."""
+
+    max_new_tokens: int
+    ignore_eos: bool
+    stop: Sequence[str]
+    sampling: Sampling
+    trace_steps: int = 0  # of each segment; see Generation.trace
+    eos_token_id: TokenIds = None
+    is_answer: bool = False  # the text stands alone: it does not go on from the prompt's
 
 
 def whole(name: str, value: Any, default: int = 0) -> int:

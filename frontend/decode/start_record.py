@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from numba.core import event as numba_events
-
-from frontend.decode.phases import Span
-from persistent_runtime.cpu.compile.disk_cache import cache_directory
-from persistent_runtime.cpu.compile.registry import COMPILATIONS, Compilation
-
-if TYPE_CHECKING:
-    from frontend.decode.decoder import Decoder
+from event_tensor.graph import Graph
+from frontend.decode.phases import Phases, Span
+from persistent_runtime.cache.compilations import COMPILATIONS, Compilation
+from persistent_runtime.megakernel import Megakernel
+from persistent_runtime.rows.encode import EncodedSchedule
+from scheduling.static_schedule import StaticSchedule
 
 Record = dict[str, Any]
 
 
-def start_record(decoder: Decoder) -> Record:
+def start_record(phases: Phases, kernel: Megakernel, schedule: StaticSchedule,
+                 schedules: Sequence[EncodedSchedule]) -> Record:
     """Phases sum to wall_s: from the start of the process to the first token or, if none has come
-    yet, to now. Spans are seconds since the start of the process."""
-    phases = decoder.phases
+    yet, to now. Spans are seconds since the start of the process. schedule: of a decode step;
+    schedules: of all shapes met so far."""
     until_s = phases.begin_s + phases.wall_s
     compiled = [c for c in COMPILATIONS if phases.begin_s <= c.begin_s <= until_s]
     return {
         **phases.record(split_compile(phases.spans, COMPILATIONS)),
-        "cache": {"directory": str(cache_directory()),
+        "cache": {"directory": kernel.backend.cache_directory(),
                   "hits": sum(c.cache_hit for c in compiled),
                   "misses": sum(not c.cache_hit for c in compiled)},
         "functions": [{"function": c.function, "dtype": c.dtype,
                        "cache": "hit" if c.cache_hit else "miss", "reason": c.reason,
                        "note": c.note, "seconds": round(c.seconds, 6),
                        "elsewhere_seconds": round(c.elsewhere_s, 6)} for c in compiled],
-        "counts": count_record(decoder), "resources": resources(decoder),
-        "weight_bytes": decoder.weight_bytes, "memory_bytes": decoder.memory_bytes(),
-        "compilations": decoder.compilations,
-        "backend": decoder.backend, "dtype": decoder.dtype, "workers": decoder.num_workers,
-        "workers_from": decoder.kernel.workers_from}
+        "counts": count_record(kernel.graph, schedule, schedules),
+        "resources": resources(kernel),
+        "compilations": kernel.compilations, "backend": kernel.backend.name,
+        "workers": kernel.num_workers, "workers_from": kernel.workers_from}
 
 
 def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) -> list[Span]:
@@ -58,41 +55,19 @@ def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) ->
     return [span for span in result if span.end_s > span.begin_s]
 
 
-def count_record(decoder: Decoder) -> Record:
+def count_record(graph: Graph, schedule: StaticSchedule, schedules: Sequence[EncodedSchedule]
+                 ) -> Record:
     """Sizes of the decode step's schedule, and how many shapes one compilation has served."""
-    schedule = decoder.schedule
     table = schedule.table
     return {"tasks": table.num_tasks, "events": table.num_events,
-            "device_functions": len({call.function for call in decoder.graph.calls}),
-            "calls": len(decoder.graph.calls), "waits": len(table.wait_event),
+            "device_functions": len({call.function for call in graph.calls}),
+            "calls": len(graph.calls), "waits": len(table.wait_event),
             "waits_before_pruning": len(schedule.source.wait_event),
-            "rows_of_all_schedules": sum(len(e.rows) for e in decoder.schedules),
-            "schedules": len(decoder.schedules)}
+            "rows_of_all_schedules": sum(len(e.rows) for e in schedules),
+            "schedules": len(schedules)}
 
 
-def resources(decoder: Decoder) -> Record | None:
+def resources(kernel: Megakernel) -> Record | None:
     """Registers, spills and shared memory of a kernel that knows its own."""
-    kernel = decoder.kernel.kernel
-    return dict(kernel.resources()) if hasattr(kernel, "resources") else None
-
-
-class CompilationListener(numba_events.Listener):
-    """Names of what numba compiles while it listens."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def on_start(self, event: Any) -> None:
-        self.names.append(str(getattr(event.data["dispatcher"], "__name__", "?")))
-
-    def on_end(self, event: Any) -> None:
-        """Nothing: a compilation counts from its start."""
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Names of all that is compiled inside, by numba itself or by our registry."""
-    listener, before = CompilationListener(), len(COMPILATIONS)
-    with numba_events.install_listener("numba:compile", listener):
-        yield listener.names
-    listener.names += [c.function for c in COMPILATIONS[before:]]
+    compiled = kernel.kernel
+    return dict(compiled.resources()) if hasattr(compiled, "resources") else None

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from frontend.config.sampling import Sampling
-from frontend.decode.end_tokens import EndTokens, TokenIds
+from frontend.decode.end_tokens import EndTokens
 from frontend.decode.generation import Generation, Token
+from frontend.decode.request_options import RunOptions
 from frontend.decode.stop_strings import StopFilter
 from frontend.model_files.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What the requests of one launch have in common."""
-
-    max_new_tokens: int
-    ignore_eos: bool
-    stop: Sequence[str]
-    sampling: Sampling
-    trace_steps: int = 0  # of each segment; see Generation.trace
-    eos_token_id: TokenIds = None
-    is_answer: bool = False  # the text stands alone: it does not go on from the prompt's
 
 
 class ShownText:

@@ -14,27 +14,17 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config.decoder_config import DecoderConfig
+from frontend.graph.control import Control, Limits, declare
 from frontend.graph.tiles import TileConfig
 from frontend.model_files.expert_weights import is_packed
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
-from persistent_runtime.rows import layout
 
 TOKENS = Symbol("tokens")  # rows of this step
 LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted
 KV_SPLITS = Symbol("kv_splits")
 CONTEXT = Symbol("context")  # longest context of the launch, for the cost model only
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes fixed when the decoder is compiled: they size memory, not code."""
-
-    max_requests: int
-    max_context: int
-    max_steps_rows: int  # rows that one launch may process, all its steps together
-    num_stop_ids: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +53,12 @@ class Operators:
     weights: dict[str, TensorSpec] = field(default_factory=dict)
     kv_caches: dict[str, TensorSpec] = field(default_factory=dict)
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    control: Control[TensorSpec] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # those of another Operators with the same tensors, if there is one
+        self.control = declare(self.limits).each(
+            lambda spec: self.tensors.setdefault(spec.name, spec))
 
     def for_decoding(self) -> Operators:
         """The same tensors, and another graph over them: of steps with one row of each request."""
@@ -71,12 +67,6 @@ class Operators:
     def weight(self, name: str, *shape: int) -> TensorSpec:
         """A tensor of the checkpoint, under its checkpoint name."""
         return self.weights.setdefault(name, TensorSpec(name, shape, self.dtype, "weight"))
-
-    def control(self, name: str, *shape: int, dtype: str = "int32") -> TensorSpec:
-        return self.tensors.setdefault(name, TensorSpec(name, shape, dtype, "control"))
-
-    def input(self, name: str, *shape: int) -> TensorSpec:
-        return self.tensors.setdefault(name, TensorSpec(name, shape, "int32", "input"))
 
     def activation(self, name: str, *shape: Expr | int, dtype: str = "float32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
@@ -95,28 +85,12 @@ class Operators:
             elements += size
         return elements * DTYPE_BYTES[self.dtype]
 
-    @property
-    def row_request(self) -> TensorSpec:
-        return self.control("row_request", self.limits.max_steps_rows)
-
-    @property
-    def row_position(self) -> TensorSpec:
-        return self.control("row_position", self.limits.max_steps_rows)
-
-    @property
-    def token_ids(self) -> TensorSpec:
-        return self.control("token_ids", self.limits.max_requests, self.limits.max_context)
-
-    @property
-    def logit_row(self) -> TensorSpec:
-        return self.control("logit_row", self.limits.max_steps_rows)
-
     def embed_tokens(self, weight: TensorSpec) -> TensorSpec:
         """hidden: [tokens, hidden_size]"""
         hidden = self.activation("hidden", TOKENS, self.config.hidden_size)
         self.graph.call_device(
             device_functions.embed_tokens, name="embed_tokens",
-            args=[self.token_ids, self.row_request, self.row_position, weight, hidden],
+            args=[self.control.token_ids, *self._places, weight, hidden],
             parameters=self._rows(self.tiles.attention_rows) | {
                 "hidden_size": self.config.hidden_size})
         return hidden
@@ -248,7 +222,7 @@ class Operators:
         tables = [self.tensors.setdefault(f"rope_{part}", TensorSpec(
             f"rope_{part}", (self.limits.max_context, dim // 2), "float32", "weight"))
             for part in ("cos", "sin")]
-        rows = [self.row_request, self.row_position]
+        rows = self._places
         eps, head_dim = self.config.rms_norm_eps, {"head_dim": dim}
 
         def append() -> None:
@@ -282,27 +256,23 @@ class Operators:
         tile_argmax = self.activation("tile_argmax", LOGIT_ROWS, tiles, dtype="int32")
         self.graph.call_device(
             device_functions.norm_lm_head, name="lm_head",
-            args=[x, self.logit_row, norm, weight, logits, tile_max, tile_argmax],
+            args=[x, self.control.logit_row, norm, weight, logits, tile_max, tile_argmax],
             parameters=self._linear(weight, tile_n, LOGIT_ROWS) | {
                 "eps": self.config.rms_norm_eps})
-        requests = self.limits.max_requests
+        c = self.control
         self.graph.call_device(
             device_functions.select_token, name="select_token",
             args=[tile_max, tile_argmax, logits,
                   self.activation("scores", LOGIT_ROWS, 2, vocab),
-                  self.control("sampling", requests, layout.SAMPLING_WORDS, dtype="float32"),
-                  self.control("seed", requests, dtype="int64"),
-                  self.input("processors", requests, layout.PROCESSORS_WORDS),
-                  self.input("biases", layout.MAX_BIASES, layout.BIAS_WORDS),
-                  self.input("bias_prefixes", layout.MAX_PREFIX_TOKENS),
-                  self.logit_row, self.row_request, self.row_position, self.token_ids,
-                  self.control("token_time", requests, self.limits.max_context, dtype="int64"),
-                  self.control("token_logprob", requests, self.limits.max_context,
-                               dtype="float32"),
-                  self.control("stop_ids", self.limits.num_stop_ids),
-                  self.control("length_limit", requests), self.control("length", requests),
-                  self.control("finished", requests)])
+                  c.sampling, c.seed, c.processors, c.biases, c.bias_prefixes,
+                  c.logit_row, *self._places, c.token_ids, c.token_time, c.token_logprob,
+                  c.stop_ids, c.length_limit, c.length, c.finished])
         return logits
+
+    @property
+    def _places(self) -> list[TensorSpec]:
+        """Request and position of each row."""
+        return [self.control.row_request, self.control.row_position]
 
     def _rows(self, tile_m: int, of: Expr = TOKENS) -> dict[str, Expr | int | float]:
         return {"tile_m": tile_m, "rows": minimum(of, tile_m)}

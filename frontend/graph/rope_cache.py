@@ -1,4 +1,4 @@
-"""Rotary tables kept beside the compiled functions, so that only a first start imports torch."""
+"""Rotary tables kept on disk, so that only a first start imports torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from numpy.typing import NDArray
 
 from frontend.config.rope import RopeConfig
 from frontend.graph import rope_tables as rope
+from persistent_runtime.cache.kept_file import KeptFile
 from persistent_runtime.cache.sources import file_digest, package_version
-from persistent_runtime.cpu.compile.disk_cache import KeptFile, cache_directory
+from persistent_runtime.cache.stores import Store
 
 LEAST_CONTEXT = 4096  # a file serves all contexts up to its own, a power of two from here on
 MOST_BYTES = 64 << 20  # longer tables are computed at every start
+
+
+def tables_key() -> dict[str, str]:
+    """All that a table depends on beside its arguments."""
+    return {"torch": str(package_version("torch")),
+            "source of rope": file_digest(Path(rope.__file__))}
+
+
+TABLES = Store("rope", "rotary tables", ".tables", tables_key)
 
 
 class KeptRopeTables:
@@ -28,9 +38,8 @@ class KeptRopeTables:
         self._file = self._content = None
         if 4 * int(np.prod(self._shape)) <= MOST_BYTES:
             name = hashlib.sha256(repr(self._arguments).encode()).hexdigest()[:16]
-            self._file = KeptFile(cache_directory() / f"rope-{name}.tables", {
-                "arguments": repr(self._arguments), "torch": str(package_version("torch")),
-                "source of rope": file_digest(Path(rope.__file__))})
+            self._file = KeptFile(TABLES.directory() / f"rope-{name}{TABLES.suffix}",
+                                  {"arguments": repr(self._arguments)})
             self._content = self._file.load()
 
     @property
@@ -45,5 +54,6 @@ class KeptRopeTables:
         else:
             tables = np.stack(rope.rope_tables(*self._arguments))
             if self._file is not None:
+                TABLES.open()
                 self._file.save(tables.tobytes())
         return tables[:, : self._max_context]

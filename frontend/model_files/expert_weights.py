@@ -8,21 +8,28 @@ copied into one allocation per tensor.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from persistent_runtime.launch.memory import allocate
 from persistent_runtime.storage import converted
 
-if TYPE_CHECKING:
-    from frontend.model_files.checkpoint import Checkpoint
-
 EXPERTS = ".mlp.experts."
 PACKED_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 MIXTRAL_EXPERTS = ".block_sparse_moe.experts."
 MIXTRAL_LINEARS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 Shape = tuple[int, ...]
+
+
+class Stored(Protocol):
+    """A checkpoint, as far as packing reads it."""
+
+    def names(self) -> set[str]: ...
+
+    def dtype(self, name: str) -> str: ...
+
+    def read(self, name: str) -> NDArray[Any]: ...
 
 
 def canonical_expert_name(name: str) -> str:
@@ -62,7 +69,7 @@ def single_experts(name: str, shape: Shape) -> dict[str, Shape]:
             for expert in range(num_experts) for linear in linears}
 
 
-def stored_tensors(checkpoint: Checkpoint, required: dict[str, Shape]) -> dict[str, Shape]:
+def stored_tensors(checkpoint: Stored, required: dict[str, Shape]) -> dict[str, Shape]:
     """`required` as this checkpoint stores it: a packed tensor it lacks becomes its linears."""
     names, stored = checkpoint.names(), dict[str, Shape]()
     for name, shape in required.items():
@@ -71,7 +78,7 @@ def stored_tensors(checkpoint: Checkpoint, required: dict[str, Shape]) -> dict[s
     return stored
 
 
-def read_weight(checkpoint: Checkpoint, name: str, shape: Shape, dtype: str) -> NDArray[Any]:
+def read_weight(checkpoint: Stored, name: str, shape: Shape, dtype: str) -> NDArray[Any]:
     """The tensor of `required_tensors` in the storage type of `dtype`: a view where the checkpoint
     has it as it is, else converted or packed."""
     parts = stored_tensors(checkpoint, {name: shape})

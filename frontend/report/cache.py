@@ -1,4 +1,5 @@
-"""`event-tensor cache`: what compiled kernels take on disk, which are in use, and clearing them."""
+"""`event-tensor cache`: what kernels, schedules and tables take on disk, which are in use, and
+clearing them."""
 
 from __future__ import annotations
 
@@ -7,18 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from event_tensor.errors import UserError
+from frontend.graph.rope_cache import TABLES
 from frontend.report.console import print_table
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
-from persistent_runtime.cpu.compile.disk_cache import (
-    CacheFolder,
-    cache_directory,
-    cache_folders,
-    changed_keys,
-    remove_folder,
-    runtime_key,
-)
+from persistent_runtime.cache.kept_file import changed_keys
+from persistent_runtime.cache.schedules import SCHEDULES
+from persistent_runtime.cache.stores import CacheFolder, folders_of
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
 Record = dict[str, Any]
+STORES = (FUNCTIONS, SCHEDULES, TABLES)  # all that a start may find in the cache
 
 
 def examine(clear: bool, clear_stale: bool) -> Record:
@@ -27,20 +26,23 @@ def examine(clear: bool, clear_stale: bool) -> Record:
 
     Raises UserError for a cache that cannot be read.
     """
-    current, key = cache_directory(), runtime_key()
+    keys = {store: store.key() for store in STORES}
+    current = {store.directory() for store in STORES}
     require_readable()
     entries = []
-    for folder in cache_folders():
-        is_current = folder.path == current
+    for folder in folders_of(STORES):
+        is_current = folder.path in current
         entries.append({
-            "name": folder.path.name, "bytes": folder.bytes, "functions": folder.functions,
+            "name": folder.path.name, "kind": folder.store.holds, "bytes": folder.bytes,
+            "files": folder.files,
+            "functions": folder.files if folder.store is FUNCTIONS else 0,
             "made": datetime.fromtimestamp(folder.made_s, UTC).isoformat(timespec="seconds"),
             "current": is_current, "problem": folder.problem,
-            "changed": changed_keys(folder.key, key) if folder.key else None,
+            "changed": changed_keys(folder.key, keys[folder.store]) if folder.key else None,
             "removed": (clear or clear_stale and not is_current) and remove(folder)})
     return {"directory": str(base_directory()), "bytes": sum(e["bytes"] for e in entries),
             "removed_bytes": sum(e["bytes"] for e in entries if e["removed"]),
-            "problem": write_problem(current), "entries": entries}
+            "problem": write_problem(FUNCTIONS.directory()), "entries": entries}
 
 
 def require_readable() -> None:
@@ -56,7 +58,7 @@ def require_readable() -> None:
 def remove(folder: CacheFolder) -> bool:
     """False where another process was faster."""
     try:
-        remove_folder(folder.path)
+        folder.remove()
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -79,10 +81,10 @@ def show(record: Record) -> None:
         more = f" +{len(changed) - 1}" if len(changed) > 1 else ""
         return f"other {changed[0]}{more}"
 
-    rows = [[e["name"], f"{e['bytes'] / 1e6:.1f}", e["functions"], e["made"][:16], state(e)]
+    rows = [[e["name"], f"{e['bytes'] / 1e6:.1f}", e["files"], e["kind"], e["made"][:16], state(e)]
             for e in record["entries"]]
     print_table(f"kernel cache {record['directory']}, {record['bytes'] / 1e6:.1f} MB",
-                ["entry", "MB", "functions", "made (UTC)", "state"], rows)
+                ["entry", "MB", "files", "of", "made (UTC)", "state"], rows)
     if record["problem"]:
         print(f"nothing can be added to it ({record['problem']}): what it lacks is compiled at "
               f"every start, until {VARIABLE} names a directory that can be written")

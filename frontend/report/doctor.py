@@ -9,10 +9,12 @@ from event_tensor.errors import EventTensorError, UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.model_files.directories import temporary_folder
 from frontend.model_files.resolve import resolve_model
+from frontend.report.cache import STORES
 from frontend.report.console import print_table
 from frontend.report.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
-from persistent_runtime.cpu.compile.disk_cache import cache_directory, cache_folders, kept_functions
+from persistent_runtime.cache.stores import folders_of
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.cpu.cores import find_cores
 
 PROMPT_IDS = [1, 2, 3, 4, 5]
@@ -29,17 +31,17 @@ def examine(progress: Progress | None = None) -> dict[str, Any]:
                 "features": cpu_features()},
         "memory_gb": memory_gb(), "gpu": gpu_name(),
         "cache": {"directory": str(base_directory()),
-                  "mb": round(sum(folder.bytes for folder in cache_folders()) / 1e6, 1)},
+                  "mb": round(sum(folder.bytes for folder in folders_of(STORES)) / 1e6, 1)},
         "checks": checks, "passed": all(check["passed"] for check in checks)}
 
 
 def check_cache() -> dict[str, Any]:
     """A cache that is only read is as good, if this installation's functions are in it."""
-    folder, name = cache_directory(), "kernel cache"
+    folder, name = FUNCTIONS.directory(), "kernel cache"
     problem = write_problem(folder)
     if not problem:
         return {"name": name, "passed": True, "detail": "can be written"}
-    functions = kept_functions(folder)
+    functions = FUNCTIONS.kept_in(folder)
     if functions:
         return {"name": name, "passed": True,
                 "detail": f"{functions} functions can be read from {folder}, which cannot be "

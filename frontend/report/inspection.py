@@ -13,8 +13,7 @@ from event_tensor.conservative import data_dependent_events
 from event_tensor.printer import format_graph
 from frontend.decode.decoder import Decoder
 from frontend.report.console import print_table
-from persistent_runtime.cpu.compile.disk_cache import cache_directory
-from persistent_runtime.cpu.compile.registry import COMPILATIONS
+from persistent_runtime.cache.compilations import COMPILATIONS
 from scheduling.simulator import estimate_makespan
 from scheduling.static_schedule import Choice
 
@@ -152,7 +151,7 @@ def kernel_record(decoder: Decoder) -> Record:
     return {
         "dtype": decoder.dtype, "workers": decoder.num_workers,
         "compilations": decoder.compilations,
-        "cache_directory": str(cache_directory()),
+        "cache_directory": decoder.kernel.backend.cache_directory(),
         "cache_hits": sum(c.cache_hit for c in COMPILATIONS),
         "functions": [{"name": c.function, "dtype": c.dtype, "cache_hit": c.cache_hit,
                        "compile_ms": round(c.seconds * 1e3, 1), "note": c.note}

@@ -12,10 +12,10 @@ import numpy as np
 from event_tensor.errors import UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.decode.decoder import Decoder
-from frontend.report.bench.run import random_prompt
 from frontend.report.bench.table import QUIET_SHARE
 from frontend.report.console import print_table
 from frontend.report.machine import Contention, provenance
+from frontend.report.random_prompt import random_prompt
 from frontend.report.trace_summary import summarise
 from persistent_runtime.trace.chrome_trace import chrome_trace, write_trace
 from persistent_runtime.trace.record import SegmentTrace

@@ -1,4 +1,4 @@
-"""Proved schedules kept beside the compiled functions: a process proves what none has proved yet.
+"""Proved schedules kept on disk: a process proves what none has proved yet.
 
 A schedule is found by all that its safety depends on: the graph's text, the declarations of its
 device functions, the tiles, the values that it was proved for, the machine, and the sources of
@@ -23,12 +23,18 @@ from event_tensor.graph import Graph
 from event_tensor.printer import format_graph
 from event_tensor.symbols import Symbol
 from event_tensor.task_table import Runtime
-from persistent_runtime.cache.sources import file_digest, schedule_sources
-from persistent_runtime.cpu.compile.disk_cache import KeptFile, cache_directory, open_folder
+from persistent_runtime.cache.kept_file import KeptFile
+from persistent_runtime.cache.sources import digests, schedule_sources
+from persistent_runtime.cache.stores import Store
 from persistent_runtime.rows.encode import EncodedSchedule
 
 MOST_BYTES = 64 << 20  # larger ones are made anew by every process
 Reference = tuple[str, Any]
+
+# the sources as this process imports them, whatever the files become later
+KEY = {"numpy": np.__version__, "python": platform.python_version(),
+       **digests(schedule_sources())}
+SCHEDULES = Store("schedules", "proved schedules", ".pickle", lambda: KEY)
 
 
 class KeptSchedules:
@@ -38,15 +44,13 @@ class KeptSchedules:
     def __init__(self, graph: Graph, *conditions: object) -> None:
         self._objects = _parts_of(graph)
         self._references = {id(value): name for name, value in self._objects.items()}
-        self._folder = cache_directory()
-        open_folder(self._folder)
+        self._folder, _ = SCHEDULES.open()
         functions = sorted({repr(call.function) for call in graph.calls})
         least = sorted({(node.name, node.at_least) for call in graph.calls
                         for tiles in call.tile_num for node in tiles.walk()
                         if isinstance(node, Symbol)})
         self._key = {"graph": _digest(format_graph(graph), repr(least), *functions),
-                     "conditions": repr(conditions), "sources": SOURCES,
-                     "numpy": np.__version__, "python": platform.python_version()}
+                     "conditions": repr(conditions)}
 
     def file(self, shape: object, samples: Sequence[Runtime]) -> KeptFile:
         """Where the schedule for these tiles, proved for these values, has its place."""
@@ -54,7 +58,7 @@ class KeptSchedules:
                   for runtime in samples for name, array in sorted(runtime.items())]
         key = self._key | {"shape": repr(shape), "samples": _digest(repr(values))}
         name = _digest(key["graph"], key["conditions"], key["shape"])[:16]
-        return KeptFile(self._folder / f"schedule-{name}.pickle", key)
+        return KeptFile(self._folder / f"schedule-{name}{SCHEDULES.suffix}", key)
 
     def load(self, file: KeptFile) -> EncodedSchedule | None:
         """The schedule in the file; None where there is none, or one of other sources."""
@@ -103,7 +107,3 @@ def _parts_of(graph: Graph) -> dict[Reference, Any]:
 
 def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-
-# as this process imports them, whatever the files become later
-SOURCES = _digest(*map(file_digest, schedule_sources()))

@@ -49,5 +49,10 @@ def file_digest(path: Path) -> str:
 
 def digests(sources: Iterable[Path]) -> dict[str, str]:
     """Path within the installation → digest: no path of a machine decides what is found."""
-    return {source.relative_to(RUNTIME).as_posix(): file_digest(source)
-            for source in sources}
+    return {path_within(source): file_digest(source) for source in sources}
+
+
+def path_within(source: Path) -> str:
+    """Within this package, or with the name of the package beside it."""
+    root = RUNTIME if source.is_relative_to(RUNTIME) else RUNTIME.parent
+    return source.relative_to(root).as_posix()

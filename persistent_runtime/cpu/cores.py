@@ -11,7 +11,6 @@ from persistent_runtime.cpu.cgroup import cpu_quota
 # Many more workers than cores only wait for each other's turns; so many still end in bearable time,
 # and a small machine can try out what a bigger one will do.
 MOST_PER_CORE, ALWAYS_ALLOWED = 8, 64
-GIVEN = "as given"  # where no limit decides
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import triton
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
-from persistent_runtime.cpu.cores import GIVEN
+from persistent_runtime.backend import GIVEN
 from persistent_runtime.gpu.compile.compile_only import device_capability
 from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.launch import GpuKernel
@@ -45,6 +46,9 @@ class CudaBackend:
 
     def workers_from(self, workers: int | None) -> str:
         return "multiprocessors of the device" if workers is None else GIVEN
+
+    def cache_directory(self) -> str:
+        return str(triton.knobs.cache.dir)
 
     def buffers(self) -> DeviceBuffers:
         return DeviceBuffers(self._memory)

@@ -24,7 +24,7 @@ from triton.runtime import interpreter
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Graph
-from persistent_runtime.cpu.cores import GIVEN
+from persistent_runtime.backend import GIVEN
 from persistent_runtime.gpu.bodies import arguments
 from persistent_runtime.gpu.bodies import epilogue as finish
 from persistent_runtime.gpu.compile.registry import configurations, kernel_tables
@@ -43,7 +43,7 @@ LEAVE_S = 5.0  # what an aborted worker may take for the task it is in
 
 
 class InterpretedBackend:
-    """`persistent_runtime.backends.Backend`: the GPU worker, at a hundred-thousandth the speed."""
+    """`persistent_runtime.backend.Backend`: the GPU worker, at a hundred-thousandth the speed."""
 
     name = "interpreter"
     ring_pieces = 0
@@ -53,6 +53,9 @@ class InterpretedBackend:
 
     def workers_from(self, workers: int | None) -> str:
         return "the interpreter's default" if workers is None else GIVEN
+
+    def cache_directory(self) -> str:
+        return "nowhere: nothing is compiled"
 
     def buffers(self) -> Buffers:
         return Buffers()

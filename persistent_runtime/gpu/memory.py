@@ -19,8 +19,6 @@ from persistent_runtime.storage import STORAGE_DTYPE, as_tensor
 
 # Roles of tensors that the host writes before a launch, and of those that the device writes back.
 HOST_WRITTEN, HOST_READ = ("control", "input"), "control"
-# Written by the device alone, in its own clock; the host reads it in CLOCK_MONOTONIC.
-CLOCK_TENSOR = "token_time"
 
 
 class DeviceMemory:
@@ -82,21 +80,22 @@ class DeviceMemory:
         """What the host has written goes to the device; not while a kernel runs."""
         with torch.cuda.stream(self.stream):
             for tensor, host, device in self._pairs:
-                if tensor.name != CLOCK_TENSOR:
+                if tensor.host_reads != "as a clock":
                     device.copy_(host, non_blocking=True)
         self.stream.synchronize()
 
     def pull_control(self) -> None:
-        """What the device has written so far comes to the host; `length` first, because it is
-        published last: everything it promises is in the later copies."""
+        """What the device has written so far comes to the host. What is read first was published
+        last: everything it promises is in the later copies. Times become those of
+        CLOCK_MONOTONIC."""
         ordered = sorted((pair for pair in self._pairs if pair[0].role == HOST_READ),
-                         key=lambda pair: pair[0].name != "length")
+                         key=lambda pair: pair[0].host_reads != "first")
         with torch.cuda.stream(self.stream):
             for _, host, device in ordered:
                 host.copy_(device, non_blocking=True)
         self.stream.synchronize()
         for tensor, host, _ in self._pairs:
-            if tensor.name == CLOCK_TENSOR:
+            if tensor.host_reads == "as a clock":
                 times = host.numpy()
                 np.add(times, self.clock_offset_ns, out=times, where=times != 0)
 

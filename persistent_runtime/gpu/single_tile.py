@@ -15,11 +15,11 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.graph import Call
 from event_tensor.symbols import as_expr
 from event_tensor.tensors import TensorSpec
-from persistent_runtime.cpu.single_tile import pack_arguments
 from persistent_runtime.gpu.compile.compile_only import compiler_options, device_capability
 from persistent_runtime.gpu.compile.registry import Shape, body_of, make_configuration, weight_type
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.rows import layout
+from persistent_runtime.rows.single_call import pack_arguments
 
 
 @triton.jit

@@ -29,11 +29,12 @@ from event_tensor.errors import DeadlockError, EventTensorError
 from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
 from persistent_runtime.cpu.launch import CpuKernel
-from persistent_runtime.cpu.single_tile import c_function, pack_arguments
+from persistent_runtime.cpu.single_tile import c_function
 from persistent_runtime.functions.dense import DENSE_DECODER
 from persistent_runtime.functions.experts import MOE_BLOCK
 from persistent_runtime.launch import memory as buffers
 from persistent_runtime.rows import layout
+from persistent_runtime.rows.single_call import pack_arguments
 from persistent_runtime.storage import STORAGE_DTYPE
 
 DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]

@@ -13,10 +13,10 @@ pytest.importorskip("triton")
 
 PACKAGES = ("event_tensor", "scheduling", "persistent_runtime", "frontend")
 FINGERPRINTS = """
-from persistent_runtime.cpu.compile.disk_cache import runtime_fingerprint
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.gpu.compile.registry import kernel_fingerprint
-from persistent_runtime.cache.schedules import SOURCES
-print(runtime_fingerprint(), kernel_fingerprint([]), SOURCES)
+from persistent_runtime.cache.schedules import SCHEDULES
+print(FUNCTIONS.directory().name, kernel_fingerprint([]), SCHEDULES.directory().name)
 """
 # a nested file → which of (CPU kernels, GPU kernels, schedules) may depend on it
 NESTED = {

@@ -1,10 +1,13 @@
 """Proved schedules on disk: found again as they were, and by nothing but what they depend on."""
 
 import pickle
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
+from conftest import HANG_S, command_environment
 
 pytest.importorskip("numba")
 
@@ -12,8 +15,10 @@ from event_tensor.tensors import INFERRED, RUNTIME
 from frontend.compile import compile_decode_loop
 from persistent_runtime import megakernel
 from persistent_runtime.cache import schedules as kept_schedules
-from persistent_runtime.cache.schedules import KeptSchedules
-from persistent_runtime.cpu.compile.disk_cache import cache_directory
+from persistent_runtime.cache.kept_file import changed_keys
+from persistent_runtime.cache.schedules import SCHEDULES, KeptSchedules
+from persistent_runtime.cache.stores import read_key
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
 PROMPT = list(range(2, 40))
 
@@ -21,8 +26,14 @@ PROMPT = list(range(2, 40))
 @pytest.fixture
 def no_schedules(tmp_path, monkeypatch):
     """A cache without schedules, and without its folder; compiled functions stay where they are."""
-    monkeypatch.setattr(kept_schedules, "cache_directory", lambda: tmp_path / "cpu-0")
-    return tmp_path / "cpu-0"
+    return elsewhere(monkeypatch, tmp_path)
+
+
+def elsewhere(monkeypatch, folder, **key):
+    """Schedules are kept below that folder; key: what changes in what they all depend on."""
+    store = replace(SCHEDULES, base=lambda: folder, key=lambda: SCHEDULES.key() | key)
+    monkeypatch.setattr(kept_schedules, "SCHEDULES", store)
+    return store.directory()
 
 
 def kept_files(folder):
@@ -99,14 +110,17 @@ def test_whatever_a_schedule_depends_on_makes_it_another(tiny_model, no_schedule
     assert load(samples=elsewhere) is None
 
 
-def test_other_sources_prove_anew(tiny_model, no_schedules, monkeypatch):
+def test_other_sources_prove_anew(tiny_model, no_schedules, tmp_path, monkeypatch):
     model = tiny_model("llama")
     compile_decode_loop(model, workers=2)
-    before = [file.read_bytes() for file in kept_files(no_schedules)]
-    monkeypatch.setattr(kept_schedules, "SOURCES", "changed")
+    before = [file.name for file in kept_files(no_schedules)]
+    others = elsewhere(monkeypatch, tmp_path, **{"rows/layout.py": "changed"})
+    assert others != no_schedules and not kept_files(others)
     compile_decode_loop(model, workers=2)
-    after = [file.read_bytes() for file in kept_files(no_schedules)]
-    assert len(before) == len(after) and before != after
+    assert before and before == [file.name for file in kept_files(others)]
+    (key,) = (changed_keys(f.key, kept_schedules.SCHEDULES.key())
+              for f in kept_schedules.SCHEDULES.folders() if f.path == no_schedules)
+    assert key == ["rows/layout.py"]
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"",
@@ -126,7 +140,7 @@ def test_a_damaged_file_is_made_again(tiny_model, no_schedules, harm):
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(kept_schedules, "cache_directory", lambda: tmp_path / "file" / "cpu-0")
+    elsewhere(monkeypatch, tmp_path / "file")
     decoder = compile_decode_loop(tiny_model("llama"), workers=2)
     assert decoder.generate(PROMPT, max_new_tokens=4, ignore_eos=True).output_ids
 
@@ -137,9 +151,36 @@ def test_large_schedules_are_not_kept(tiny_model, no_schedules, monkeypatch):
     assert not kept_files(no_schedules)
 
 
-def test_schedules_lie_beside_compiled_functions(tiny_model):
+def test_schedules_have_a_folder_that_no_compiler_or_processor_decides(tiny_model):
     compile_decode_loop(tiny_model("llama"), workers=2)
-    assert kept_files(cache_directory())
+    folder = SCHEDULES.directory()
+    assert kept_files(folder)
+    key = read_key(folder)
+    assert key == SCHEDULES.key() and not {"numba", "llvmlite", "processor"} & set(key)
+    assert not kept_files(FUNCTIONS.directory())
+
+
+GPU_START = """
+import sys
+import frontend.compile
+from persistent_runtime.gpu.backend import CudaBackend
+from persistent_runtime.gpu.interpret import InterpretedBackend
+frontend.compile.find_backend = lambda name: InterpretedBackend()
+decoder = frontend.compile.compile_decode_loop("demo", workers=2, max_context=64)
+print(decoder.backend, len(decoder.schedules), *sys.modules.keys() & {"numba", "llvmlite"})
+"""
+
+
+def test_a_start_on_a_gpu_imports_no_compiler_of_the_cpu(tmp_path):
+    """The interpreted worker stands for the GPU: it has all of a start but the driver."""
+    pytest.importorskip("triton")
+    environment = command_environment(EVENT_TENSOR_CACHE=str(tmp_path), TRITON_INTERPRET="1")
+    for _ in range(2):  # nothing kept, and all of it
+        done = subprocess.run([sys.executable, "-c", GPU_START], capture_output=True, text=True,
+                              timeout=HANG_S, env=environment)
+        assert done.stdout.split() == ["interpreter", "1"], done.stderr
+    assert sorted(folder.name.partition("-")[0] for folder in tmp_path.iterdir()) == [
+        "rope", "schedules"]
 
 
 def test_markers_are_themselves_again():

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,12 @@ from conftest import COMMAND, command_environment
 from users import as_user, needs_users
 
 from event_tensor.errors import UserError
+from frontend.report.cache import STORES
 from persistent_runtime.cache import files as cache_files
-from persistent_runtime.cpu.compile import disk_cache, parallel
-from persistent_runtime.cpu.compile.disk_cache import KeptFile
+from persistent_runtime.cache import stores
+from persistent_runtime.cache.kept_file import KeptFile
+from persistent_runtime.cpu.compile import parallel
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
 NOBODY, NOT_IN_PASSWD = 65534, 12345
 COMPILE = """
@@ -66,7 +70,7 @@ def run_as(uid, *arguments, without=(), **environment):
 @needs_users
 def test_what_root_has_compiled_serves_a_user_who_cannot_write(filled, copied):
     assert compile_one(filled, NOBODY) == HIT
-    (copied / disk_cache.KEY_FILE).unlink()
+    (copied / stores.KEY_FILE).unlink()
     assert compile_one(copied.parent, NOBODY) == HIT
     shown = run_as(NOBODY, "cache", "--json", EVENT_TENSOR_CACHE=str(filled))
     record = json.loads(shown.stdout)
@@ -97,9 +101,9 @@ def test_nobody_believes_another_users_files(copied):
 
 
 def test_a_folder_without_its_key_is_used_and_gets_one(copied):
-    (copied / disk_cache.KEY_FILE).unlink()
+    (copied / stores.KEY_FILE).unlink()
     assert compile_one(copied.parent) == HIT
-    assert disk_cache.read_key(copied) == disk_cache.runtime_key()
+    assert stores.read_key(copied) == FUNCTIONS.key()
 
 
 @pytest.fixture
@@ -139,10 +143,10 @@ def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(kept):
 def test_the_umask_says_who_may_read(tmp_path, umask, file, folder):
     before = os.umask(umask)
     try:
-        disk_cache.open_folder(tmp_path / "cpu-0")
+        place, _ = replace(FUNCTIONS, base=lambda: tmp_path).open()
     finally:
         os.umask(before)
-    (key,) = (tmp_path / "cpu-0").iterdir()
+    (key,) = place.iterdir()
     assert stat.S_IMODE(key.stat().st_mode) == file
     assert stat.S_IMODE(key.parent.stat().st_mode) == folder
 
@@ -178,8 +182,7 @@ def test_doctor_passes_a_cache_that_is_complete_and_read_only(monkeypatch, tmp_p
     monkeypatch.setattr(doctor, "write_problem", lambda folder: "Read-only file system")
     check = doctor.check_cache()
     assert not check["passed"] and "compiles anew" in check["detail"]
-    folder = disk_cache.cache_directory()
-    disk_cache.open_folder(folder)
+    folder, _ = FUNCTIONS.open()
     (folder / "attention.compiled").touch()
     check = doctor.check_cache()
     assert check["passed"] and "Read-only file system" in check["detail"]
@@ -251,8 +254,8 @@ def test_commands_of_a_user_without_home_and_name(command, tmp_path, arguments):
     command("generate", "demo", "--prompt", "kernel:", "--max-new-tokens", 4)
     temporary = tmp_path / "temporary"
     place = temporary / f"event-tensor-{NOT_IN_PASSWD}" / ".cache" / "event-tensor"
-    folder = disk_cache.cache_directory()
-    shutil.copytree(folder, place / folder.name)
+    for folder in {store.directory() for store in STORES}:
+        shutil.copytree(folder, place / folder.name)
     for path in (temporary, *temporary.rglob("*")):
         os.chown(path, NOT_IN_PASSWD, NOT_IN_PASSWD)
     (temporary / f"event-tensor-{NOT_IN_PASSWD}").chmod(0o700)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.config.rope import RopeConfig
 from frontend.graph import rope_cache
-from frontend.graph.rope_cache import KeptRopeTables
+from frontend.graph.rope_cache import TABLES, KeptRopeTables
 from frontend.graph.rope_tables import rope_tables
 from frontend.model_files.checkpoint import Checkpoint, open_checkpoint
 from persistent_runtime.storage import STORAGE_DTYPE, as_array, as_tensor, converted
@@ -68,7 +69,7 @@ def test_a_file_that_becomes_shorter_is_named(tmp_path):
 
 
 def test_rotary_tables_are_kept_to_the_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(rope_cache, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(rope_cache, "TABLES", replace(TABLES, base=lambda: tmp_path))
     arguments = RopeConfig("llama3", 5e5, 8.0, 1.0, 4.0, 64), 24, 300
     cos, sin = rope_tables(*arguments)
     for is_kept in (False, True):
@@ -80,7 +81,7 @@ def test_rotary_tables_are_kept_to_the_bit(tmp_path, monkeypatch):
         assert tables.is_kept == is_kept
         if context < 5000:
             np.testing.assert_array_equal(tables.read(), rope_tables(*arguments[:2], context))
-    file = min(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
+    file = min(tmp_path.rglob("*.tables"), key=lambda file: file.stat().st_size)
     file.write_bytes(file.read_bytes()[:-5])
     damaged = KeptRopeTables(*arguments)
     assert not damaged.is_kept
@@ -89,7 +90,8 @@ def test_rotary_tables_are_kept_to_the_bit(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(rope_cache, "cache_directory", lambda: tmp_path / "missing")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(rope_cache, "TABLES", replace(TABLES, base=lambda: tmp_path / "file"))
     arguments = RopeConfig("default", 1e4), 8, 16
     for _ in range(2):
         tables = KeptRopeTables(*arguments)

@@ -28,6 +28,7 @@ from frontend.report.bench.baselines.engine import GREEDY, SAMPLED, Work
 from frontend.report.bench.check import judge, save_logits
 from frontend.report.bench.sides import OURS, Ours, Side, start_baselines
 from frontend.report.machine import Contention, peak_rss_mb, provenance, wait_until_idle
+from frontend.report.random_prompt import random_prompt
 from persistent_runtime.backends import find_backend
 
 PERCENTILES = (50, 90, 99)
@@ -158,11 +159,6 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
                            "peak_rss_mb": measured.peak_rss_mb[name]}
                     for name in options.compare},
         **provenance()}
-
-
-def random_prompt(decoder: Decoder, length: int, seed: int) -> list[int]:
-    ids = np.random.default_rng(seed).integers(0, decoder.config.vocab_size, length)
-    return [int(token) for token in ids]
 
 
 def kv_bytes(decoder: Decoder, context: int) -> int:

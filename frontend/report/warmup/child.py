@@ -20,7 +20,6 @@ from frontend.decode.phases import Phases
 if TYPE_CHECKING:
     from frontend.decode.decoder import Decoder
 
-LIBRARIES = ("numpy", "numba")
 OTHER_PROMPTS = (1, 2, 7, 19, 64, 300)  # tokens; one or several chunks of prefill
 NEW_TOKENS = 3
 
@@ -39,13 +38,12 @@ def main() -> int:
 def start(options: dict[str, Any]) -> dict[str, Any]:
     phases = Phases(delays_s=options["delays_s"])
     phases.fill("interpreter")
-    for library in LIBRARIES:
-        with phases(f"import {library}"):
-            import_module(library)
+    with phases("import numpy"):
+        import_module("numpy")
     with phases("import event-tensor"):
         from frontend.compile import compile_decode_loop, import_torch
-        from frontend.decode.start_record import compilations, start_record
-        from frontend.report.bench.run import random_prompt
+        from frontend.report.random_prompt import random_prompt
+        from frontend.report.warmup.after_ready import compilations
         from persistent_runtime.backends import may_be_cuda
     if may_be_cuda(options["compile"].get("backend", "auto")):
         import_torch(phases)
@@ -53,6 +51,9 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
         with phases("import triton"):
             from frontend.report.warmup.triton_stages import listen_to_triton
         listen_to_triton()
+    else:
+        with phases("import numba"):
+            import_module("numba")
     decoder = compile_decode_loop(options["model"], phases=phases, **options["compile"])
     with phases("make a prompt"):
         length = min(options["prompt_tokens"], decoder.max_context - 2)
@@ -60,7 +61,7 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
     stream = decoder.stream(prompt, max_new_tokens=2, ignore_eos=True)
     next(stream)
     stream.close()
-    record = start_record(decoder) | {
+    record = decoder.warmup() | {
         "prompt_tokens": length, "begin_s": phases.begin_s, "end_s": phases.end_s}
     with compilations() as compiled:
         shapes = serve_other_shapes(decoder)
@@ -78,7 +79,7 @@ def runs_on_gpu(options: Mapping[str, Any]) -> bool:
 
 def serve_other_shapes(decoder: Decoder) -> int:
     """Launches with prompts of many lengths, alone and together; how many."""
-    from frontend.report.bench.run import random_prompt
+    from frontend.report.random_prompt import random_prompt
 
     lengths = [n for n in OTHER_PROMPTS if n + NEW_TOKENS <= decoder.max_context]
     prompts = [random_prompt(decoder, n, seed=n) for n in lengths]

@@ -113,18 +113,13 @@ def own_cache() -> Record:
     """What the user's own cache would give the next start: ready, or why not. problem: why nothing
     can be added to it, "" where it can."""
     from persistent_runtime.cache.files import write_problem
-    from persistent_runtime.cpu.compile.disk_cache import (
-        cache_directory,
-        cache_folders,
-        changed_keys,
-        kept_functions,
-        runtime_key,
-    )
+    from persistent_runtime.cache.kept_file import changed_keys
+    from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
-    current, key = cache_directory(), runtime_key()
-    changed = [changed_keys(f.key, key) for f in cache_folders() if f.key and f.path != current]
+    current, key = FUNCTIONS.directory(), FUNCTIONS.key()
+    changed = [changed_keys(f.key, key) for f in FUNCTIONS.folders() if f.key and f.path != current]
     state = "invalidated" if changed else "empty"
-    if kept_functions(current):
+    if FUNCTIONS.kept_in(current):
         state, changed = "ready", []
     return {"directory": str(current), "state": state, "problem": write_problem(current),
             "changed": min(changed, key=len, default=[])}

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton
 
-from persistent_runtime.cpu.compile.registry import COMPILATIONS, Compilation
+from persistent_runtime.cache.compilations import COMPILATIONS, Compilation
 
 
 def listen_to_triton() -> None:

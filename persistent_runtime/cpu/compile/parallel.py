@@ -22,7 +22,7 @@ from contextlib import suppress
 from numba.core.compiler_lock import global_compiler_lock
 
 from persistent_runtime.cache.files import is_believed, write_problem
-from persistent_runtime.cpu.compile.disk_cache import cache_directory
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.cpu.compile.jit import interrupt_deferred
 from persistent_runtime.cpu.compile.registry import (
     CompiledBody,
@@ -136,7 +136,7 @@ class Helpers:
             while number := os.read(queue, 1):
                 begin_s, entry = time.monotonic(), self._entries[number[0]]
                 compile_entry(entry)
-                if not is_believed(entry.file_in(cache_directory())):
+                if not is_believed(entry.file_in(FUNCTIONS.directory())):
                     break  # a full disk, say: there is no use in helping
                 os.write(done, MESSAGE.pack(number[0], time.monotonic() - begin_s))
         finally:

@@ -29,15 +29,11 @@ from numba.core.ccallback import CFunc
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.refusals import require_room, reserving
+from persistent_runtime.cache.compilations import COMPILATIONS, Compilation
 from persistent_runtime.cache.files import make_folder
+from persistent_runtime.cache.kept_file import NEW
 from persistent_runtime.cache.sources import file_digest
-from persistent_runtime.cpu.compile.disk_cache import (
-    NEW,
-    SUFFIX,
-    DiskEntry,
-    cache_directory,
-    open_folder,
-)
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS, DiskEntry
 from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.jit import FASTMATH, device_jit, interrupt_deferred
 from persistent_runtime.rows import layout
@@ -51,22 +47,6 @@ ENTRY_SIGNATURE = types.void(types.CPointer(types.int64), types.CPointer(types.i
                              types.CPointer(types.int64), types.CPointer(types.float32))
 BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.bodies.{name}"
                        for name in ("attention", "linear", "experts", "tokens"))
-
-
-@dataclass(frozen=True, slots=True)
-class Compilation:
-    """One line of the warm-up report. note: what was wrong with the cache; reason: why there was
-    no hit; begin_s: on the clock of time.monotonic; elsewhere_s: what it took in another process,
-    while this one waited for `seconds`."""
-
-    function: str
-    dtype: str
-    cache_hit: bool
-    seconds: float
-    note: str = ""
-    reason: str = ""
-    begin_s: float = 0.0
-    elsewhere_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +69,6 @@ class CompiledBody:
 
 
 LLVM_BYTES = 96 << 20, 96 << 20  # address space, and data; compiling one function takes less
-
-COMPILATIONS: list[Compilation] = []  # of this process, in order
 
 _bodies: dict[str, Body] = {}
 _compiled: dict[tuple[Callable[..., Any], str], CompiledBody] = {}
@@ -138,7 +116,7 @@ class Entry:
     def file_in(self, folder: Path) -> Path:
         """Where the cache has the C function, if it has been compiled before."""
         line = self.function.__code__.co_firstlineno
-        return folder / f"{self.function.__qualname__}-{line}{SUFFIX}"
+        return folder / f"{self.function.__qualname__}-{line}{FUNCTIONS.suffix}"
 
     @property
     def can_be_kept(self) -> bool:
@@ -233,10 +211,10 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
 def open_cache() -> tuple[Path, str]:
     """The folder, and why this process found none; "" if it did. It may be one that cannot be
     written, and then need not exist."""
-    folder = cache_directory()
+    folder = FUNCTIONS.directory()
     with compiling:
         if folder not in _reasons:
-            _reasons[folder] = open_folder(folder)
+            _, _reasons[folder] = FUNCTIONS.open()
         with suppress(OSError):
             make_folder(folder)  # it may have been removed since
         return folder, _reasons[folder]

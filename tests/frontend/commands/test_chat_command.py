@@ -7,7 +7,7 @@ import pytest
 from chat_model import REFUSING, write_chat_model
 from conftest import COMMAND, HANG_S, command_environment, wait_until
 
-from persistent_runtime.cpu.compile.disk_cache import SUFFIX
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
 pexpect = pytest.importorskip("pexpect")
 
@@ -99,7 +99,7 @@ def test_ctrl_d_ends_the_chat_and_ctrl_c_the_start(shell, endless, tmp_path):
     assert run(shell, "echo code $?") == "code 0"
     shell.sendline(shlex.join(["env", f"EVENT_TENSOR_CACHE={tmp_path}", *COMMAND, "chat",
                                str(endless)]))
-    wait_until(lambda: any(tmp_path.rglob(f"*{SUFFIX}")))  # amid a cold start
+    wait_until(lambda: any(tmp_path.rglob(f"*{FUNCTIONS.suffix}")))  # amid a cold start
     shell.sendintr()
     shell.expect_exact("shell$ ")
     assert "Traceback" not in shell.before

@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND, HANG_S, command_environment, wait_until
 
 from frontend.report.console import Progress
-from persistent_runtime.cpu.compile.disk_cache import SUFFIX
+from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
 PROMPT = ("--prompt", "kernel:")
 
@@ -162,7 +162,7 @@ def is_importing(process, cache):
 
 def is_compiling(process, cache):
     """The first of many functions is there."""
-    return any(cache.rglob(f"*{SUFFIX}"))
+    return any(cache.rglob(f"*{FUNCTIONS.suffix}"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -17,7 +17,8 @@ from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.config.sampling import Sampling
 from frontend.decode.end_tokens import MAX_END_TOKENS, end_of_turn, own_eos_ids
-from frontend.decode.watcher import RunOptions, ShownText
+from frontend.decode.request_options import RunOptions
+from frontend.decode.watcher import ShownText
 
 PROMPT = "w1 w2 w3"
 COUNT = 12
@@ -69,7 +70,7 @@ def test_a_special_token_as_stop_string_ends_the_device_at_once(plain, with_spec
         assert result.output_ids == plain.output_ids[:at + 1]
         assert result.finish_reason == "stop"
         assert result.text == "".join(f" w{k - 6}" for k in plain.output_ids[:at])
-        assert int(decoder._control("length")[0]) == len(result.prompt_ids) + at + 1
+        assert int(decoder._launches.control.length[0]) == len(result.prompt_ids) + at + 1
 
 
 def test_a_stop_string_may_span_special_tokens_and_text(plain, with_special):

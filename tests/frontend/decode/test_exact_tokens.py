@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from frontend.compile import compile_decode_loop
-from persistent_runtime.cpu.compile.registry import COMPILATIONS
+from persistent_runtime.cache.compilations import COMPILATIONS
 
 NEW_TOKENS = 64
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,

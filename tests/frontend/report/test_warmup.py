@@ -19,8 +19,8 @@ import numba as nb
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
 from frontend.decode.phases import Phases
-from frontend.decode.start_record import compilations
 from frontend.report.warmup import runs as warmup_command
+from frontend.report.warmup.after_ready import compilations
 from frontend.report.warmup.page import page, ticks
 from frontend.report.warmup.runs import STARTS, check_strict, comparison, phase_rows
 
@@ -245,7 +245,7 @@ def test_triton_compilations_are_listed_by_stage(tmp_path, monkeypatch):
     from triton.compiler import ASTSource
 
     from frontend.report.warmup.triton_stages import record_stages
-    from persistent_runtime.cpu.compile.registry import COMPILATIONS
+    from persistent_runtime.cache.compilations import COMPILATIONS
     from persistent_runtime.gpu.worker.sync import notify_event
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

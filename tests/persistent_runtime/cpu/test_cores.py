@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from event_tensor.errors import UserError
 from frontend.report import doctor
-from persistent_runtime.backends import CpuBackend
 from persistent_runtime.cpu import cores
+from persistent_runtime.cpu.backend import CpuBackend
 from persistent_runtime.cpu.cgroup import Quota, cpu_quota
 
 V1 = "7:cpuset:/elsewhere\n4:cpu,cpuacct:{path}\n1:name=systemd:/init\n"

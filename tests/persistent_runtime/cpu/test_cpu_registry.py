@@ -19,6 +19,7 @@ import torch
 
 from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
+from persistent_runtime.cache.stores import KEY_FILE
 from persistent_runtime.cpu.compile import disk_cache, registry
 from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.jit import interrupt_deferred
@@ -214,9 +215,9 @@ def test_a_cache_may_be_moved(tmp_path):
 def test_a_miss_names_the_key_that_changed(tmp_path):
     compile_in_new_process(tmp_path)
     (folder,) = tmp_path.glob("cpu-*")
-    key = json.loads((folder / disk_cache.KEY_FILE).read_text()) | {
+    key = json.loads((folder / KEY_FILE).read_text()) | {
         "numba": "0.1", "cpu/worker/worker.py": "0"}
-    (folder / disk_cache.KEY_FILE).write_text(json.dumps(key))
+    (folder / KEY_FILE).write_text(json.dumps(key))
     folder.rename(tmp_path / "cpu-other")
     assert compile_in_new_process(tmp_path) == [
         (False, "", "changed: numba, cpu/worker/worker.py")] * 2
@@ -234,7 +235,7 @@ def test_cache_command_lists_and_clears(command, tmp_path, monkeypatch):
     (folder,) = tmp_path.glob("cpu-*")
     stale = tmp_path / "cpu-0123"
     stale.mkdir()
-    (stale / disk_cache.KEY_FILE).write_text(json.dumps({"numba": "0.1"}))
+    (stale / KEY_FILE).write_text(json.dumps({"numba": "0.1"}))
     monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
     shown = command("cache").stdout
     assert folder.name in shown and "current" in shown and "other numba" in shown
@@ -256,7 +257,7 @@ def test_unwritable_cache_is_reported_and_survived(tmp_path):
 
 
 def test_another_numba_has_another_cache(monkeypatch):
-    before = disk_cache.cache_directory()
-    assert disk_cache.cache_directory() == before
+    before = disk_cache.FUNCTIONS.directory()
+    assert disk_cache.FUNCTIONS.directory() == before
     monkeypatch.setattr(disk_cache.nb, "__version__", "0.0")
-    assert disk_cache.cache_directory() != before
+    assert disk_cache.FUNCTIONS.directory() != before

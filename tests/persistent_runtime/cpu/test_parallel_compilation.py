@@ -149,7 +149,7 @@ def test_many_open_files_are_no_obstacle(entries):
 
 
 def test_helpers_that_cannot_save_leave_the_work(entries, monkeypatch):
-    monkeypatch.setattr(disk_cache.KeptFile, "save", lambda self, payload: None)
+    monkeypatch.setattr(disk_cache.DiskEntry, "save", lambda self, payload: None)
     assert all(body.address for body in compile_entries(entries, 2))
     assert found() == {function.name: (False, False) for function in FUNCTIONS}
 

@@ -254,8 +254,8 @@ def run_suspended(directory):
 
 def run_trace(directory, schedule="static"):
     decoder = interpreted_decoder(directory, schedule)
-    decoder._control("row_position")[:3] = range(3)
-    decoder._control("finished")[0] = 1
+    decoder._launches.control.row_position[:3] = range(3)
+    decoder._launches.control.finished[0] = 1
     segment = decoder.kernel.segment(decoder.bindings(1, 1, 3), decoder._buffers, steps=3,
                                      row_stride=1)
     launch = decoder.kernel.kernel.launch([segment], trace_steps=2)

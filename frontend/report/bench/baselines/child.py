@@ -16,7 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from event_tensor.errors import EventTensorError
-from frontend.report.bench.baselines.engine import Work, load_engine, logits_of, run_round
+from frontend.report.bench.baselines.engine import Work, logits_of, run_round
+from frontend.report.bench.baselines.load import load_engine
 from frontend.report.machine import peak_rss_mb
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,18 +65,6 @@ class Engine(Protocol):
     def logits(self) -> npt.NDArray[np.float32]:
         """After the last token: [vocab]"""
         ...
-
-
-def load_engine(work: Work) -> Engine:
-    """The one place where a name of BASELINES becomes a class: libraries are imported here."""
-    if work.engine == "llama-cpp":
-        from frontend.report.bench.baselines.llama_cpp import LlamaCpp
-
-        return LlamaCpp(Path(work.model), work.dtype, work.workers, work.capacity)
-    from frontend.report.bench.baselines.torch_engines import CudaGraph, Eager, TorchCompile
-
-    engines = {"transformers": Eager, "torch-compile": TorchCompile, "cuda-graph": CudaGraph}
-    return engines[work.engine](work)
 
 
 def run_round(engine: Engine, work: Work, sampling: Sampling) -> dict[str, Any]:

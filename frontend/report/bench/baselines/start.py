@@ -43,7 +43,8 @@ def start(options: dict[str, Any]) -> dict[str, Any]:
             import_module(library)
     with phases("import event-tensor"):
         from frontend.config.sampling import Sampling
-        from frontend.report.bench.baselines.engine import Work, load_engine
+        from frontend.report.bench.baselines.engine import Work
+        from frontend.report.bench.baselines.load import load_engine
     work = Work(**options)
     with phases("weights"):
         engine: Any = load_engine(work)

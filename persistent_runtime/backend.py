@@ -1,0 +1,39 @@
+"""What a backend is: a target record, memory and a kernel, whatever the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from event_tensor.device_function import DeviceFunction
+from event_tensor.graph import Graph
+from persistent_runtime.launch.launch import Kernel, Progress
+from scheduling.target import Target
+
+GIVEN = "as given"  # what decides the number of workers where the caller does
+
+
+class Backend(Protocol):
+    name: str
+
+    def target(self, workers: int | None) -> Target:
+        """The machine with this many workers; by default as many as it can run at once."""
+        ...
+
+    def workers_from(self, workers: int | None) -> str:
+        """What decides the number of workers of `target(workers)`, for reports."""
+        ...
+
+    def cache_directory(self) -> str:
+        """Where compiled functions are kept for other processes, for reports."""
+        ...
+
+    def buffers(self) -> Any:
+        """Memory for tensors, with the interface of `Buffers`."""
+        ...
+
+    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+                target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
+        """target: what the kernel's schedules are made for; is_dynamic: whether they may queue
+        tasks or have edges that read a tensor."""
+        ...
