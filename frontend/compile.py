@@ -162,8 +162,7 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
                   progress: Progress | None, phases: Phases) -> None:
     """Weights stay where the file mapping or the loaded model has them; only another dtype, a
     strided layout or experts stored one by one make a copy, one tensor at a time."""
-    shapes = {name: tuple(int(d.evaluate({})) for d in spec.shape)
-              for name, spec in operators.weights.items()}
+    shapes = operators.weight_shapes
     if any(checkpoint.dtype(name) != operators.dtype
            for name in stored_tensors(checkpoint, shapes)):
         import_torch(phases)
@@ -181,11 +180,12 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
 
 def _bind_rope_tables(operators: Operators, buffers: Buffers, max_context: int, phases: Phases
                       ) -> None:
-    config = operators.config
-    tables = KeptRopeTables(config.rope, config.head_dim, max_context)
-    if not tables.is_kept:
-        import_torch(phases)
-    with reserving(f"the rotary tables of {max_context} positions", "give a smaller --max-context"):
-        cos, sin = tables.read()
-    buffers.bind(operators.tensors["rope_cos"], np.ascontiguousarray(cos))
-    buffers.bind(operators.tensors["rope_sin"], np.ascontiguousarray(sin))
+    for rope, tables in operators.ropes.items():
+        kept = KeptRopeTables(rope, operators.config.head_dim, max_context)
+        if not kept.is_kept:
+            import_torch(phases)
+        with reserving(f"the rotary tables of {max_context} positions",
+                       "give a smaller --max-context"):
+            cos, sin = kept.read()
+        buffers.bind(tables.cos, np.ascontiguousarray(cos))
+        buffers.bind(tables.sin, np.ascontiguousarray(sin))

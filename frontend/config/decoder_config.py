@@ -12,8 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from event_tensor.errors import UserError
-from frontend.config.experts import ExpertConfig, dense_only, mixtral_experts, qwen3_moe_experts
+from frontend.config.experts import (
+    ExpertConfig,
+    Experts,
+    dense_only,
+    mixtral_experts,
+    qwen3_moe_experts,
+)
 from frontend.config.generation import Ends, ends_of, sampling_of, warn_of_unserved
+from frontend.config.layers import LayerConfig
 from frontend.config.rope import RopeConfig, parse_rope
 from frontend.config.sampling import Sampling
 from frontend.config.windows import (
@@ -34,32 +41,42 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id")
 class DecoderConfig:
     family: str  # a key of FAMILIES
     hidden_size: int
-    intermediate_size: int  # of the MLP in layers without experts
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int
     rms_norm_eps: float
-    rope: RopeConfig
+    layers: tuple[LayerConfig, ...]
     max_position_embeddings: int
     tie_word_embeddings: bool
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool  # an RMS norm over head_dim on every query and key head, before rope
-    # Per layer: a query at position p sees the keys in (p - window, p]; None sees all up to p.
-    sliding_window: Windows
-    experts: ExpertConfig | None  # None where every layer is dense
     dtype: str | None  # one of DTYPES; None where config.json does not say
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     sampling: Sampling  # what generation_config.json asks for
     ends: Ends
 
-    def is_sparse(self, layer: int) -> bool:
-        """Whether the layer routes its tokens to experts."""
-        return self.experts is not None and self.experts.is_sparse[layer]
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Inner width of the widest dense MLP."""
+        return max(layer.intermediate_size for layer in self.layers)
+
+    @property
+    def experts(self) -> ExpertConfig | None:
+        """Those of the first layer that has any; None where every layer is dense."""
+        return next((layer.experts for layer in self.layers if layer.experts), None)
+
+    @property
+    def ropes(self) -> tuple[RopeConfig, ...]:
+        """Each way of rotating once, in the order of the layers that first need it."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
 
 
 def always(fields: Fields) -> bool:
@@ -85,7 +102,7 @@ class Family:
     mlp_bias: Callable[[Fields], bool] = never
     qk_norm: bool = False
     windows: Callable[[Fields, int], Windows] = full_attention
-    experts: Callable[[Fields, int], ExpertConfig | None] = dense_only
+    experts: Callable[[Fields, int], Experts] = dense_only
 
 
 COMMON_DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
@@ -190,7 +207,6 @@ def parse_config(
     config = Fields(source, fields, family.defaults)
     refuse_unsupported(config)
 
-    num_layers = config.integer("num_hidden_layers")
     hidden_size = config.integer("hidden_size")
     num_heads = config.integer("num_attention_heads")
     has_kv_heads = config.get("num_key_value_heads") is not None
@@ -213,27 +229,33 @@ def parse_config(
     return DecoderConfig(
         family=name,
         hidden_size=hidden_size,
-        intermediate_size=config.integer("intermediate_size"),
-        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         vocab_size=config.integer("vocab_size"),
         rms_norm_eps=config.number("rms_norm_eps"),
-        rope=parse_rope(config),
+        layers=parse_layers(config, family),
         max_position_embeddings=config.integer("max_position_embeddings"),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         qkv_bias=family.qkv_bias(config),
         output_bias=family.output_bias(config),
         mlp_bias=family.mlp_bias(config),
         qk_norm=family.qk_norm,
-        sliding_window=family.windows(config, num_layers),
-        experts=family.experts(config, num_layers),
         dtype=parse_dtype(config),
         eos_token_ids=special_ids.token_ids("eos_token_id"),
         bos_token_id=next(iter(special_ids.token_ids("bos_token_id")), None),
         sampling=sampling_of(generation, generation_source),
         ends=ends_of(generation, generation_source),
+    )
+
+
+def parse_layers(config: Fields, family: Family) -> tuple[LayerConfig, ...]:
+    count, width = config.integer("num_hidden_layers"), config.integer("intermediate_size")
+    rope = parse_rope(config)
+    return tuple(
+        LayerConfig(window, rope, width, experts)
+        for window, experts in zip(
+            family.windows(config, count), family.experts(config, count), strict=True)
     )
 
 

@@ -18,7 +18,7 @@ def build_step(ops: Operators) -> None:
     x = ops.embed_tokens(embedding)  # [tokens, hidden]
     for layer in range(config.num_layers):
         x = attention_block(ops, layer, x)
-        x = (sparse_block if config.is_sparse(layer) else dense_block)(ops, layer, x)
+        x = (sparse_block if config.layers[layer].experts else dense_block)(ops, layer, x)
     head = embedding if config.tie_word_embeddings else ops.weight(
         "lm_head.weight", config.vocab_size, hidden)
     ops.norm_lm_head(x, ops.weight("model.norm.weight", hidden), head)
@@ -40,7 +40,7 @@ def attention_block(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
     q_norm, k_norm = (
         ops.weight(f"{p}.self_attn.{part}_norm.weight", head_dim) if config.qk_norm else None
         for part in "qk")
-    attended = ops.attention(p, q, k, v, q_norm, k_norm, config.sliding_window[layer])
+    attended = ops.attention(p, q, k, v, q_norm, k_norm, config.layers[layer])
     return ops.linear_residual(
         f"{p}.self_attn.o_proj", attended,
         ops.weight(f"{p}.self_attn.o_proj.weight", hidden, q_width),
@@ -50,7 +50,7 @@ def attention_block(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
 def dense_block(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
     """x += mlp(rms_norm(x)), in place: [tokens, hidden]"""
     config, p = ops.config, f"model.layers.{layer}"
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner = config.hidden_size, config.layers[layer].intermediate_size
     gated = ops.norm_gate_up_silu(
         f"{p}.mlp.gate_up", x, ops.weight(f"{p}.post_attention_layernorm.weight", hidden),
         ops.weight(f"{p}.mlp.gate_proj.weight", inner, hidden),
@@ -64,14 +64,15 @@ def dense_block(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
 
 def sparse_block(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
     """x += the experts of each row of rms_norm(x), in place: [tokens, hidden]"""
-    experts, hidden, p = ops.config.experts, ops.config.hidden_size, f"model.layers.{layer}"
+    config, p = ops.config, f"model.layers.{layer}"
+    experts, hidden = config.layers[layer].experts, config.hidden_size
     assert experts is not None
     count, inner = experts.num_experts, experts.intermediate_size
     return ops.moe_block(
         f"{p}.mlp", x, ops.weight(f"{p}.post_attention_layernorm.weight", hidden),
         ops.weight(f"{p}.mlp.gate.weight", count, hidden),
         ops.weight(f"{p}.mlp.experts.gate_up_proj", count, 2 * inner, hidden),
-        ops.weight(f"{p}.mlp.experts.down_proj", count, hidden, inner))
+        ops.weight(f"{p}.mlp.experts.down_proj", count, hidden, inner), experts)
 
 
 def _bias(ops: Operators, present: bool, name: str, width: int) -> TensorSpec | None:

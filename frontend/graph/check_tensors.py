@@ -46,7 +46,7 @@ def required_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for index in range(config.num_layers):
-        layer = attention | (sparse if config.is_sparse(index) else dense)
+        layer = attention | (sparse if config.layers[index].experts else dense)
         tensors |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     tensors["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:

@@ -41,7 +41,7 @@ class Program:
             for name in self.operators.weights:
                 shape = self.memory[name].shape
                 self.memory[name][:] = read_weight(checkpoint, name, shape, "float32")
-        cos, sin = rope_tables(self.config.rope, self.config.head_dim, CONTEXT)
+        cos, sin = rope_tables(self.config.layers[0].rope, self.config.head_dim, CONTEXT)
         self.memory["rope_cos"][:], self.memory["rope_sin"][:] = cos, sin
         for name, tensor in self.memory.items():  # what no tile writes must not matter
             if name in ("grouped", "expert_inner", "expert_out"):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from frontend.config.decoder_config import DecoderConfig, read_config
+from frontend.config.rope import RopeConfig
 from frontend.graph.check_tensors import check_tensors, required_tensors
 from frontend.graph.rope_tables import inverse_frequencies
 from frontend.model_files.checkpoint import open_checkpoint
@@ -54,7 +55,7 @@ def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
             elements = converted(tensor, checkpoint.dtype(name), DTYPE_OF[wanted.name])
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(elements).view(np.uint8),
                               raw_dtype=wanted)
-        if config.rope.rope_type == "llama3":
+        if rope_of(config).rope_type == "llama3":
             writer.add_tensor("rope_freqs.weight", frequency_divisors(config))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -66,16 +67,23 @@ def check_expressible(config: DecoderConfig, context: int) -> None:
     family, architecture = config.family, ARCHITECTURES.get(config.family)
     if architecture is None:
         raise refusal(f"{family} models; supported are {', '.join(ARCHITECTURES)}")
-    if any(window is not None and window < context for window in config.sliding_window):
+    if any(layer.window is not None and layer.window < context for layer in config.layers):
         raise refusal(f"a sliding window shorter than the {context} tokens of the benchmark; "
                       f"measure fewer")
     without = f"of a {family} model, which llama.cpp does not know; leave it out of --compare"
-    if config.rope.rope_type == "llama3" and architecture != "llama":
+    if rope_of(config).rope_type == "llama3" and architecture != "llama":
         raise refusal(f"rope type llama3 {without}")
     if config.num_heads * config.head_dim != config.hidden_size and architecture == "qwen2":
         raise refusal(f"heads that together are not hidden_size {without}")
     if config.qkv_bias and architecture == "qwen3":
         raise refusal(f"attention_bias {without}")
+
+
+def rope_of(config: DecoderConfig) -> RopeConfig:
+    """That of all layers; UserError where they rotate differently, which the format cannot say."""
+    if len(config.ropes) > 1:
+        raise refusal("layers that rotate differently")
+    return config.ropes[0]
 
 
 def refusal(what: str) -> UserError:
@@ -95,10 +103,11 @@ def add_metadata(writer: Any, config: DecoderConfig) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope.theta)
-    if config.rope.rope_type == "linear":
+    rope = rope_of(config)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope.factor)
+        writer.add_rope_scaling_factor(rope.factor)
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(config.vocab_size)
 
@@ -124,5 +133,6 @@ def in_gguf_order(config: DecoderConfig, name: str, tensor: npt.NDArray[Any]) ->
 
 def frequency_divisors(config: DecoderConfig) -> npt.NDArray[np.float32]:
     """By what llama3 scaling divides each frequency: [head_dim / 2]"""
-    plain = inverse_frequencies(replace(config.rope, rope_type="default"), config.head_dim)
-    return (plain / inverse_frequencies(config.rope, config.head_dim)).float().numpy()
+    rope = rope_of(config)
+    plain = inverse_frequencies(replace(rope, rope_type="default"), config.head_dim)
+    return (plain / inverse_frequencies(rope, config.head_dim)).float().numpy()

@@ -168,7 +168,7 @@ def random_prompt(decoder: Decoder, length: int, seed: int) -> list[int]:
 def kv_bytes(decoder: Decoder, context: int) -> int:
     """Bytes of the KV cache that a step at this context reads; windows see less."""
     config = decoder.config
-    positions = sum(min(context, window or context) for window in config.sliding_window)
+    positions = sum(min(context, layer.window or context) for layer in config.layers)
     return 2 * positions * config.num_kv_heads * config.head_dim * DTYPE_BYTES[decoder.dtype]
 
 

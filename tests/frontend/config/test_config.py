@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, parse_config, read_config
+from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
 from frontend.config.rope import RopeConfig
 
 TINY: dict[str, Any] = {
@@ -51,8 +51,9 @@ def check_against(theirs: Any, family: str, **expected: object) -> None:
         "bos_token_id",
     ):
         assert getattr(config, name) == getattr(theirs, name), name
-    assert config.rope.rope_type == theirs.rope_parameters["rope_type"]
-    assert config.rope.theta == theirs.rope_parameters["rope_theta"]
+    for rope in config.ropes:
+        assert rope.rope_type == theirs.rope_parameters["rope_type"]
+        assert rope.theta == theirs.rope_parameters["rope_theta"]
     for name, value in expected.items():
         assert getattr(config, name) == value, name
 
@@ -73,7 +74,7 @@ def test_reads_what_transformers_resolves(family: str) -> None:
         ),
         family,
         eos_token_ids=(4, 5),
-        rope=RopeConfig("linear", 500.0, 3.0),
+        ropes=(RopeConfig("linear", 500.0, 3.0),),
     )
 
 
@@ -151,16 +152,20 @@ WINDOWS = [
 ]  # fmt: skip
 
 
+def windows_of(config: DecoderConfig) -> tuple[int | None, ...]:
+    return tuple(layer.window for layer in config.layers)
+
+
 @pytest.mark.parametrize(("family", "fields", "windows"), WINDOWS)
 def test_sliding_windows(family: str, fields: dict[str, Any], windows: tuple[int | None]) -> None:
     from transformers import AutoConfig
 
     raw = tiny(family, **fields)
-    assert parse_config(raw, None).sliding_window == windows
+    assert windows_of(parse_config(raw, None)) == windows
     if "layer_types" in fields and family == "mistral":  # transformers makes it a ministral
         return
     theirs = AutoConfig.for_model(family, **{k: v for k, v in raw.items() if k != "model_type"})
-    assert parse_config(theirs.to_dict(), None).sliding_window == windows
+    assert windows_of(parse_config(theirs.to_dict(), None)) == windows
 
 
 ROPES = [
@@ -189,9 +194,9 @@ ROPES = [
 def test_old_and_new_rope_fields(fields: dict[str, Any], rope: RopeConfig) -> None:
     from transformers import LlamaConfig
 
-    assert parse_config(tiny(**fields), None).rope == rope
+    assert parse_config(tiny(**fields), None).ropes == (rope,)
     theirs = LlamaConfig(**TINY, **json.loads(json.dumps(fields)))
-    assert parse_config(theirs.to_dict(), None).rope == rope
+    assert parse_config(theirs.to_dict(), None).ropes == (rope,)
 
 
 def test_generation_config_overrides_the_end_token() -> None:
