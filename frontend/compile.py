@@ -13,12 +13,14 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import LIMITS, require_room, reserving
-from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.config.decoder_config import DecoderConfig
 from frontend.decode.decoder import Decoder
 from frontend.decode.end_tokens import MAX_END_TOKENS
 from frontend.decode.memory import allocate_tensors, weight_gigabytes
 from frontend.decode.phases import Phases
-from frontend.families.decoder import build_step
+from frontend.families.decoder import EMBEDDING, build_step
+from frontend.families.read_config import parse_config, read_config
+from frontend.families.registry import family_named
 from frontend.graph.check_tensors import check_tensors
 from frontend.graph.operators import DTYPE_BYTES, Limits, Operators
 from frontend.graph.rope_cache import KeptRopeTables
@@ -73,8 +75,6 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model, phases)
-    with phases("open checkpoint"):
-        check_tensors(checkpoint, config)
     weight_dtype = _choose_dtype(dtype, config, checkpoint)
     context = _choose_context(max_context, config)
     operators = Operators(
@@ -85,6 +85,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     with phases("build graph"):
         build_step(operators)
         build_step(decoding)
+    with phases("open checkpoint"):
+        check_tensors(checkpoint, operators.weight_shapes, config.family)
     buffers = runs_on.buffers()
     with phases("buffers"):  # before what takes long, so that a refusal comes soon
         allocate_tensors(operators, buffers)
@@ -112,7 +114,7 @@ def _open(model: str | Path | Any, phases: Phases
             directory = resolve_model(str(model))
             config = read_config(directory)
         with phases("open checkpoint"):
-            checkpoint = open_checkpoint(directory)
+            checkpoint = open_checkpoint(directory, family_named(config.family).tensor_name)
         with phases("tokenizer"):
             return config, checkpoint, load_tokenizer(directory)
     model = unwrapped(model)
@@ -121,13 +123,15 @@ def _open(model: str | Path | Any, phases: Phases
                         f"model")
     generation = getattr(model, "generation_config", None)
     config = parse_config(model.config.to_dict(), generation.to_dict() if generation else None)
-    refuse_changes(model, FAMILIES[config.family].class_prefix)
-    return config, from_model(model), None
+    family = family_named(config.family)
+    refuse_changes(model, family.classes)
+    return config, from_model(model, family.tensor_name), None
 
 
 def _choose_dtype(dtype: str, config: DecoderConfig, checkpoint: Checkpoint) -> str:
     if dtype == "auto":
-        return checkpoint.dtype("model.embed_tokens.weight")
+        # without an embedding any will do until check_tensors says so
+        return checkpoint.dtype(EMBEDDING) if EMBEDDING in checkpoint.names() else "float32"
     if dtype not in DTYPE_BYTES:
         raise UserError(f"dtype {dtype!r} is not supported; use auto, {', '.join(DTYPE_BYTES)}")
     return dtype

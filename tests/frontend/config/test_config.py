@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.config.decoder_config import DecoderConfig
 from frontend.config.rope import RopeConfig
+from frontend.families.read_config import parse_config, read_config
+from frontend.families.registry import BUILTIN_FAMILIES
 
 TINY: dict[str, Any] = {
     "hidden_size": 48,
@@ -29,7 +31,7 @@ def tiny(family: str = "llama", **fields: object) -> dict[str, object]:
 def transformers_config(family: str, **fields: object) -> Any:
     import transformers
 
-    return getattr(transformers, f"{FAMILIES[family].class_prefix}Config")(**{**TINY, **fields})
+    return transformers.CONFIG_MAPPING[family](**{**TINY, **fields})
 
 
 def check_against(theirs: Any, family: str, **expected: object) -> None:
@@ -58,7 +60,7 @@ def check_against(theirs: Any, family: str, **expected: object) -> None:
         assert getattr(config, name) == value, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 def test_reads_what_transformers_resolves(family: str) -> None:
     check_against(transformers_config(family), family)
     check_against(
@@ -78,7 +80,7 @@ def test_reads_what_transformers_resolves(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 def test_reads_what_transformers_saves(family: str, tmp_path: Path) -> None:
     theirs = transformers_config(family, dtype="bfloat16", eos_token_id=7)
     theirs.save_pretrained(tmp_path)
@@ -86,11 +88,11 @@ def test_reads_what_transformers_saves(family: str, tmp_path: Path) -> None:
     assert read_config(tmp_path).dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 def test_absent_fields_take_the_defaults_of_transformers(family: str) -> None:
     import transformers
 
-    theirs = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")()
+    theirs = transformers.CONFIG_MAPPING[family]()
     required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     minimal = {name: getattr(theirs, name) for name in (*required, "vocab_size")}
     from_minimal = parse_config({"model_type": family, **minimal}, None)
@@ -342,10 +344,10 @@ def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_reading_a_config_imports_nothing_heavy(tmp_path: Path) -> None:
     write_directory(tmp_path, json.dumps(tiny()).encode())
     code = (
-        "import sys; from pathlib import Path; import frontend.config.decoder_config;"
+        "import sys; from pathlib import Path; import frontend.families.read_config;"
         "import frontend.model_files.resolve, frontend.model_files.checkpoint;"
         "import frontend.model_files.tokenizer, frontend.graph.rope_tables;"
-        f"frontend.config.decoder_config.read_config(Path({str(tmp_path)!r}));"
+        f"frontend.families.read_config.read_config(Path({str(tmp_path)!r}));"
         "heavy = {'torch', 'transformers', 'safetensors', 'tokenizers', 'huggingface_hub'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )

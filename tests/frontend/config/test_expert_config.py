@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, parse_config
 from frontend.config.experts import ExpertConfig
+from frontend.families.read_config import parse_config
 
 LAYERS = 6
 TINY: dict[str, Any] = {
@@ -24,7 +24,7 @@ def transformers_model(family: str, **fields: Any) -> Any:
     import torch
     import transformers
 
-    config = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")(**{**TINY, **fields})
+    config = transformers.CONFIG_MAPPING[family](**{**TINY, **fields})
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from checked import check_tensors
 
-from frontend.config.decoder_config import read_config
-from frontend.graph.check_tensors import check_tensors
+from frontend.families.read_config import read_config
 from frontend.model_files.checkpoint import open_checkpoint
 from frontend.model_files.resolve import DEMO_MODELS
 from frontend.model_files.tokenizer import load_tokenizer

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from frontend.config.decoder_config import parse_config
+from frontend.families.read_config import parse_config
 from frontend.graph.rope_tables import inverse_frequencies, rope_tables
 
 LLAMA3 = {
