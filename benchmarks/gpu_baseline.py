@@ -77,7 +77,7 @@ class DecodeStep:
         # [capacity, head_dim], as transformers has them: computed in float32, rounded, applied
         self.cos, self.sin = (
             torch.from_numpy(table).to(device, dtype).repeat(1, 2)
-            for table in rope_tables(config.rope, config.head_dim, capacity))
+            for table in rope_tables(config.layers[0].rope, config.head_dim, capacity))
         self.token = torch.zeros(1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(capacity + 1, dtype=torch.int64, device=device)

@@ -20,8 +20,8 @@ import triton
 from benchmarks.make_model import PUBLISHED
 from event_tensor.conservative import data_dependent_events
 from event_tensor.graph import Graph
-from frontend.config.decoder_config import parse_config
 from frontend.families.decoder import build_step
+from frontend.families.read_config import parse_config
 from frontend.graph.operators import DTYPE_BYTES, Limits, Operators
 from frontend.graph.tiles import choose_tiles
 from persistent_runtime.gpu.compile.compile_only import CompiledWorker, compile_worker

@@ -33,8 +33,8 @@ from benchmarks.gpu_baseline import DecodeStep, GraphedSteps, pack_layers  # noq
 from benchmarks.make_model import model_config  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
-from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
+from frontend.families.read_config import parse_config  # noqa: E402
 from frontend.report.bench.run import kv_bytes  # noqa: E402
 from frontend.report.machine import gpu_name, provenance  # noqa: E402
 from frontend.report.random_prompt import random_prompt  # noqa: E402

@@ -19,6 +19,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.shapes import PUBLISHED  # noqa: E402
+from frontend.families.registry import families  # noqa: E402
 
 # Widths that no tile size divides, and weights large enough that no two logits come close.
 TINY: dict[str, Any] = {
@@ -26,16 +27,15 @@ TINY: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 307, "max_position_embeddings": 512,
     "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1}
 TINY_OF_FAMILY: dict[str, dict[str, Any]] = {
-    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {},
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
     "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2}}
-SHAPES = (*PUBLISHED, *(f"tiny-{family}" for family in TINY_OF_FAMILY))
+SHAPES = (*PUBLISHED, *(f"tiny-{family}" for family in families()))
 
 
 def model_config(shape: str, **overrides: Any) -> Any:
     """The transformers config of a shape of SHAPES."""
     family = shape.removeprefix("tiny-")
-    fields = PUBLISHED.get(shape) or TINY | TINY_OF_FAMILY[family] | {"model_type": family}
+    fields = PUBLISHED.get(shape) or TINY | TINY_OF_FAMILY.get(family, {}) | {"model_type": family}
     return transformers.AutoConfig.for_model(**fields | overrides)
 
 

@@ -39,7 +39,7 @@ def moe_graph(config: DecoderConfig, target: Target) -> Graph:
     ops.moe_block(NAME, x, ops.weight("norm", hidden), ops.weight("router", experts.num_experts,
                                                                   hidden),
                   ops.weight("gate_up", experts.num_experts, 2 * inner, hidden),
-                  ops.weight("down", experts.num_experts, hidden, inner))
+                  ops.weight("down", experts.num_experts, hidden, inner), experts)
     return ops.graph
 
 

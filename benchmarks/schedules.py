@@ -35,7 +35,7 @@ from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
-from frontend.config.decoder_config import parse_config  # noqa: E402
+from frontend.families.read_config import parse_config  # noqa: E402
 from frontend.graph.routings import layer_routing  # noqa: E402
 from frontend.graph.tiles import EXPERT_ROWS  # noqa: E402
 from frontend.report.bench.bandwidth import ReadBandwidth  # noqa: E402

@@ -27,8 +27,8 @@ from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.graph import Graph  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
 from event_tensor.verify import verify_table  # noqa: E402
-from frontend.config.decoder_config import parse_config  # noqa: E402
 from frontend.families.decoder import build_step  # noqa: E402
+from frontend.families.read_config import parse_config  # noqa: E402
 from frontend.graph.operators import Limits, Operators  # noqa: E402
 from frontend.graph.tiles import choose_kv_splits, choose_tiles  # noqa: E402
 from scheduling.merge import merge_events  # noqa: E402

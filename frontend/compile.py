@@ -13,12 +13,14 @@ import numpy as np
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import LIMITS, require_room, reserving
-from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
+from frontend.config.decoder_config import DecoderConfig
 from frontend.decode.decoder import Decoder
 from frontend.decode.end_tokens import MAX_END_TOKENS
 from frontend.decode.memory import allocate_tensors, weight_gigabytes
 from frontend.decode.phases import Phases
-from frontend.families.decoder import build_step
+from frontend.families.decoder import EMBEDDING, build_step
+from frontend.families.read_config import parse_config, read_config
+from frontend.families.registry import family_named
 from frontend.graph.check_tensors import check_tensors
 from frontend.graph.control import Limits
 from frontend.graph.operators import DTYPE_BYTES, Operators
@@ -74,8 +76,6 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
                         f"{', '.join(POLICY_OF_SCHEDULE)}")
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model, phases)
-    with phases("open checkpoint"):
-        check_tensors(checkpoint, config)
     weight_dtype = _choose_dtype(dtype, config, checkpoint)
     context = _choose_context(max_context, config)
     operators = Operators(
@@ -86,6 +86,8 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     with phases("build graph"):
         build_step(operators)
         build_step(decoding)
+    with phases("open checkpoint"):
+        check_tensors(checkpoint, operators.weight_shapes, config.family)
     buffers = runs_on.buffers()
     with phases("buffers"):  # before what takes long, so that a refusal comes soon
         allocate_tensors(operators, buffers)
@@ -113,7 +115,7 @@ def _open(model: str | Path | Any, phases: Phases
             directory = resolve_model(str(model))
             config = read_config(directory)
         with phases("open checkpoint"):
-            checkpoint = open_checkpoint(directory)
+            checkpoint = open_checkpoint(directory, family_named(config.family).tensor_name)
         with phases("tokenizer"):
             return config, checkpoint, load_tokenizer(directory)
     model = unwrapped(model)
@@ -122,13 +124,15 @@ def _open(model: str | Path | Any, phases: Phases
                         f"model")
     generation = getattr(model, "generation_config", None)
     config = parse_config(model.config.to_dict(), generation.to_dict() if generation else None)
-    refuse_changes(model, FAMILIES[config.family].class_prefix)
-    return config, from_model(model), None
+    family = family_named(config.family)
+    refuse_changes(model, family.classes)
+    return config, from_model(model, family.tensor_name), None
 
 
 def _choose_dtype(dtype: str, config: DecoderConfig, checkpoint: Checkpoint) -> str:
     if dtype == "auto":
-        return checkpoint.dtype("model.embed_tokens.weight")
+        # without an embedding any will do until check_tensors says so
+        return checkpoint.dtype(EMBEDDING) if EMBEDDING in checkpoint.names() else "float32"
     if dtype not in DTYPE_BYTES:
         raise UserError(f"dtype {dtype!r} is not supported; use auto, {', '.join(DTYPE_BYTES)}")
     return dtype
@@ -163,8 +167,7 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
                   progress: Progress | None, phases: Phases) -> None:
     """Weights stay where the file mapping or the loaded model has them; only another dtype, a
     strided layout or experts stored one by one make a copy, one tensor at a time."""
-    shapes = {name: tuple(int(d.evaluate({})) for d in spec.shape)
-              for name, spec in operators.weights.items()}
+    shapes = operators.weight_shapes
     if any(checkpoint.dtype(name) != operators.dtype
            for name in stored_tensors(checkpoint, shapes)):
         import_torch(phases)
@@ -182,11 +185,12 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
 
 def _bind_rope_tables(operators: Operators, buffers: Buffers, max_context: int, phases: Phases
                       ) -> None:
-    config = operators.config
-    tables = KeptRopeTables(config.rope, config.head_dim, max_context)
-    if not tables.is_kept:
-        import_torch(phases)
-    with reserving(f"the rotary tables of {max_context} positions", "give a smaller --max-context"):
-        cos, sin = tables.read()
-    buffers.bind(operators.tensors["rope_cos"], np.ascontiguousarray(cos))
-    buffers.bind(operators.tensors["rope_sin"], np.ascontiguousarray(sin))
+    for rope, tables in operators.ropes.items():
+        kept = KeptRopeTables(rope, operators.config.head_dim, max_context)
+        if not kept.is_kept:
+            import_torch(phases)
+        with reserving(f"the rotary tables of {max_context} positions",
+                       "give a smaller --max-context"):
+            cos, sin = kept.read()
+        buffers.bind(tables.cos, np.ascontiguousarray(cos))
+        buffers.bind(tables.sin, np.ascontiguousarray(sin))

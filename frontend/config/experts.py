@@ -20,14 +20,16 @@ class ExpertConfig:
     top_k: int  # experts that each token takes: num_experts_per_tok
     intermediate_size: int  # of one expert
     norm_topk: bool  # whether the weights of a token's experts are made to sum to 1
-    is_sparse: tuple[bool, ...]  # per layer: experts, or else one dense MLP
 
 
-def dense_only(fields: Fields, num_layers: int) -> ExpertConfig | None:
-    return None
+Experts = tuple[ExpertConfig | None, ...]  # per layer; None where it has one dense MLP
 
 
-def qwen3_moe_experts(fields: Fields, num_layers: int) -> ExpertConfig | None:
+def dense_only(fields: Fields, num_layers: int) -> Experts:
+    return (None,) * num_layers
+
+
+def qwen3_moe_experts(fields: Fields, num_layers: int) -> Experts:
     """Experts in every decoder_sparse_step-th layer that mlp_only_layers does not name."""
     step = fields.integer("decoder_sparse_step")
     dense = _layers(fields, "mlp_only_layers", num_layers)
@@ -37,20 +39,19 @@ def qwen3_moe_experts(fields: Fields, num_layers: int) -> ExpertConfig | None:
                     fields.flag("norm_topk_prob"), is_sparse)
 
 
-def mixtral_experts(fields: Fields, num_layers: int) -> ExpertConfig | None:
+def mixtral_experts(fields: Fields, num_layers: int) -> Experts:
     return _experts(fields, fields.integer("intermediate_size"), True, (True,) * num_layers)
 
 
 def _experts(fields: Fields, intermediate_size: int, norm_topk: bool,
-             is_sparse: tuple[bool, ...]) -> ExpertConfig | None:
+             is_sparse: tuple[bool, ...]) -> Experts:
     num_experts, top_k = _num_experts(fields), fields.integer("num_experts_per_tok")
     if top_k > num_experts:
         raise UserError(
             f"{fields.source}: num_experts_per_tok {top_k} exceeds the {num_experts} experts; "
             "correct one of the two")
-    if not any(is_sparse):
-        return None
-    return ExpertConfig(num_experts, top_k, intermediate_size, norm_topk, is_sparse)
+    experts = ExpertConfig(num_experts, top_k, intermediate_size, norm_topk)
+    return tuple(experts if sparse else None for sparse in is_sparse)
 
 
 def _num_experts(fields: Fields) -> int:

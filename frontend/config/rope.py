@@ -19,6 +19,13 @@ class RopeConfig:
     original_max_position_embeddings: int | None = None
 
 
+Ropes = tuple[RopeConfig, ...]  # per layer
+
+
+def one_rope(fields: Fields, num_layers: int) -> Ropes:
+    return (parse_rope(fields),) * num_layers
+
+
 def parse_rope(config: Fields) -> RopeConfig:
     # As transformers does it: rope_scaling, where it says anything, replaces rope_parameters.
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"

@@ -1,73 +1,24 @@
-"""The tensors that a decoder reads, and whether a checkpoint holds them."""
+"""Whether a checkpoint holds the tensors that a graph reads."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import DecoderConfig
 from frontend.model_files.checkpoint import Checkpoint
-from frontend.model_files.expert_weights import packed_shapes, stored_tensors
+from frontend.model_files.expert_weights import Shape, stored_tensors
 from persistent_runtime.storage import as_tensor, converted
 
 CHECK = "check that config.json and the weights belong together"
 
 
-def required_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor the decoder reads, in the order in which a step reads them.
+def check_tensors(checkpoint: Checkpoint, weights: Mapping[str, Shape], family: str) -> None:
+    """Raises UserError unless the checkpoint holds the decoder that config.json describes.
 
-    A linear layer's weight is [out_features, in_features]; those of experts are packed.
+    weights: name → shape, as the graph declares them. family: its model_type.
     """
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    q_features = config.num_heads * config.head_dim
-    kv_features = config.num_kv_heads * config.head_dim
-    linears = {
-        "self_attn.q_proj": (q_features, hidden, config.qkv_bias),
-        "self_attn.k_proj": (kv_features, hidden, config.qkv_bias),
-        "self_attn.v_proj": (kv_features, hidden, config.qkv_bias),
-        "self_attn.o_proj": (hidden, q_features, config.output_bias),
-    }
-    mlp_linears = {
-        "mlp.gate_proj": (intermediate, hidden, config.mlp_bias),
-        "mlp.up_proj": (intermediate, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, intermediate, config.mlp_bias),
-    }
-    attention = {"input_layernorm.weight": (hidden,)} | linear_tensors(linears)
-    if config.qk_norm:
-        attention["self_attn.q_norm.weight"] = (config.head_dim,)
-        attention["self_attn.k_norm.weight"] = (config.head_dim,)
-    attention["post_attention_layernorm.weight"] = (hidden,)
-    dense, sparse = linear_tensors(mlp_linears), dict[str, tuple[int, ...]]()
-    if config.experts:
-        count, inner = config.experts.num_experts, config.experts.intermediate_size
-        sparse["mlp.gate.weight"] = (count, hidden)
-        packed = packed_shapes(count, hidden, inner)
-        sparse |= {f"mlp.experts.{name}": shape for name, shape in packed.items()}
-
-    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for index in range(config.num_layers):
-        layer = attention | (sparse if config.is_sparse(index) else dense)
-        tensors |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    tensors["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        tensors["lm_head.weight"] = (config.vocab_size, hidden)
-    return tensors
-
-
-def linear_tensors(linears: Mapping[str, tuple[int, int, bool]]) -> dict[str, tuple[int, ...]]:
-    """Weights and biases of linears given as (out_features, in_features, whether it has a bias)."""
-    tensors: dict[str, tuple[int, ...]] = {}
-    for name, (out_features, in_features, bias) in linears.items():
-        tensors[f"{name}.weight"] = (out_features, in_features)
-        if bias:
-            tensors[f"{name}.bias"] = (out_features,)
-    return tensors
-
-
-def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
-    """Raises UserError unless the checkpoint holds the decoder that config.json describes."""
     where = str(checkpoint.files[0].parent) if checkpoint.files else "the loaded model"
-    required = stored_tensors(checkpoint, required_tensors(config))
+    required = stored_tensors(checkpoint, weights)
     names = checkpoint.names()
     missing = [name for name in required if name not in names]
     if missing:
@@ -89,10 +40,10 @@ def check_tensors(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         is_bias = last == "bias" and f"{linear}.weight" in required
         if is_bias and as_tensor(checkpoint.read(name), checkpoint.dtype(name)).any():
             raise UserError(
-                f"{where}: tensor {name} is a bias that a {config.family} model has no "
+                f"{where}: tensor {name} is a bias that a {family} model has no "
                 f"use for under this config.json; {CHECK}"
             )
-    if config.tie_word_embeddings and "lm_head.weight" in names:
+    if "lm_head.weight" in names - set(required):
         check_tied(checkpoint, where)
 
 

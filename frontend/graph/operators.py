@@ -14,9 +14,11 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config.decoder_config import DecoderConfig
+from frontend.config.experts import ExpertConfig
+from frontend.config.layers import LayerConfig
+from frontend.config.rope import RopeConfig
 from frontend.graph.control import Control, Limits, declare
 from frontend.graph.tiles import TileConfig
-from frontend.model_files.expert_weights import is_packed
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 
@@ -40,6 +42,14 @@ class Routing:
     tile_rows: TensorSpec  # [tiles, tile_m] int32: the row in each slot, -1 where there is none
 
 
+@dataclass(frozen=True, slots=True)
+class RopeTables:
+    """One way of rotating: [max_context, head_dim / 2] float32 each."""
+
+    cos: TensorSpec
+    sin: TensorSpec
+
+
 @dataclass(slots=True)
 class Operators:
     """rows_are_apart: that no row of a step sees another one of it; see `for_decoding`."""
@@ -53,6 +63,9 @@ class Operators:
     weights: dict[str, TensorSpec] = field(default_factory=dict)
     kv_caches: dict[str, TensorSpec] = field(default_factory=dict)
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    ropes: dict[RopeConfig, RopeTables] = field(default_factory=dict)
+    # Of weights that a step of one token does not read whole: how many of their rows it reads.
+    read_rows: dict[str, int] = field(default_factory=dict)
     control: Control[TensorSpec] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,21 +85,25 @@ class Operators:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
 
     @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every tensor of the checkpoint, in the order in which a step reads them.
+
+        A linear layer's weight is [out_features, in_features]; those of experts are packed.
+        """
+        return {name: tuple(int(d.evaluate({})) for d in spec.shape)
+                for name, spec in self.weights.items()}
+
+    @property
     def active_weight_bytes(self) -> int:
         """Bytes of weights that a step of one token reads; of the embedding only one row unless
         it is also the LM head, and of the experts those that the token takes."""
-        elements = 0
-        for name, spec in self.weights.items():
-            size = math.prod(int(d.evaluate({})) for d in spec.shape)
-            if name == "model.embed_tokens.weight" and not self.config.tie_word_embeddings:
-                size = self.config.hidden_size
-            if self.config.experts and is_packed(name):
-                size = size // self.config.experts.num_experts * self.config.experts.top_k
-            elements += size
+        elements = sum(self.read_rows.get(name, shape[0]) * math.prod(shape[1:])
+                       for name, shape in self.weight_shapes.items())
         return elements * DTYPE_BYTES[self.dtype]
 
     def embed_tokens(self, weight: TensorSpec) -> TensorSpec:
         """hidden: [tokens, hidden_size]"""
+        self.read_rows[weight.name] = 1
         hidden = self.activation("hidden", TOKENS, self.config.hidden_size)
         self.graph.call_device(
             device_functions.embed_tokens, name="embed_tokens",
@@ -124,25 +141,26 @@ class Operators:
         return out
 
     def moe_block(self, name: str, x: TensorSpec, norm: TensorSpec, router: TensorSpec,
-                  gate_up: TensorSpec, down: TensorSpec) -> TensorSpec:
+                  gate_up: TensorSpec, down: TensorSpec, experts: ExpertConfig) -> TensorSpec:
         """x += what its experts make of each row of rms_norm(x), weighted, in place.
 
         router: [num_experts, hidden_size]; gate_up: [num_experts, 2 * inner, hidden_size], gate
         first; down: [num_experts, hidden_size, inner]. Events per expert, per tile of slots and
         per row: an expert starts when its own rows are there (paper, figure 5).
         """
-        experts, tiles = self.config.experts, self.tiles.experts
-        assert experts is not None and tiles is not None
+        tiles, num_tiles = self.tiles.experts, self._expert_tiles(experts)
+        assert tiles is not None
+        self.read_rows |= {gate_up.name: experts.top_k, down.name: experts.top_k}
         hidden, inner_width, top_k = self.config.hidden_size, down.shape[2], experts.top_k
         logits = self.norm_linear(f"{name}.router_logits", x, norm, router, None, tiles.router)
-        slots = self._expert_tiles * tiles.rows
+        slots = num_tiles * tiles.rows
         grouped = self.activation("grouped", slots, hidden)
         inner = self.activation("expert_inner", slots, inner_width)
         out = self.activation("expert_out", slots, hidden)
-        r = self._routing(name)
+        r = self._routing(name, experts)
         routed = EventTensor((), name=f"E_{name}.routed")
         expert = EventTensor((experts.num_experts,), RUNTIME, f"E_{name}.expert", r.counts)
-        tile = EventTensor((self._expert_tiles,), name=f"E_{name}.tile")
+        tile = EventTensor((num_tiles,), name=f"E_{name}.tile")
         row = EventTensor((TOKENS,), top_k * ceil_div(hidden, tiles.down), f"E_{name}.row")
         self.graph.call_device(
             moe_functions.select_experts, name=f"{name}.select_experts", tile_num=(1,),
@@ -174,17 +192,16 @@ class Operators:
             parameters={"hidden_size": hidden, "top_k": top_k}, in_edges={row: "i->i"})
         return x
 
-    @property
-    def _expert_tiles(self) -> Expr:
+    def _expert_tiles(self, experts: ExpertConfig) -> Expr:
         """The most tiles of slots that any routing of a step's rows can need."""
-        experts, tiles = self.config.experts, self.tiles.experts
-        assert experts is not None and tiles is not None
-        return moe_functions.expert_tiles(TOKENS, experts.top_k, experts.num_experts, tiles.rows)
+        assert self.tiles.experts is not None
+        return moe_functions.expert_tiles(TOKENS, experts.top_k, experts.num_experts,
+                                          self.tiles.experts.rows)
 
-    def _routing(self, name: str) -> Routing:
+    def _routing(self, name: str, experts: ExpertConfig) -> Routing:
         """Fresh for each layer: late readers of one layer's routing never meet the next one's."""
-        experts, tiles = self.config.experts, self.tiles.experts
-        assert experts is not None and tiles is not None
+        num_tiles = self._expert_tiles(experts)
+        assert self.tiles.experts is not None
 
         def choices(part: str, dtype: str = "int32") -> TensorSpec:
             return self.activation(f"{name}.{part}", TOKENS, experts.top_k, dtype=dtype)
@@ -196,8 +213,8 @@ class Operators:
             choices("topk_ids"), choices("topk_weights", "float32"), choices("place"),
             integers("counts", experts.num_experts),
             integers("tile_indptr", experts.num_experts + 1),
-            integers("tile_expert", self._expert_tiles),
-            integers("tile_rows", self._expert_tiles, tiles.rows))
+            integers("tile_expert", num_tiles),
+            integers("tile_rows", num_tiles, self.tiles.experts.rows))
 
     def kv_cache(self, name: str) -> TensorSpec:
         """[requests, kv_heads, max_context, head_dim]"""
@@ -205,8 +222,18 @@ class Operators:
             name, (self.limits.max_requests, self.config.num_kv_heads, self.limits.max_context,
                    self.config.head_dim), self.dtype, "kv_cache"))
 
+    def rope_tables(self, rope: RopeConfig) -> RopeTables:
+        """Those of one way of rotating: all layers that rotate alike share them."""
+        if rope not in self.ropes:
+            suffix = f".{len(self.ropes)}" if self.ropes else ""
+            shape = self.limits.max_context, self.config.head_dim // 2
+            self.ropes[rope] = RopeTables(*(
+                TensorSpec(f"rope_{part}{suffix}", shape, "float32", "weight")
+                for part in ("cos", "sin")))
+        return self.ropes[rope]
+
     def attention(self, name: str, q: TensorSpec, k: TensorSpec, v: TensorSpec,
-                  q_norm: TensorSpec | None, k_norm: TensorSpec | None, window: int | None
+                  q_norm: TensorSpec | None, k_norm: TensorSpec | None, layer: LayerConfig
                   ) -> TensorSpec:
         """Appends rotated k, and v, to the layer's caches; softmax attention of each row's rotated
         q to its context, split over positions, then combined: [tokens, heads * head_dim]
@@ -219,9 +246,8 @@ class Operators:
         stats = self.activation("attention_stats", TOKENS, KV_SPLITS, 2 * heads)
         out = self.activation("attention_out", TOKENS, heads * dim)
         caches = [self.kv_cache(f"{name}.{part}_cache") for part in "kv"]
-        tables = [self.tensors.setdefault(f"rope_{part}", TensorSpec(
-            f"rope_{part}", (self.limits.max_context, dim // 2), "float32", "weight"))
-            for part in ("cos", "sin")]
+        rope = self.rope_tables(layer.rope)
+        tables = [rope.cos, rope.sin]
         rows = self._places
         eps, head_dim = self.config.rms_norm_eps, {"head_dim": dim}
 
@@ -238,7 +264,7 @@ class Operators:
             device_functions.attention, name=f"{name}.attention",
             args=[q, *own, q_norm, k_norm, *tables, *caches, *rows, partial, stats],
             parameters=self._heads() | {
-                "kv_splits": KV_SPLITS, "window": window or 0, "scale": float(dim) ** -0.5,
+                "kv_splits": KV_SPLITS, "window": layer.window or 0, "scale": float(dim) ** -0.5,
                 "eps": eps, "kv_bytes": DTYPE_BYTES[self.dtype], "context": CONTEXT})
         if self.rows_are_apart:
             append()
@@ -249,6 +275,7 @@ class Operators:
 
     def norm_lm_head(self, x: TensorSpec, norm: TensorSpec, weight: TensorSpec) -> TensorSpec:
         """Logits of the wanted rows: [logit_rows, vocab]; then the next token of each."""
+        self.read_rows.pop(weight.name, None)  # an embedding that serves as head is read whole
         tile_n, vocab = self.tiles.lm_head, weight.shape[0]
         tiles = ceil_div(vocab, tile_n)
         logits = self.activation("logits", LOGIT_ROWS, vocab)

@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from frontend.config.decoder_config import DecoderConfig
+from frontend.config.experts import ExpertConfig
 from frontend.graph.tiles import EXPERT_ROWS
 from persistent_runtime.functions.experts import expert_tiles
 
+SAMPLES = 3
 Runtime = dict[str, npt.NDArray[np.int32]]
 
 
@@ -23,20 +25,26 @@ def sample_routings(config: DecoderConfig, bindings: Mapping[str, int]) -> list[
 
     Sparse layers of one sample differ: neighbours are shifted by one expert.
     """
-    experts = config.experts
-    if experts is None:
+    choices = {experts: _sample_choices(experts, bindings["tokens"])
+               for layer in config.layers if (experts := layer.experts)}
+    if not choices:
         return [{}]
-    tokens, count, top_k = bindings["tokens"], experts.num_experts, experts.top_k
+    return [{name: values
+             for layer, of_layer in enumerate(config.layers) if (experts := of_layer.experts)
+             for name, values in layer_routing(
+                 f"model.layers.{layer}.mlp", (choices[experts][sample] + layer)
+                 % experts.num_experts, experts.num_experts, EXPERT_ROWS).items()}
+            for sample in range(SAMPLES)]
+
+
+def _sample_choices(experts: ExpertConfig, tokens: int) -> list[npt.NDArray[np.int64]]:
+    """The experts of each row, [tokens, top_k], in each of SAMPLES samples."""
+    count, top_k = experts.num_experts, experts.top_k
     row, choice = np.indices((tokens, top_k))
     skewed = np.random.default_rng(0).geometric(0.3, (tokens, count)).cumsum(axis=1) % count
-    samples = [(row * top_k + choice) % count,  # one after another: uniform
-               choice,
-               _first_distinct(skewed, top_k, count)]
-    return [{name: values
-             for layer in range(config.num_layers) if config.is_sparse(layer)
-             for name, values in layer_routing(
-                 f"model.layers.{layer}.mlp", (ids + layer) % count, count, EXPERT_ROWS).items()}
-            for ids in samples]
+    return [(row * top_k + choice) % count,  # one after another: uniform
+            choice,
+            _first_distinct(skewed, top_k, count)]
 
 
 def layer_routing(name: str, ids: npt.NDArray[np.int64], num_experts: int, tile_m: int) -> Runtime:

@@ -8,7 +8,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import refusal
-from frontend.model_files.expert_weights import canonical_expert_name
 from frontend.model_files.json_fields import GIT_LFS_POINTER, read_json, require_directory
 from frontend.model_files.loaded_models import weights_by_name
 from persistent_runtime.storage import DTYPES, STORAGE_DTYPE, as_array
@@ -38,6 +37,7 @@ FORMATS_WE_REFUSE = {
     "*.h5": "TensorFlow weights",
     "*.msgpack": "Flax weights",
 }
+Spelling = Callable[[str], str]  # a stored tensor's name → its name in the graph
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -54,11 +54,15 @@ class Entry:
     tensor: "torch.Tensor | None" = None
 
 
+def as_it_is(name: str) -> str:
+    return name
+
+
 class Checkpoint:
     """Tensors by their names in a transformers causal model (`model.layers.0.…`, `lm_head.weight`).
 
-    Names of a bare decoder, which lack the leading `model.`, are read as if they had it, and those
-    of a mixtral file as transformers 5 spells them.
+    Names of a bare decoder, which lack the leading `model.`, are read as if they had it.
+    spelling: what else a family's files name in a way of their own.
     """
 
     def __init__(
@@ -66,14 +70,17 @@ class Checkpoint:
         entries: Mapping[str, Entry],
         files: tuple[Path, ...] = (),
         misplaced: Mapping[str, Path] | None = None,
+        spelling: Spelling = as_it_is,
     ) -> None:
         self.files = files
         # tensors that no file holds, and the file in which the index places each
-        self.misplaced = dict(misplaced or {})
+        self.misplaced = {
+            canonical_name(name, spelling): file for name, file in (misplaced or {}).items()
+        }
         self._entries: dict[str, Entry] = {}
         for entry in entries.values():
             if not entry.stored_name.endswith("rotary_emb.inv_freq"):  # computed, not learned
-                self._entries[canonical_name(entry.stored_name)] = entry
+                self._entries[canonical_name(entry.stored_name, spelling)] = entry
         self._mapped: dict[Path, NDArray[np.uint8]] = {}
         self._closed = False
 
@@ -156,8 +163,8 @@ def describe(entry: Entry) -> str:
     return f"{entry.file or 'the loaded model'}: tensor {entry.stored_name}"
 
 
-def canonical_name(name: str) -> str:
-    name = canonical_expert_name(name)
+def canonical_name(name: str, spelling: Spelling = as_it_is) -> str:
+    name = spelling(name)
     bare = name.partition(".")[0] in ("layers", "embed_tokens", "norm")
     return f"model.{name}" if bare else name
 
@@ -173,15 +180,15 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{path} cannot be read ({error}); check the file") from None
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, spelling: Spelling = as_it_is) -> Checkpoint:
     """Opens model.safetensors or, without one, the shards of model.safetensors.index.json."""
     directory = Path(directory)
     require_directory(directory)
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if os.path.lexists(single):
-        return Checkpoint(read_header(single), (single,))
+        return Checkpoint(read_header(single), (single,), spelling=spelling)
     if os.path.lexists(index):
-        return open_shards(index)
+        return open_shards(index, spelling)
     for pattern, kind in FORMATS_WE_REFUSE.items():
         for path in sorted(directory.glob(pattern)):
             raise UserError(
@@ -198,7 +205,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     )
 
 
-def open_shards(index: Path) -> Checkpoint:
+def open_shards(index: Path, spelling: Spelling) -> Checkpoint:
     """Every tensor of every shard that the index names, as transformers loads them: of a tensor in
     two shards the one of the later file name counts. A place where the index is wrong matters only
     to who needs that tensor: `Checkpoint.misplaced` tells."""
@@ -218,11 +225,11 @@ def open_shards(index: Path) -> Checkpoint:
     for shard in present:
         entries |= read_header(shard)
     misplaced = {
-        canonical_name(name): index.parent / shard
+        name: index.parent / shard
         for name, shard in weight_map.items()
         if name not in entries
     }
-    return Checkpoint(entries, present, misplaced)
+    return Checkpoint(entries, present, misplaced, spelling)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -291,7 +298,7 @@ def read_entry(path: Path, name: str, info: object, start_of_data: int) -> Entry
     return Entry(name, shape, element_type, end - begin, path, start_of_data + begin)
 
 
-def from_model(model: Any) -> Checkpoint:
+def from_model(model: Any, spelling: Spelling = as_it_is) -> Checkpoint:
     """The same interface over a loaded transformers model; its tensors are used in place."""
     if not callable(getattr(model, "state_dict", None)):
         raise UserError(
@@ -304,4 +311,4 @@ def from_model(model: Any) -> Checkpoint:
             raise UserError(f"the loaded model has no data for {name}; load its weights first")
         element_type = str(tensor.dtype).removeprefix("torch.")
         entries[name] = Entry(name, tuple(tensor.shape), element_type, tensor.nbytes, tensor=tensor)
-    return Checkpoint(entries)
+    return Checkpoint(entries, spelling=spelling)

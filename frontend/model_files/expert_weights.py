@@ -8,6 +8,7 @@ copied into one allocation per tensor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -16,9 +17,8 @@ from persistent_runtime.launch.memory import allocate
 from persistent_runtime.storage import converted
 
 EXPERTS = ".mlp.experts."
+# a packed tensor → the linears it holds for each expert, one above the other
 PACKED_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-MIXTRAL_EXPERTS = ".block_sparse_moe.experts."
-MIXTRAL_LINEARS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 Shape = tuple[int, ...]
 
 
@@ -30,26 +30,6 @@ class Stored(Protocol):
     def dtype(self, name: str) -> str: ...
 
     def read(self, name: str) -> NDArray[Any]: ...
-
-
-def canonical_expert_name(name: str) -> str:
-    """The name of a mixtral file's tensor as the other families and transformers 5 spell it.
-
-    >>> canonical_expert_name("model.layers.0.block_sparse_moe.experts.3.w1.weight")
-    'model.layers.0.mlp.experts.3.gate_proj.weight'
-    """
-    layer, found, rest = name.partition(MIXTRAL_EXPERTS)
-    if found:
-        expert, _, linear = rest.partition(".")
-        linear, dot, last = linear.partition(".")
-        return f"{layer}{EXPERTS}{expert}.{MIXTRAL_LINEARS.get(linear, linear)}{dot}{last}"
-    return name.replace(".block_sparse_moe.", ".mlp.")
-
-
-def packed_shapes(num_experts: int, hidden: int, inner: int) -> dict[str, Shape]:
-    """Both packed tensors of a layer, below its `mlp.experts.`; gate comes before up."""
-    return {"gate_up_proj": (num_experts, 2 * inner, hidden),
-            "down_proj": (num_experts, hidden, inner)}
 
 
 def is_packed(name: str) -> bool:
@@ -69,7 +49,7 @@ def single_experts(name: str, shape: Shape) -> dict[str, Shape]:
             for expert in range(num_experts) for linear in linears}
 
 
-def stored_tensors(checkpoint: Stored, required: dict[str, Shape]) -> dict[str, Shape]:
+def stored_tensors(checkpoint: Stored, required: Mapping[str, Shape]) -> dict[str, Shape]:
     """`required` as this checkpoint stores it: a packed tensor it lacks becomes its linears."""
     names, stored = checkpoint.names(), dict[str, Shape]()
     for name, shape in required.items():
@@ -79,7 +59,7 @@ def stored_tensors(checkpoint: Stored, required: dict[str, Shape]) -> dict[str, 
 
 
 def read_weight(checkpoint: Stored, name: str, shape: Shape, dtype: str) -> NDArray[Any]:
-    """The tensor of `required_tensors` in the storage type of `dtype`: a view where the checkpoint
+    """A tensor that the graph reads in the storage type of `dtype`: a view where the checkpoint
     has it as it is, else converted or packed."""
     parts = stored_tensors(checkpoint, {name: shape})
     if name in parts:

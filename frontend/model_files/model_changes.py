@@ -26,10 +26,10 @@ ATTENTIONS = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3",
 CONSTANTS = (bool, int, float, str)
 
 
-def refuse_changes(model: Any, class_prefix: str) -> None:
+def refuse_changes(model: Any, classes: tuple[str, ...]) -> None:
     """Raises UserError, naming the module, unless a loaded model computes what its class does.
 
-    class_prefix: of its family's classes in transformers, such as Llama.
+    classes: its family's in transformers, such as LlamaForCausalLM first.
     """
     attention = getattr(model.config, "_attn_implementation", None)
     if attention not in ATTENTIONS:
@@ -37,7 +37,7 @@ def refuse_changes(model: Any, class_prefix: str) -> None:
                         f"function; load it with attn_implementation='sdpa'")
     refuse_hooks(model)
     found = dict(named_modules(model))
-    for name, expected in named_modules(stock_model(model, class_prefix)):
+    for name, expected in named_modules(stock_model(model, classes)):
         if name not in found:
             raise UserError(f"the loaded model has no module {name}, which its config describes; "
                             f"{REMEDY}")
@@ -46,19 +46,18 @@ def refuse_changes(model: Any, class_prefix: str) -> None:
     refuse_tensors(model)
 
 
-def stock_model(model: Any, prefix: str) -> Any:
+def stock_model(model: Any, classes: tuple[str, ...]) -> Any:
     """The same as transformers makes it, on the meta device."""
     import torch
 
     for kind in type(model).__mro__:
-        known = kind.__name__ in (f"{prefix}ForCausalLM", f"{prefix}Model")
-        if known and kind.__module__.startswith("transformers.models."):
+        if kind.__name__ in classes and kind.__module__.startswith("transformers.models."):
             stock_config = copy.deepcopy(model.config)
             stock_config._attn_implementation = "eager"
             with torch.device("meta"):
                 return kind(stock_config)
     raise UserError(f"the loaded model is a {type(model).__name__}, not transformers' "
-                    f"{prefix}ForCausalLM; load it with AutoModelForCausalLM, without remote code")
+                    f"{classes[0]}; load it with AutoModelForCausalLM, without remote code")
 
 
 def named_modules(model: Any) -> Iterator[tuple[str, Any]]:

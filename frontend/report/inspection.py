@@ -166,7 +166,8 @@ def experts_record(decoder: Decoder) -> Record | None:
     if experts is None:
         return None
     return {"experts": experts.num_experts, "experts_per_token": experts.top_k,
-            "sparse_layers": sum(experts.is_sparse), "layers": decoder.config.num_layers,
+            "sparse_layers": sum(layer.experts is not None for layer in decoder.config.layers),
+            "layers": decoder.config.num_layers,
             "intermediate_size": experts.intermediate_size}
 
 

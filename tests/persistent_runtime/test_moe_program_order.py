@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import check_tensors, open_checkpoint
 from test_moe_exact_tokens import MODELS, load_reference
 
 from event_tensor.graph import Call
-from frontend.config.decoder_config import DecoderConfig, read_config
+from frontend.config.decoder_config import DecoderConfig
 from frontend.families.decoder import build_step
-from frontend.graph.check_tensors import check_tensors
+from frontend.families.read_config import read_config
 from frontend.graph.operators import Limits, Operators
 from frontend.graph.rope_tables import rope_tables
 from frontend.graph.tiles import choose_tiles
-from frontend.model_files.checkpoint import open_checkpoint
 from frontend.model_files.expert_weights import read_weight
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.launch.memory import allocate
@@ -41,7 +41,7 @@ class Program:
             for name in self.operators.weights:
                 shape = self.memory[name].shape
                 self.memory[name][:] = read_weight(checkpoint, name, shape, "float32")
-        cos, sin = rope_tables(self.config.rope, self.config.head_dim, CONTEXT)
+        cos, sin = rope_tables(self.config.layers[0].rope, self.config.head_dim, CONTEXT)
         self.memory["rope_cos"][:], self.memory["rope_sin"][:] = cos, sin
         for name, tensor in self.memory.items():  # what no tile writes must not matter
             if name in ("grouped", "expert_inner", "expert_out"):

@@ -38,8 +38,8 @@ def test_the_stream_is_asked_for_once_in_order_and_ahead(seed):
 
 def test_pieces_lie_inside_the_weights_and_cover_them(tiny_model):
     from event_tensor.derive import derive_events
-    from frontend.config.decoder_config import read_config
     from frontend.families.decoder import build_step
+    from frontend.families.read_config import read_config
     from frontend.graph.operators import Limits, Operators
     from frontend.graph.tiles import choose_tiles
 

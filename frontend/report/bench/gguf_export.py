@@ -14,14 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import DecoderConfig, read_config
-from frontend.graph.check_tensors import check_tensors, required_tensors
+from frontend.config.decoder_config import DecoderConfig
+from frontend.config.rope import RopeConfig
+from frontend.families.decoder import required_tensors
+from frontend.families.read_config import read_config
+from frontend.families.registry import families, family_named
+from frontend.graph.check_tensors import check_tensors
 from frontend.graph.rope_tables import inverse_frequencies
 from frontend.model_files.checkpoint import open_checkpoint
 from persistent_runtime.storage import converted
 
 DTYPE_OF = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -41,20 +44,22 @@ def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
 
     config = read_config(directory)
     check_expressible(config, context)
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.family])
+    writer = gguf.GGUFWriter(path, architecture_of(config))
     add_metadata(writer, config)
     kind = {"float32": gguf.GGMLQuantizationType.F32, "float16": gguf.GGMLQuantizationType.F16,
             "bfloat16": gguf.GGMLQuantizationType.BF16}[dtype]
-    with open_checkpoint(directory) as checkpoint:
-        check_tensors(checkpoint, config)
-        for name in required_tensors(config):
+    tensor_name = family_named(config.family).tensor_name
+    with open_checkpoint(directory, tensor_name) as checkpoint:
+        required = required_tensors(config)
+        check_tensors(checkpoint, required, config.family)
+        for name in required:
             tensor = in_gguf_order(config, name, checkpoint.read(name))
             # llama.cpp multiplies and adds vectors in float32 only
             wanted = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else kind
             elements = converted(tensor, checkpoint.dtype(name), DTYPE_OF[wanted.name])
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(elements).view(np.uint8),
                               raw_dtype=wanted)
-        if config.rope.rope_type == "llama3":
+        if rope_of(config).rope_type == "llama3":
             writer.add_tensor("rope_freqs.weight", frequency_divisors(config))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -63,19 +68,33 @@ def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
 
 
 def check_expressible(config: DecoderConfig, context: int) -> None:
-    family, architecture = config.family, ARCHITECTURES.get(config.family)
-    if architecture is None:
-        raise refusal(f"{family} models; supported are {', '.join(ARCHITECTURES)}")
-    if any(window is not None and window < context for window in config.sliding_window):
+    family, architecture = config.family, architecture_of(config)
+    if any(layer.window is not None and layer.window < context for layer in config.layers):
         raise refusal(f"a sliding window shorter than the {context} tokens of the benchmark; "
                       f"measure fewer")
     without = f"of a {family} model, which llama.cpp does not know; leave it out of --compare"
-    if config.rope.rope_type == "llama3" and architecture != "llama":
+    if rope_of(config).rope_type == "llama3" and architecture != "llama":
         raise refusal(f"rope type llama3 {without}")
     if config.num_heads * config.head_dim != config.hidden_size and architecture == "qwen2":
         raise refusal(f"heads that together are not hidden_size {without}")
     if config.qkv_bias and architecture == "qwen3":
         raise refusal(f"attention_bias {without}")
+
+
+def architecture_of(config: DecoderConfig) -> str:
+    """llama.cpp's name for the decoder; UserError where it has none."""
+    architecture = family_named(config.family).gguf_architecture
+    if architecture is None:
+        known = sorted(name for name, family in families().items() if family.gguf_architecture)
+        raise refusal(f"{config.family} models; supported are {', '.join(known)}")
+    return architecture
+
+
+def rope_of(config: DecoderConfig) -> RopeConfig:
+    """That of all layers; UserError where they rotate differently, which the format cannot say."""
+    if len(config.ropes) > 1:
+        raise refusal("layers that rotate differently")
+    return config.ropes[0]
 
 
 def refusal(what: str) -> UserError:
@@ -95,10 +114,11 @@ def add_metadata(writer: Any, config: DecoderConfig) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope.theta)
-    if config.rope.rope_type == "linear":
+    rope = rope_of(config)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope.factor)
+        writer.add_rope_scaling_factor(rope.factor)
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(config.vocab_size)
 
@@ -116,7 +136,7 @@ def in_gguf_order(config: DecoderConfig, name: str, tensor: npt.NDArray[Any]) ->
     """llama.cpp's llama rotates neighbouring elements of a head, transformers' the two halves:
     rows of q and k, [heads * head_dim, ...], are reordered. Its qwen2 and qwen3 rotate halves."""
     module = name.split(".")[-2]
-    if ARCHITECTURES[config.family] != "llama" or module not in ("q_proj", "k_proj"):
+    if architecture_of(config) != "llama" or module not in ("q_proj", "k_proj"):
         return tensor
     halves = tensor.reshape(-1, 2, config.head_dim // 2, *tensor.shape[1:])
     return halves.swapaxes(1, 2).reshape(tensor.shape)
@@ -124,5 +144,6 @@ def in_gguf_order(config: DecoderConfig, name: str, tensor: npt.NDArray[Any]) ->
 
 def frequency_divisors(config: DecoderConfig) -> npt.NDArray[np.float32]:
     """By what llama3 scaling divides each frequency: [head_dim / 2]"""
-    plain = inverse_frequencies(replace(config.rope, rope_type="default"), config.head_dim)
-    return (plain / inverse_frequencies(config.rope, config.head_dim)).float().numpy()
+    rope = rope_of(config)
+    plain = inverse_frequencies(replace(rope, rope_type="default"), config.head_dim)
+    return (plain / inverse_frequencies(rope, config.head_dim)).float().numpy()

@@ -164,7 +164,7 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
 def kv_bytes(decoder: Decoder, context: int) -> int:
     """Bytes of the KV cache that a step at this context reads; windows see less."""
     config = decoder.config
-    positions = sum(min(context, window or context) for window in config.sliding_window)
+    positions = sum(min(context, layer.window or context) for layer in config.layers)
     return 2 * positions * config.num_kv_heads * config.head_dim * DTYPE_BYTES[decoder.dtype]
 
 

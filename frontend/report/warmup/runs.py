@@ -68,7 +68,7 @@ def run_warmup(options: WarmupOptions) -> Record:
 
 def start_baseline(name: str, model: str, device: str, ours: Record) -> Record:
     """The same two starts of a baseline, of the same type, threads and prompt length as ours."""
-    from frontend.config.decoder_config import read_config
+    from frontend.families.read_config import read_config
     from frontend.model_files.resolve import resolve_model
     from persistent_runtime.cpu.cores import available_cores
 

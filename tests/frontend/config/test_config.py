@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, parse_config, read_config
+from frontend.config.decoder_config import DecoderConfig
 from frontend.config.rope import RopeConfig
+from frontend.families.read_config import parse_config, read_config
+from frontend.families.registry import BUILTIN_FAMILIES
 
 TINY: dict[str, Any] = {
     "hidden_size": 48,
@@ -29,7 +31,7 @@ def tiny(family: str = "llama", **fields: object) -> dict[str, object]:
 def transformers_config(family: str, **fields: object) -> Any:
     import transformers
 
-    return getattr(transformers, f"{FAMILIES[family].class_prefix}Config")(**{**TINY, **fields})
+    return transformers.CONFIG_MAPPING[family](**{**TINY, **fields})
 
 
 def check_against(theirs: Any, family: str, **expected: object) -> None:
@@ -51,13 +53,14 @@ def check_against(theirs: Any, family: str, **expected: object) -> None:
         "bos_token_id",
     ):
         assert getattr(config, name) == getattr(theirs, name), name
-    assert config.rope.rope_type == theirs.rope_parameters["rope_type"]
-    assert config.rope.theta == theirs.rope_parameters["rope_theta"]
+    for rope in config.ropes:
+        assert rope.rope_type == theirs.rope_parameters["rope_type"]
+        assert rope.theta == theirs.rope_parameters["rope_theta"]
     for name, value in expected.items():
         assert getattr(config, name) == value, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 def test_reads_what_transformers_resolves(family: str) -> None:
     check_against(transformers_config(family), family)
     check_against(
@@ -73,11 +76,11 @@ def test_reads_what_transformers_resolves(family: str) -> None:
         ),
         family,
         eos_token_ids=(4, 5),
-        rope=RopeConfig("linear", 500.0, 3.0),
+        ropes=(RopeConfig("linear", 500.0, 3.0),),
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 def test_reads_what_transformers_saves(family: str, tmp_path: Path) -> None:
     theirs = transformers_config(family, dtype="bfloat16", eos_token_id=7)
     theirs.save_pretrained(tmp_path)
@@ -85,11 +88,11 @@ def test_reads_what_transformers_saves(family: str, tmp_path: Path) -> None:
     assert read_config(tmp_path).dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BUILTIN_FAMILIES)
 def test_absent_fields_take_the_defaults_of_transformers(family: str) -> None:
     import transformers
 
-    theirs = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")()
+    theirs = transformers.CONFIG_MAPPING[family]()
     required = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     minimal = {name: getattr(theirs, name) for name in (*required, "vocab_size")}
     from_minimal = parse_config({"model_type": family, **minimal}, None)
@@ -151,16 +154,20 @@ WINDOWS = [
 ]  # fmt: skip
 
 
+def windows_of(config: DecoderConfig) -> tuple[int | None, ...]:
+    return tuple(layer.window for layer in config.layers)
+
+
 @pytest.mark.parametrize(("family", "fields", "windows"), WINDOWS)
 def test_sliding_windows(family: str, fields: dict[str, Any], windows: tuple[int | None]) -> None:
     from transformers import AutoConfig
 
     raw = tiny(family, **fields)
-    assert parse_config(raw, None).sliding_window == windows
+    assert windows_of(parse_config(raw, None)) == windows
     if "layer_types" in fields and family == "mistral":  # transformers makes it a ministral
         return
     theirs = AutoConfig.for_model(family, **{k: v for k, v in raw.items() if k != "model_type"})
-    assert parse_config(theirs.to_dict(), None).sliding_window == windows
+    assert windows_of(parse_config(theirs.to_dict(), None)) == windows
 
 
 ROPES = [
@@ -189,9 +196,9 @@ ROPES = [
 def test_old_and_new_rope_fields(fields: dict[str, Any], rope: RopeConfig) -> None:
     from transformers import LlamaConfig
 
-    assert parse_config(tiny(**fields), None).rope == rope
+    assert parse_config(tiny(**fields), None).ropes == (rope,)
     theirs = LlamaConfig(**TINY, **json.loads(json.dumps(fields)))
-    assert parse_config(theirs.to_dict(), None).rope == rope
+    assert parse_config(theirs.to_dict(), None).ropes == (rope,)
 
 
 def test_generation_config_overrides_the_end_token() -> None:
@@ -337,10 +344,10 @@ def test_unreadable_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_reading_a_config_imports_nothing_heavy(tmp_path: Path) -> None:
     write_directory(tmp_path, json.dumps(tiny()).encode())
     code = (
-        "import sys; from pathlib import Path; import frontend.config.decoder_config;"
+        "import sys; from pathlib import Path; import frontend.families.read_config;"
         "import frontend.model_files.resolve, frontend.model_files.checkpoint;"
         "import frontend.model_files.tokenizer, frontend.graph.rope_tables;"
-        f"frontend.config.decoder_config.read_config(Path({str(tmp_path)!r}));"
+        f"frontend.families.read_config.read_config(Path({str(tmp_path)!r}));"
         "heavy = {'torch', 'transformers', 'safetensors', 'tokenizers', 'huggingface_hub'};"
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, parse_config
 from frontend.config.experts import ExpertConfig
+from frontend.families.read_config import parse_config
 
 LAYERS = 6
 TINY: dict[str, Any] = {
@@ -24,39 +24,42 @@ def transformers_model(family: str, **fields: Any) -> Any:
     import torch
     import transformers
 
-    config = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")(**{**TINY, **fields})
+    config = transformers.CONFIG_MAPPING[family](**{**TINY, **fields})
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)
 
 
-@pytest.mark.parametrize("family, fields, expected", [
-    ("qwen3_moe", {}, ExpertConfig(128, 8, 768, False, ALL)),
+@pytest.mark.parametrize("family, fields, expected, is_sparse", [
+    ("qwen3_moe", {}, ExpertConfig(128, 8, 768, False), ALL),
     ("qwen3_moe", {"num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True,
-                   "moe_intermediate_size": 24}, ExpertConfig(5, 3, 24, True, ALL)),
+                   "moe_intermediate_size": 24}, ExpertConfig(5, 3, 24, True), ALL),
     ("qwen3_moe", {"num_local_experts": 5, "num_experts_per_tok": 5},
-     ExpertConfig(5, 5, 768, False, ALL)),
+     ExpertConfig(5, 5, 768, False), ALL),
     ("qwen3_moe", {"decoder_sparse_step": 2},
-     ExpertConfig(128, 8, 768, False, (False, True) * 3)),
+     ExpertConfig(128, 8, 768, False), (False, True) * 3),
     ("qwen3_moe", {"mlp_only_layers": [0, 5]},
-     ExpertConfig(128, 8, 768, False, (False, True, True, True, True, False))),
+     ExpertConfig(128, 8, 768, False), (False, True, True, True, True, False)),
     ("qwen3_moe", {"mlp_only_layers": [1], "decoder_sparse_step": 2},
-     ExpertConfig(128, 8, 768, False, (False, False, False, True, False, True))),
-    ("qwen3_moe", {"decoder_sparse_step": LAYERS + 1}, None),
-    ("qwen3_moe", {"mlp_only_layers": list(range(LAYERS))}, None),
-    ("mixtral", {}, ExpertConfig(8, 2, 80, True, ALL)),
+     ExpertConfig(128, 8, 768, False), (False, False, False, True, False, True)),
+    ("qwen3_moe", {"decoder_sparse_step": LAYERS + 1}, None, (False,) * LAYERS),
+    ("qwen3_moe", {"mlp_only_layers": list(range(LAYERS))}, None, (False,) * LAYERS),
+    ("mixtral", {}, ExpertConfig(8, 2, 80, True), ALL),
     ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 1},
-     ExpertConfig(4, 1, 80, True, ALL)),
-    ("mixtral", {"num_experts": 4}, ExpertConfig(4, 2, 80, True, ALL)),
+     ExpertConfig(4, 1, 80, True), ALL),
+    ("mixtral", {"num_experts": 4}, ExpertConfig(4, 2, 80, True), ALL),
 ])
 def test_experts_are_those_of_the_modules(family: str, fields: dict[str, Any],
-                                          expected: ExpertConfig | None) -> None:
+                                          expected: ExpertConfig | None,
+                                          is_sparse: tuple[bool, ...]) -> None:
     config = parse_config(tiny(family, **fields), None)
     assert config.experts == expected
+    assert [layer.experts for layer in config.layers] == [
+        expected if sparse else None for sparse in is_sparse]
     model = transformers_model(family, **fields)
     assert parse_config(model.config.to_dict(), None) == config
     for layer, module in enumerate(model.model.layers):
-        assert hasattr(module.mlp, "experts") == config.is_sparse(layer)
-        if config.is_sparse(layer):
+        assert hasattr(module.mlp, "experts") == is_sparse[layer]
+        if is_sparse[layer]:
             assert expected is not None
             assert tuple(module.mlp.experts.down_proj.shape) == (
                 expected.num_experts, config.hidden_size, expected.intermediate_size)
@@ -82,7 +85,8 @@ def test_one_window_for_every_layer(family: str, fields: dict[str, Any], window:
     theirs = transformers_model(family, **fields).config
     assert theirs.sliding_window == window
     for values in (tiny(family, **fields), theirs.to_dict()):
-        assert parse_config(values, None).sliding_window == (window,) * LAYERS
+        windows = [layer.window for layer in parse_config(values, None).layers]
+        assert windows == [window] * LAYERS
 
 
 def test_attention_biases() -> None:
@@ -95,7 +99,7 @@ def test_attention_biases() -> None:
 def test_dense_families_have_no_experts() -> None:
     config = parse_config(tiny("qwen3", num_experts=4), None)
     assert config.experts is None
-    assert not config.is_sparse(0)
+    assert not any(layer.experts for layer in config.layers)
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -12,8 +12,9 @@ from event_tensor.graph import Call
 from event_tensor.printer import format_graph
 from event_tensor.tensors import RUNTIME, TensorRead
 from event_tensor.verify import verify
-from frontend.config.decoder_config import DecoderConfig, parse_config
+from frontend.config.decoder_config import DecoderConfig
 from frontend.families.decoder import build_step
+from frontend.families.read_config import parse_config
 from frontend.graph.operators import Limits, Operators
 from frontend.graph.routings import sample_routings
 from frontend.graph.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from frontend.config.decoder_config import parse_config
+from frontend.families.read_config import parse_config
 from frontend.graph.rope_tables import inverse_frequencies, rope_tables
 
 LLAMA3 = {
@@ -48,8 +48,8 @@ def test_tables_equal_those_of_transformers(family: str, rope: str, head_dim: in
     positions = torch.arange(1000)[None]
     expected_cos, expected_sin = module(torch.zeros(1), positions)
 
-    assert torch.equal(inverse_frequencies(config.rope, head_dim), module.inv_freq)
-    cos, sin = rope_tables(config.rope, head_dim, max_context=1000)
+    assert torch.equal(inverse_frequencies(config.layers[0].rope, head_dim), module.inv_freq)
+    cos, sin = rope_tables(config.layers[0].rope, head_dim, max_context=1000)
     assert cos.dtype == sin.dtype == np.float32
     assert cos.shape == sin.shape == (1000, head_dim // 2)
     # Vectorised and scalar cos may differ in the last bit; the width of a row decides.
@@ -69,7 +69,7 @@ def test_llama3_slows_only_slow_rotations() -> None:
     }
     plain = parse_config(fields | {"rope_theta": 500000.0}, None)
     scaled = parse_config(fields | {"rope_parameters": LLAMA3}, None)
-    ratio = inverse_frequencies(plain.rope, 64) / inverse_frequencies(scaled.rope, 64)
+    ratio = inverse_frequencies(*plain.ropes, 64) / inverse_frequencies(*scaled.ropes, 64)
     assert ratio[0] == 1
     assert torch.isclose(ratio[-1], torch.tensor(8.0))
     assert bool((ratio.diff() > -1e-5).all())

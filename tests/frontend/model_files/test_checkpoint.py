@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import check_tensors
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
-from frontend.graph.check_tensors import check_tensors, required_tensors
+from frontend.config.decoder_config import DecoderConfig
+from frontend.families.decoder import required_tensors
+from frontend.families.read_config import parse_config, read_config
+from frontend.families.registry import BUILTIN_FAMILIES
 from frontend.model_files.checkpoint import (
     Checkpoint,
     canonical_name,
@@ -29,7 +32,7 @@ TINY: dict[str, Any] = {
     "vocab_size": 33,
 }
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((family, {}) for family in FAMILIES),
+    *((family, {}) for family in BUILTIN_FAMILIES),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
 ]
@@ -38,7 +41,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def make_model(family: str = "qwen3", **fields: Any) -> Any:
     import transformers
 
-    config_class = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")
+    config_class = transformers.CONFIG_MAPPING[family]
     return transformers.AutoModelForCausalLM.from_config(config_class(**{**TINY, **fields}))
 
 

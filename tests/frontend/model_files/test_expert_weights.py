@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from checked import check_tensors, open_checkpoint
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import FAMILIES, DecoderConfig, parse_config, read_config
-from frontend.graph.check_tensors import check_tensors, required_tensors
-from frontend.model_files.checkpoint import Checkpoint, canonical_name, from_model, open_checkpoint
+from frontend.config.decoder_config import DecoderConfig
+from frontend.families.decoder import required_tensors
+from frontend.families.read_config import parse_config, read_config
+from frontend.families.registry import family_named
+from frontend.model_files.checkpoint import Checkpoint, canonical_name, from_model
 from frontend.model_files.expert_weights import read_weight
 from persistent_runtime.storage import as_tensor
 
@@ -31,7 +34,7 @@ LAYOUTS = ("hub", "packed", "sharded")
 def make_model(family: str, **fields: Any) -> Any:
     import transformers
 
-    config = getattr(transformers, f"{FAMILIES[family].class_prefix}Config")(
+    config = transformers.CONFIG_MAPPING[family](
         **{**TINY, **FIELDS[family], **fields})
     return transformers.AutoModelForCausalLM.from_config(config)
 
@@ -129,7 +132,7 @@ def expert_name(family: str, expert: int = 3, linear: int = 1) -> str:
 def test_a_missing_expert_is_named(copy: Any, family: str) -> None:
     directory = copy("hub")
     change_tensors(directory, lambda tensors: tensors.pop(expert_name(family)))
-    missing = canonical_name(expert_name(family))
+    missing = canonical_name(expert_name(family), family_named(family).tensor_name)
     assert missing == "model.layers.2.mlp.experts.3.up_proj.weight"
     with pytest.raises(UserError, match=f"lacks the tensors {re.escape(missing)}, which config"):
         check(directory)

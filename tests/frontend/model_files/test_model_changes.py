@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checked import check_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import random_model
@@ -16,8 +17,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.config.decoder_config import FAMILIES, parse_config
-from frontend.graph.check_tensors import check_tensors
+from frontend.families.read_config import parse_config
+from frontend.families.registry import family_named
 from frontend.model_files.checkpoint import from_model
 from frontend.model_files.loaded_models import unwrapped
 from frontend.model_files.model_changes import OF_TRAINING, refuse_changes
@@ -35,16 +36,15 @@ def make_model(**fields):
 
 def random_loaded_model(seed):
     given = random_model(seed)
-    prefix = FAMILIES[given.family].class_prefix
-    config = getattr(transformers, f"{prefix}Config")(**given.fields)
-    return getattr(transformers, f"{prefix}ForCausalLM")(config)
+    config = transformers.CONFIG_MAPPING[given.family](**given.fields)
+    return getattr(transformers, family_named(given.family).classes[0])(config)
 
 
 def check(model):
     """What compile_decode_loop does with a loaded model before it compiles."""
     model = unwrapped(model)
     config = parse_config(model.config.to_dict(), None)
-    refuse_changes(model, FAMILIES[config.family].class_prefix)
+    refuse_changes(model, family_named(config.family).classes)
     checkpoint = from_model(model)
     check_tensors(checkpoint, config)
     return checkpoint

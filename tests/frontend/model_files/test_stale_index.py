@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from checked import check_tensors
 from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import read_config
-from frontend.graph.check_tensors import check_tensors
+from frontend.families.read_config import read_config
 from frontend.model_files.checkpoint import open_checkpoint
 from persistent_runtime.storage import as_tensor
 

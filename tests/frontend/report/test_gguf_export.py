@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from event_tensor.errors import UserError
-from frontend.config.decoder_config import read_config
-from frontend.graph.check_tensors import required_tensors
+from frontend.families.decoder import required_tensors
+from frontend.families.read_config import read_config
 from frontend.report.bench.baselines.engine import GREEDY, SAMPLED, Work
 from frontend.report.bench.baselines.process import BaselineProcess
 from frontend.report.bench.gguf_export import export_gguf, gguf_name
