@@ -173,7 +173,7 @@ class Megakernel:
                                   self._phase)
         with self._phase("schedule: encode"):
             return encode_schedule(schedule, self.kernel.kinds, self.arguments, self.early_push,
-                                   self.target.prefetch_bytes, streamed)
+                                   streamed)
 
     @property
     def schedules(self) -> list[EncodedSchedule]:

@@ -136,8 +136,8 @@ class InterpretedKernel(Kernel):
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, PREFETCH=True, RING=self.ring_pieces,
-                         DYNAMIC=self.is_dynamic, INTERPRETED=True)
+                         self.fingerprint, RING=self.ring_pieces, DYNAMIC=self.is_dynamic,
+                         INTERPRETED=True)
 
 
 def _rewrite_functions(bodies: Sequence[Any]) -> None:

@@ -6,8 +6,9 @@ bodies run in Triton's interpreter, whose loads and stores touch the same memory
 has to be chosen before triton is imported, so they run in a program of their own:
 `python tests/persistent_runtime/test_bounds.py DTYPE SIDE [CASE …]`.
 
-Prefetches may name what lies beyond an end: they fault nowhere. The ring brings whole weights by
-ranges that the host has made, of which test_ring.py shows that they are the weights.
+Software prefetches of CPU bodies may name what lies beyond an end: they fault nowhere. The ring
+brings whole weights by ranges that the host has made, of which test_ring.py shows that they are the
+weights.
 """
 
 import os

@@ -162,19 +162,11 @@ def test_no_partial_result_leaves_its_register_as_it_was(worker):
         assert re.fullmatch(rf"mov\.b\d+ {register}, 0;", lines[k - 1]), lines[k - 1:k + 1]
 
 
-@pytest.mark.parametrize("arch, prefetches", [(80, True), (90, True), (90, False)])
-def test_weights_are_asked_for_ahead_only_where_rows_say_so(arch, prefetches):
-    functions = (device_functions.embed_tokens,)
-    configured = configurations(decoder_graph("qwen3-0.6b", "bfloat16", 132), "bfloat16")
-    ptx = compile_worker(functions, configured, arch, prefetches=prefetches).ptx
-    assert ("cp.async.bulk.prefetch.L2" in ptx) == (prefetches and arch >= 90)
-
-
 def test_a_variant_of_the_benchmark_changes_one_block_by_name():
-    with changed({"gated.depth": 512, "kv_block": 32, "prefetch_bytes": 64}):
+    with changed({"gated.depth": 512, "kv_block": 32, "tile_columns": 4}):
         tiles = TILE_TARGETS["generic"]
         assert (tiles.gated.depth, tiles.head.depth, tiles.kv_block) == (512, 128, 32)
-        assert backend.H200.prefetch_bytes == 64
+        assert backend.H200.tile_columns == 4
     assert TILE_TARGETS["generic"].gated.depth == 128
 
 
