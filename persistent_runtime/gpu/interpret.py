@@ -69,7 +69,7 @@ class InterpretedBackend:
 class InterpretedLaunch(Launch):
     """Forked processes, one per worker."""
 
-    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment], scratch_bytes: int,
+    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment],
                  finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
                  ) -> None:
         super().__init__(kernel, segments, finished, timeout_s, trace_steps)

@@ -37,7 +37,7 @@ LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
 class GpuLaunch(Launch):
     """A cooperative grid, one CTA per worker."""
 
-    def __init__(self, kernel: GpuKernel, segments: Sequence[Segment], scratch_bytes: int,
+    def __init__(self, kernel: GpuKernel, segments: Sequence[Segment],
                  finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
                  ) -> None:
         super().__init__(kernel, segments, finished, timeout_s, trace_steps)

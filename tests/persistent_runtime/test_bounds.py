@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from declared import declared
 from paths import PYTHONPATH
 
 pytest.importorskip("numba")
@@ -31,8 +32,7 @@ from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import c_function, pack_arguments
-from persistent_runtime.functions.dense import DENSE_DECODER
-from persistent_runtime.functions.experts import MOE_BLOCK
+from persistent_runtime.functions import dense, experts
 from persistent_runtime.launch import memory as buffers
 from persistent_runtime.rows import layout
 from persistent_runtime.storage import STORAGE_DTYPE
@@ -123,7 +123,7 @@ def seeds_of(dtype, side, count):
 
 def test_every_device_function_is_called():
     called = [function for _, functions in CASES.values() for function in functions]
-    assert set(called) == {*DENSE_DECODER, *MOE_BLOCK}
+    assert set(called) == {*declared(dense), *declared(experts)}
 
 
 @pytest.mark.parametrize("side", SIDES)

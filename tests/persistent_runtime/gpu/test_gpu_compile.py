@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from declared import declared
 from triton.compiler import ASTSource
 
 from benchmarks.gpu_compile import SHAPES, compile_shape, decoder_graph
@@ -76,13 +77,13 @@ def moe_configurations(shape, arch):
     return {function.name: make_configuration(function, Shape(
         (call_of(function, parameters | {
             "in_features": inner if function.name == "expert_down" else hidden}),),
-        weight_type("bfloat16"), False, target)) for function in moe_functions.MOE_BLOCK}
+        weight_type("bfloat16"), False, target)) for function in declared(moe_functions)}
 
 
 @pytest.mark.parametrize("shape", MOE_SHAPES)
 @pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
 def test_an_moe_block_fits_the_chip(shape, arch):
-    worker = compile_worker(moe_functions.MOE_BLOCK, moe_configurations(shape, arch), arch)
+    worker = compile_worker(declared(moe_functions), moe_configurations(shape, arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
 
@@ -109,7 +110,7 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     functions = tuple({call.function: None for call in graph.calls
                        if call.function is not device_functions.norm_gate_up_silu})
     configured = configurations(graph, "bfloat16", target=tile_target_of(arch))
-    worker = compile_worker(functions + moe_functions.MOE_BLOCK,
+    worker = compile_worker(functions + declared(moe_functions),
                             configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
 
