@@ -43,7 +43,7 @@ SHAPES: dict[str, dict[str, Any]] = PUBLISHED | {
 def ring(pieces: int) -> Iterator[None]:
     """What is compiled here has rings of so many slots, where the chip can have one."""
     entries = {name: replace(tiles, ring_pieces=pieces) for name, tiles in TILE_TARGETS.items()
-               if tiles.bulk_prefetch}
+               if tiles.bulk_copies}
     with patch.dict(TILE_TARGETS, entries):
         yield
 

@@ -39,8 +39,7 @@ part() {
             --output "$out/gpu_variants_ring_1b.json" \
             --variant triton ring_pieces=0 \
             --variant ring ring_pieces=9 \
-            --variant ring_fine ring_pieces=9 tile_columns=1 \
-            --variant ring_l2 ring_pieces=9 prefetch_bytes=393216
+            --variant ring_fine ring_pieces=9 tile_columns=1
         run ring_8b 130 "$python" benchmarks/gpu_variants.py --shape qwen3-8b --rounds 5 \
             --output "$out/gpu_variants_ring_8b.json" \
             --variant triton ring_pieces=0 \

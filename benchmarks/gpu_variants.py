@@ -1,6 +1,6 @@
 """Where a decode step's time goes on this GPU, and what other tile sizes make of it.
 
-    python benchmarks/gpu_variants.py --shape llama-3.2-1b --variant a prefetch_bytes=0 \
+    python benchmarks/gpu_variants.py --shape llama-3.2-1b --variant a tile_columns=1 \
         --variant b gated.depth=512 head.depth=512
 
 A variant changes fields of scheduling's Target or of the GPU's TileTarget, or of a block in it.
@@ -56,7 +56,7 @@ def changed(settings: dict[str, int]) -> Iterator[None]:
     tiles = {k: v for k, v in settings.items() if k.split(".")[0] in tile_fields}
     machine = {k: v for k, v in settings.items() if k not in tiles}
     entries = {name: changed_tiles(entry, tiles) for name, entry in target.TILE_TARGETS.items()
-               if entry.bulk_prefetch or not tiles.get("ring_pieces")}  # others have no ring
+               if entry.bulk_copies or not tiles.get("ring_pieces")}  # others have no ring
     with patch.dict(target.TILE_TARGETS, entries), \
             patch.object(backend, "H200", replace(backend.H200, **machine)):
         yield

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
 import sys
 import time
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from frontend import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
-from frontend.report.machine import Contention, provenance, rss_mb  # noqa: E402
+from frontend.report.machine import Contention, provenance  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 LARGEST_GROWTH_MB = 4.0  # from the end of the first fifth to the end
@@ -35,6 +36,12 @@ LARGEST_DRIFT = 0.10
 FASTEST_PERCENT = 10
 WARMUP_SHARE = 0.2
 SAMPLES = 200  # lines of the record, whatever the time
+
+
+def rss_mb() -> float:
+    """The memory this process holds now, mapped weights included; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def requests(decoder: Decoder, seed: int) -> Iterator[float | None]:

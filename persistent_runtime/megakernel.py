@@ -174,7 +174,7 @@ class Megakernel:
                                   self._phase)
         with self._phase("schedule: encode"):
             return encode_schedule(schedule, self.kernel.kinds, self.arguments, self.early_push,
-                                   self.target.prefetch_bytes, streamed)
+                                   streamed)
 
     @property
     def schedules(self) -> list[EncodedSchedule]:
@@ -191,8 +191,7 @@ class Megakernel:
                timeout_s: float = 30.0, trace_steps: int = 0) -> Launch:
         """Start one launch over these segments; see `Kernel.launch`."""
         self.launches += 1
-        scratch = max((_scratch_bytes(s) for s in segments), default=0)
-        return self.kernel.launch(segments, scratch, finished=finished, timeout_s=timeout_s,
+        return self.kernel.launch(segments, finished=finished, timeout_s=timeout_s,
                                   trace_steps=trace_steps)
 
     def run(self, bindings: Mapping[str, int], tensors: Mapping[str, Any], *,
@@ -212,11 +211,6 @@ class Megakernel:
 
     def _shape_key(self, bindings: Mapping[str, int]) -> tuple[Any, ...]:
         return tuple(expr.evaluate(bindings) for expr in self._schedule_inputs)
-
-
-def _scratch_bytes(segment: Segment) -> int:
-    return max(int(c.function.scratch_bytes.substitute(c.sizes).evaluate(segment.bindings))
-               for c in segment.encoded.schedule.table.graph.calls)
 
 
 def _derived(graph: Graph) -> Graph:

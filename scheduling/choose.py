@@ -89,7 +89,7 @@ def _signature(call: Call) -> tuple[object, ...]:
 
 def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
             bindings: Mapping[str, int], samples: Sequence[Runtime], target: Target) -> Choice:
-    calls = _first_tasks(graph, runs[0], bindings)
+    calls = _first_tasks(runs[0], bindings)
     part = Graph(graph.name, [replace(call, index=k) for k, call in enumerate(calls)])
     names = tuple(call.name for call in calls)
     if looked_up(part):
@@ -116,21 +116,19 @@ def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
     return Choice(names, len(runs), in_queue < in_rows, in_rows, in_queue, reason)
 
 
-def _first_tasks(graph: Graph, run: list[Call], bindings: Mapping[str, int]) -> list[Call]:
-    """The first calls of a run, as many as have MAX_TASKS tasks together, at least one."""
+def _first_tasks(run: list[Call], bindings: Mapping[str, int]) -> list[Call]:
+    """The first calls of a run, as many as have MAX_TASKS tasks together, at least one. A run with
+    triggered calls is kept whole: its tasks are few and belong together."""
+    if any(call.is_triggered for call in run):
+        return run
     kept: list[Call] = []
     total = 0
     for call in run:
         total += int(np.prod([int(n.evaluate(bindings)) for n in call.tile_num]))
-        if kept and total > MAX_TASKS and not _is_needed(call, run):
+        if kept and total > MAX_TASKS:
             break
         kept.append(call)
     return kept
-
-
-def _is_needed(call: Call, run: list[Call]) -> bool:
-    """Data-dependent runs are estimated as a whole: their tasks are few and belong together."""
-    return any(other.is_triggered for other in run)
 
 
 def _as_it_may_go(table: TaskTable, target: Target, seed: int) -> TaskTable:

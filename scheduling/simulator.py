@@ -165,13 +165,3 @@ class _QueueEstimate:
                 self.pending[follower] -= 1
                 if not self.pending[follower] and self.is_queued[follower]:
                     heapq.heappush(self.queue, (self.free[worker], follower))
-
-
-def format_estimate(estimate: Estimate) -> str:
-    """A line for the whole and one for each worker."""
-    lines = [f"estimate: {estimate.makespan_us:.1f} us on {len(estimate.busy_us)} workers, "
-             f"{estimate.utilisation:.0%} busy"]
-    workers = zip(estimate.busy_us, estimate.wait_us, strict=True)
-    lines += [f"  worker {w}: busy {busy:.1f} us, waits {wait:.1f} us"
-              for w, (busy, wait) in enumerate(workers)]
-    return "\n".join(lines) + "\n"

@@ -22,7 +22,6 @@ class Target:
     spread: standard deviation of a task's time, relative: workers share memory, cores and clocks.
     tiles_per_worker: how many tiles of one matrix product each worker should get at least;
     tile_bytes: weights of one tile at most; tile_columns: what a tile's columns are a multiple of.
-    prefetch_bytes: of weights that a worker asks for beyond the task it is at; 0 for none.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Target:
     tiles_per_worker: int = 4
     tile_bytes: int = 1 << 20
     tile_columns: int = 1
-    prefetch_bytes: int = 0
     split_positions: int = 256
     spread: float = 0.05
     queues_dense_parts: bool = False

@@ -65,12 +65,6 @@ def peak_rss_mb() -> float:
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
-def rss_mb() -> float:
-    """The memory this process holds now, mapped weights included; Linux only."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 class Contention:
     """How much of the processor other programs used between construction and `share()`.
 

@@ -24,15 +24,21 @@ SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting work
 SPIN_LIMIT_OVERSUBSCRIBED = 50
 
 
+def scratch_bytes(segment: Segment) -> int:
+    """What a device function of the segment may need beside its operands, per worker."""
+    return max(int(call.function.scratch_bytes.substitute(call.sizes).evaluate(segment.bindings))
+               for call in segment.encoded.schedule.table.graph.calls)
+
+
 class CpuLaunch(Launch):
     """Threads of this process, one per worker."""
 
-    def __init__(self, kernel: CpuKernel, segments: Sequence[Segment], scratch_bytes: int,
+    def __init__(self, kernel: CpuKernel, segments: Sequence[Segment],
                  finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
                  ) -> None:
         super().__init__(kernel, segments, finished, timeout_s, trace_steps)
         memory, workers = kernel.memory, kernel.num_workers
-        stride = (scratch_bytes // PAGE + 1) * PAGE
+        stride = (max(map(scratch_bytes, segments), default=0) // PAGE + 1) * PAGE
         scratch = memory.zeros((workers * stride // 4,), np.float32)
         steps = memory.zeros((workers, layout.STEP_WORDS), np.int64)
         self._keep_alive += [scratch, steps]

@@ -206,6 +206,3 @@ select_token = DeviceFunction(
     ),
     scratch_bytes=as_expr(SAMPLING_SCRATCH),
 )
-
-DENSE_DECODER = (embed_tokens, norm_linear, linear_residual, norm_gate_up_silu, rope_append,
-                 attention, attention_combine, norm_lm_head, select_token)

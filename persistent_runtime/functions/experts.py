@@ -110,5 +110,3 @@ combine_experts = DeviceFunction(
     cost=Cost(bytes=(top_k + 2) * hidden_size * 4),
     scratch_bytes=hidden_size * 4,  # the weighted sum before it joins the residual
 )
-
-MOE_BLOCK = (select_experts, group_rows, expert_gate_up, expert_down, combine_experts)

@@ -58,4 +58,4 @@ class CudaBackend:
         return GpuKernel(functions, dtype, target.workers, progress,
                          configured=configurations(graph, dtype, target=self._tile_target),
                          tiles=TILE_TARGETS[self._tile_target], memory=self._memory,
-                         is_dynamic=is_dynamic, prefetches=target.prefetch_bytes > 0)
+                         is_dynamic=is_dynamic)

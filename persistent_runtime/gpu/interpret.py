@@ -72,7 +72,7 @@ class InterpretedBackend:
 class InterpretedLaunch(Launch):
     """Forked processes, one per worker."""
 
-    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment], scratch_bytes: int,
+    def __init__(self, kernel: InterpretedKernel, segments: Sequence[Segment],
                  finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
                  ) -> None:
         super().__init__(kernel, segments, finished, timeout_s, trace_steps)
@@ -139,8 +139,8 @@ class InterpretedKernel(Kernel):
         """Runs one worker to its end in this process."""
         patch_language_once()
         run_worker[(1,)](torch.from_numpy(record), worker, self.bodies, self.configurations,
-                         self.fingerprint, PREFETCH=True, RING=self.ring_pieces,
-                         DYNAMIC=self.is_dynamic, INTERPRETED=True)
+                         self.fingerprint, RING=self.ring_pieces, DYNAMIC=self.is_dynamic,
+                         INTERPRETED=True)
 
 
 def _rewrite_functions(bodies: Sequence[Any]) -> None:

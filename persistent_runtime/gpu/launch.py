@@ -37,7 +37,7 @@ LEAVE_S = 10.0  # an aborted launch that takes longer is not ours to wait for
 class GpuLaunch(Launch):
     """A cooperative grid, one CTA per worker."""
 
-    def __init__(self, kernel: GpuKernel, segments: Sequence[Segment], scratch_bytes: int,
+    def __init__(self, kernel: GpuKernel, segments: Sequence[Segment],
                  finished: npt.NDArray[np.int32] | None, timeout_s: float, trace_steps: int
                  ) -> None:
         super().__init__(kernel, segments, finished, timeout_s, trace_steps)
@@ -60,8 +60,7 @@ class GpuKernel(Kernel):
 
     configured: device function name → configuration, from `registry.configurations`, and tiles:
     the entry of `TILE_TARGETS` that it was made for. memory: where the tensors live that launches
-    read and write. is_dynamic: whether schedules may queue tasks or read tensors in their edges;
-    prefetches: whether their rows ask for weights ahead of time.
+    read and write. is_dynamic: whether schedules may queue tasks or read tensors in their edges.
     """
 
     launch_type = GpuLaunch
@@ -70,14 +69,13 @@ class GpuKernel(Kernel):
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
                  configured: Mapping[str, Any], tiles: TileTarget, memory: DeviceMemory,
-                 is_dynamic: bool = True, prefetches: bool = False) -> None:
+                 is_dynamic: bool = True) -> None:
         self.num_workers = num_workers
         self.memory = memory
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies, values, fingerprint = kernel_tables(functions, configured)
         self.streams_weights = tiles.ring_pieces > 0
-        self._constants = (bodies, values, fingerprint, prefetches and tiles.bulk_prefetch,
-                           tiles.ring_pieces, is_dynamic, False)
+        self._constants = (bodies, values, fingerprint, tiles.ring_pieces, is_dynamic, False)
         self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)
         self._schedules: dict[EncodedSchedule, dict[int, torch.Tensor]] = {}

@@ -48,12 +48,12 @@ class TileTarget:
     kv_block: int
     query_rows: int
     kv_stages: int
-    bulk_prefetch: bool  # whether one instruction can ask for a piece of a weight
+    bulk_copies: bool  # whether one instruction can bring a piece of a weight, as the ring needs
     ring_pieces: int = 0
 
     def __post_init__(self) -> None:
         if self.ring_pieces and not (FEWEST_PIECES <= self.ring_pieces <= MOST_PIECES
-                                     and self.num_warps == 8 and self.bulk_prefetch):
+                                     and self.num_warps == 8 and self.bulk_copies):
             raise UserError(f"ring_pieces is {self.ring_pieces}; give 0, or {FEWEST_PIECES} to "
                             f"{MOST_PIECES} with 8 warps on a GPU of capability 9.0 or later")
 

@@ -23,7 +23,6 @@ from persistent_runtime.rows.segment import (
     Segment,
     describe_launch,
     fill_segment,
-    named_task_counts,
     new_counters,
     outstanding,
     queue_capacity,
@@ -82,12 +81,11 @@ class Kernel(ABC):
     streams_weights = False
     launch_type: ClassVar[Callable[..., Launch]]
 
-    def launch(self, segments: Sequence[Segment], scratch_bytes: int = 0, *,
+    def launch(self, segments: Sequence[Segment], *,
                finished: npt.NDArray[np.int32] | None = None, timeout_s: float = 30.0,
                trace_steps: int = 0) -> Launch:
         """Start the workers and return at once.
 
-        `scratch_bytes`: what a device function may need beside its operands, per worker.
         `finished` [requests]: a control tensor; the launch ends after the step in which all its
         entries are set. `timeout_s`: how long a worker may wait for one event before the launch
         is given up. `trace_steps`: of each segment, how many steps leave trace records.
@@ -95,8 +93,7 @@ class Kernel(ABC):
         with reserving(f"a launch of {self.num_workers} workers, its counters"
                        + (f" and traces of {trace_steps} steps" if trace_steps else ""),
                        "use fewer --workers, trace fewer steps, or " + LIMITS):
-            return self.launch_type(self, segments, scratch_bytes, finished, timeout_s,
-                                    trace_steps)
+            return self.launch_type(self, segments, finished, timeout_s, trace_steps)
 
     def arrays_of(self, encoded: EncodedSchedule) -> Mapping[int, Any]:
         """Word of the segment record → the schedule's array, where workers can read it."""
@@ -229,10 +226,6 @@ class Launch(ABC):
         """What each segment's traced steps recorded, once the launch is done."""
         return [SegmentTrace.of(segment, self._memory.download(words))
                 for segment, words in zip(self._segments, self._traces, strict=True)]
-
-    def task_counts(self) -> list[dict[str, tuple[int, int]]]:
-        """Per segment: call → (queued tasks that ran, rows whose tile no event released)."""
-        return named_task_counts(self._segments, self._downloaded(layout.TASK_COUNTS))
 
     def _downloaded(self, word: int) -> list[npt.NDArray[np.int32]]:
         return [self._memory.download(of_segment[word]) for of_segment in self._counters]

@@ -15,7 +15,6 @@ from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.edges import EncodedEdges, encode_edges
-from persistent_runtime.rows.prefetch import encode_prefetches
 from persistent_runtime.rows.weight_pieces import encode_streams
 from scheduling.static_schedule import StaticSchedule
 
@@ -29,7 +28,6 @@ class EncodedSchedule:
     rows: Int32Array  # [tasks, ROW_WORDS], worker after worker, then the queued tasks
     row_begin: Int64Array  # [workers + 1]
     edges: EncodedEdges
-    prefetches: Int32Array  # [pieces, PREFETCH_WORDS]
     stream: Int32Array  # [pieces, STREAM_WORDS], worker after worker
     stream_begin: Int64Array  # [workers + 1]
 
@@ -57,8 +55,8 @@ class EncodedSchedule:
                 layout.ACTIONS: edges.actions, layout.EVENT_RECORDS: edges.event_records,
                 layout.CONSUMERS: edges.consumers, layout.TRIGGERS: edges.triggers,
                 layout.JOINS: edges.joins, layout.ROOTS: edges.roots,
-                layout.LEFT_OVER: edges.left_over, layout.PREFETCHES: self.prefetches,
-                layout.STREAM: self.stream, layout.STREAM_BEGIN: self.stream_begin}
+                layout.LEFT_OVER: edges.left_over, layout.STREAM: self.stream,
+                layout.STREAM_BEGIN: self.stream_begin}
 
     def sizes(self) -> dict[int, int]:
         """Word of the segment record → its value."""
@@ -71,11 +69,10 @@ class EncodedSchedule:
 
 def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
                     arguments: ArgumentEncoder, early_push: bool = False,
-                    prefetch_bytes: int = 0, streamed: Sequence[int] = ()) -> EncodedSchedule:
+                    streamed: Sequence[int] = ()) -> EncodedSchedule:
     """`kinds`: device function name → index in the function table. `early_push`: queued tasks are
     pushed when the last producer is dispatched and wait where they run (paper section 11).
-    `prefetch_bytes`: how far ahead a worker asks for weights. `streamed`: calls whose weights go
-    through the workers' rings."""
+    `streamed`: calls whose weights go through the workers' rings."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
@@ -94,17 +91,12 @@ def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
         rows[:, layout.ACTION_BEGIN] < rows[:, layout.ACTION_END])
     rows[:, layout.TASK] = order
     rows[:, layout.CALL] = call
-    prefetches, prefetch_indptr = encode_prefetches(table, schedule.orders, arguments.begin,
-                                                    prefetch_bytes)
-    rows[:len(prefetch_indptr) - 1, layout.PREFETCH_BEGIN] = prefetch_indptr[:-1]
-    rows[:len(prefetch_indptr) - 1, layout.PREFETCH_END] = prefetch_indptr[1:]
     stream, stream_begin, streamed_rows = encode_streams(table, schedule.orders, arguments.begin,
                                                          streamed)
-    at = np.flatnonzero(streamed_rows[:, 1])
-    rows[at, layout.STREAM_FIRST:layout.STREAM_COUNT + 1] = streamed_rows[at]
+    rows[:len(streamed_rows), [layout.STREAM_FIRST, layout.STREAM_COUNT]] = streamed_rows
     row_begin = np.cumsum([0, *(len(o) for o in schedule.orders)], dtype=np.int64)
-    return EncodedSchedule(schedule, rows, row_begin, edges, prefetches.astype(np.int32),
-                           stream.astype(np.int32), stream_begin)
+    return EncodedSchedule(schedule, rows, row_begin, edges, stream.astype(np.int32),
+                           stream_begin)
 
 
 class ArgumentEncoder:

@@ -19,15 +19,13 @@ from event_tensor.device_function import DeviceFunction
 KIND = 0  # index of the device function in the kernel's function table, + ACTS if it has actions
 ARGUMENTS = 1  # offset of the call's argument record in the argument table, in words
 TILE = 2  # first of MAX_TILE_RANK tile coordinates
-STREAM_FIRST = 4  # in place of a third and fourth coordinate, in rows whose weights go through the
-STREAM_COUNT = 5  # ring: their first piece, among their worker's, and how many there are; else 0
 WAIT_BEGIN = 6  # range in the wait list
 WAIT_END = 7
 NOTIFY_BEGIN = 8  # range in the notify list
 NOTIFY_END = 9
 TASK = 10  # index in the task table, for traces and error messages
-PREFETCH_BEGIN = 11  # range in the prefetch list
-PREFETCH_END = 12
+STREAM_FIRST = 11  # of a row whose weights go through the ring: its first piece among its worker's
+STREAM_COUNT = 12  # and how many it has; 0 for others
 ACTION_BEGIN = 13  # range in the action list
 ACTION_END = 14
 CALL = 15  # index of the call
@@ -40,14 +38,7 @@ WAIT_EVENT = 0
 WAIT_COUNT = 1
 WAIT_WORDS = 2
 
-# Prefetch list, int32 words per piece of a weight: a row asks for its pieces before it waits.
-PREFETCH_TENSOR = 0  # where the argument table has the tensor's address, in words
-PREFETCH_OFFSET = 1  # of the piece's first byte, in units of PREFETCH_UNIT
-PREFETCH_LENGTH = 2
-PREFETCH_WORDS = 4
-PREFETCH_UNIT = 16  # bytes
-
-# Stream list, int32 words per piece of a weight (streams.py).
+# Stream list, int32 words per piece of a weight (weight_pieces.py).
 STREAM_TENSOR = 0  # where the argument table has the tensor's address, in words
 STREAM_PLACE = 1  # first byte * STREAM_LENGTHS + length, both in units of STREAM_UNIT
 STREAM_WORDS = 2
@@ -110,7 +101,7 @@ ROW_ADVANCE = 3  # how far select_token moves row_position of the row it answers
 TICKET = 4  # the worker's own: its ticket for the ready queue, held from step to step
 STEP_WORDS = 8
 
-# Segment record, int64 words.
+# Segment record, int64 words; word 12 is spare.
 STEPS = 0  # how often the schedule runs, at most
 FIRST_ROW = 1  # ROW_BASE of the first step, and how far it moves per step
 ROW_STRIDE = 2
@@ -123,7 +114,6 @@ WAITS = 8  # addresses of the wait list, the notify list and the argument table
 NOTIFIES = 9
 ARGUMENT_TABLE = 10
 EVENTS = 11  # address of this segment's event counters, zero at the start of the launch
-PREFETCHES = 12  # address of the prefetch list
 TRACE = 13  # address of [TRACE_STEPS, NUM_TASKS] trace records, and how many steps are traced
 TRACE_STEPS = 14
 NUM_TASKS = 15

@@ -67,16 +67,6 @@ def outstanding(segments: Sequence[Segment], workers: int) -> int:
     return workers + (first.encoded.sizes()[layout.NUM_DUE] if first else 0)
 
 
-def named_task_counts(segments: Sequence[Segment], counts: Sequence[Int32Array]
-                      ) -> list[dict[str, tuple[int, int]]]:
-    """Per segment: call → (queued tasks that ran, rows whose tile no event released).
-    `counts`: of each segment, [workers, calls, TASK_COUNT_WORDS]."""
-    return [{call.name: (done[layout.POPPED], done[layout.SKIPPED])
-             for call, done in zip(segment.encoded.schedule.table.graph.calls,
-                                   of_workers.sum(axis=0).tolist(), strict=True)}
-            for segment, of_workers in zip(segments, counts, strict=True)]
-
-
 def describe_launch(stuck: Int64Array, segments: Sequence[Segment],
                     counts: Sequence[Int32Array], events: Sequence[Int32Array]) -> DeadlockError:
     """The error of a launch whose workers gave up waiting. stuck: [workers, STUCK_WORDS];

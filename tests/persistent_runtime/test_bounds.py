@@ -6,8 +6,9 @@ bodies run in Triton's interpreter, whose loads and stores touch the same memory
 has to be chosen before triton is imported, so they run in a program of their own:
 `python tests/persistent_runtime/test_bounds.py DTYPE SIDE [CASE …]`.
 
-Prefetches may name what lies beyond an end: they fault nowhere. The ring brings whole weights by
-ranges that the host has made, of which test_ring.py shows that they are the weights.
+Software prefetches of CPU bodies may name what lies beyond an end: they fault nowhere. The ring
+brings whole weights by ranges that the host has made, of which test_ring.py shows that they are the
+weights.
 """
 
 import os
@@ -17,6 +18,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from declared import declared
 from paths import PYTHONPATH
 
 pytest.importorskip("numba")
@@ -30,8 +32,7 @@ from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import c_function
-from persistent_runtime.functions.dense import DENSE_DECODER
-from persistent_runtime.functions.experts import MOE_BLOCK
+from persistent_runtime.functions import dense, experts
 from persistent_runtime.launch import memory as buffers
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.single_call import pack_arguments
@@ -123,7 +124,7 @@ def seeds_of(dtype, side, count):
 
 def test_every_device_function_is_called():
     called = [function for _, functions in CASES.values() for function in functions]
-    assert set(called) == {*DENSE_DECODER, *MOE_BLOCK}
+    assert set(called) == {*declared(dense), *declared(experts)}
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -3,6 +3,7 @@
 import moe_kernel as moe
 import numpy as np
 import pytest
+from task_counts import task_counts
 
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
@@ -77,7 +78,7 @@ def test_numbers_and_tiles(kernels, name, policy, early_push, workers):
         before, after, running = launch(kernel, routes, steps)
         np.testing.assert_array_equal(
             after, moe.run_reference(before, routes, steps, LAYERS))
-        counts, = running.task_counts()
+        counts, = task_counts(running)
         for layer in range(LAYERS):
             used = sum(int(moe.route(routes[(s + layer) % len(routes)])["indptr"][-1])
                        for s in range(steps))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from declared import declared
 from extreme_values import (
     FRACTIONS,
     INF,
@@ -292,4 +293,4 @@ CASES: dict[Callable[..., None], tuple[DeviceFunction, ...]] = {
     products: (df.norm_linear, df.linear_residual, df.norm_gate_up_silu),
     heads: (df.rope_append, df.attention, df.attention_combine),
     tokens: (df.norm_lm_head, df.select_token, df.embed_tokens),
-    experts: moe.MOE_BLOCK}
+    experts: declared(moe)}

@@ -6,6 +6,7 @@ import test_moe_schedules as references
 import torch
 import triton
 import triton.language as tl
+from task_counts import task_counts
 
 from persistent_runtime.gpu.bodies.arguments import (
     STEP_INDEX,
@@ -141,7 +142,7 @@ def check_routings(backend, workers, policy, early_push, steps):
         before, after, running = launch(kernel, routes, steps)
         expected = moe.run_reference(before, routes, steps, references.LAYERS)
         np.testing.assert_array_equal(after, expected, err_msg=name)
-        counts, = running.task_counts()
+        counts, = task_counts(running)
         for layer in range(references.LAYERS):
             used = sum(int(moe.route(routes[(step + layer) % len(routes)])["indptr"][-1])
                        for step in range(steps))

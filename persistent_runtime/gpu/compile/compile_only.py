@@ -68,15 +68,14 @@ def make_room(compiled: Any, size: int) -> None:
 
 
 def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
-                   is_dynamic: bool = False, prefetches: bool = False) -> CompiledWorker:
+                   is_dynamic: bool = False) -> CompiledWorker:
     """Compiles `run_worker` for `sm_<arch>`; needs no GPU. is_dynamic: with the ready queue and
-    data-dependent edges; prefetches: with rows that ask for weights ahead of time."""
+    data-dependent edges."""
     tiles = TILE_TARGETS[tile_target_of(arch)]
     bodies, values, fingerprint = kernel_tables(functions, configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
-                 "PREFETCH": prefetches and tiles.bulk_prefetch, "RING": tiles.ring_pieces,
-                 "DYNAMIC": is_dynamic, "INTERPRETED": False}
+                 "RING": tiles.ring_pieces, "DYNAMIC": is_dynamic, "INTERPRETED": False}
     signature = dict(zip(names, ("*i64", "i32"), strict=True)) | dict.fromkeys(
         constants, "constexpr")
     source = ASTSource(run_worker, signature, constexprs=constants,

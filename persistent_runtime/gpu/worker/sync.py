@@ -92,19 +92,6 @@ TOLD:
 }}""")
 
 
-# $0 nothing; $1 address, $2 bytes: one thread asks, once.
-PREFETCH = tl.constexpr("""{
-    .reg .pred other;
-    .reg .u32 thread;
-    mov.b32 $0, 0;
-    mov.u32 thread, %tid.x;
-    setp.ne.u32 other, thread, 0;
-    @other bra DONE;
-    cp.async.bulk.prefetch.L2.global [$1], $2;
-DONE:
-}""")
-
-
 def interpreter_clock_ns() -> int:
     return time.monotonic_ns()
 
@@ -243,11 +230,3 @@ def ticks(INTERPRETED: tl.constexpr):
         now = tl.inline_asm_elementwise("mov.u64 $0, %clock64;", "=l", [],
                                         dtype=tl.int64, is_pure=False, pack=1)
     return now
-
-
-@triton.jit
-def prefetch(address, size, INTERPRETED: tl.constexpr):
-    """Asks for `size` bytes, a multiple of 16, to be brought into the cache that all share."""
-    if not INTERPRETED:
-        tl.inline_asm_elementwise(PREFETCH, "=&r,l,r", [address, size], dtype=tl.int32,
-                                  is_pure=False, pack=1)

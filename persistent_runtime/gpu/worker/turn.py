@@ -19,7 +19,6 @@ from persistent_runtime.gpu.worker.sync import (
     fresh_words,
     globaltimer,
     notify_event,
-    prefetch,
     ticks,
     wait_event,
     words,
@@ -44,21 +43,6 @@ def wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
                          epoch)
         w += 1
     return status
-
-
-@triton.jit
-def prefetch_row(launch, s, row, table, PREFETCH: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Asks for the weights that this row is to ask for (persistent_runtime/rows/prefetch.py)."""
-    if PREFETCH:
-        pieces = counter_at(tl.load(segment_at(launch, s) + layout.PREFETCHES))
-        k, end = tl.load(row + layout.PREFETCH_BEGIN), tl.load(row + layout.PREFETCH_END)
-        while k < end:
-            piece = pieces + k * layout.PREFETCH_WORDS
-            tensor = tl.load(words(table) + tl.load(piece + layout.PREFETCH_TENSOR))
-            first = tl.load(piece + layout.PREFETCH_OFFSET).to(tl.int64) * layout.PREFETCH_UNIT
-            size = tl.load(piece + layout.PREFETCH_LENGTH) * layout.PREFETCH_UNIT
-            prefetch(tensor + first, size, INTERPRETED)
-            k += 1
 
 
 @triton.jit
@@ -91,6 +75,16 @@ def load_head(rows, k, end):
             tl.load(row + layout.ARGUMENTS, mask=there, other=0),
             tl.load(row + layout.WAIT_BEGIN, mask=there, other=0),
             tl.load(row + layout.WAIT_END, mask=there, other=0))
+
+
+@triton.jit
+def load_tile(row, RING: tl.constexpr):
+    """The coordinates of a row's tile, and behind them what the ring has for it."""
+    tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
+            tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
+    if RING:
+        tile = tile + (tl.load(row + layout.STREAM_FIRST), tl.load(row + layout.STREAM_COUNT))
+    return tile
 
 
 @triton.jit
@@ -152,9 +146,9 @@ def fresh_step(step, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
-            FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFETCH: tl.constexpr,
-            RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+def try_row(turn, step, bases, k, end, popped, head, is_traced, FUNCTIONS: tl.constexpr,
+            CONFIGURATIONS: tl.constexpr, RING: tl.constexpr, DYNAMIC: tl.constexpr,
+            INTERPRETED: tl.constexpr):
     """Waits for the events of row k, or of the queued row `popped`, and runs it.
 
     Returns (what came of it, the next row of this worker's own, its head). SERVE: nothing yet,
@@ -163,14 +157,11 @@ def try_row(turn, step, bases, k, end, popped, head, is_new, is_traced,
     rows, events, waits, notifies, table = bases
     launch, worker, s, index, epoch = turn
     row = row_at(rows, k, popped)
-    tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
-            tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
+    tile = load_tile(row, RING)
     n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
     # arrives while this row waits: a body is a call, before which everything has to be there
     own = (popped < 0).to(tl.int32)
     following = load_head(rows, k + own, end)
-    if is_new:
-        prefetch_row(launch, s, row, table, PREFETCH, INTERPRETED)
     turned = tl.full((), 0, tl.int64)
     if is_traced:
         turned = ticks(INTERPRETED)

@@ -133,8 +133,8 @@ def wait_end(launch, worker, s, epoch, serving, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFETCH: tl.constexpr,
-             RING: tl.constexpr, DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, RING: tl.constexpr,
+             DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
     """All that this worker does in one step; LEAVE when the launch is aborted."""
     launch, worker, s, index, epoch = turn
     segment = segment_at(launch, s)
@@ -150,7 +150,6 @@ def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFET
     is_traced = index < setting(segment, layout.TRACE_STEPS)
     head = load_head(rows, k, end)
     popped = tl.full((), -1, tl.int32)  # the queued row whose turn it is instead of row k's
-    is_new = tl.full((), 1, tl.int1)  # the row whose turn it is has not been tried before
     status = tl.full((), READY, tl.int32)
     if DYNAMIC:
         leaves = k == end  # has to leave the step before this turn
@@ -164,10 +163,10 @@ def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFET
                 was_popped = popped >= 0
                 status, k, head = try_row(
                     (launch, worker, s, index, epoch), fresh_step(step, INTERPRETED), bases, k,
-                    end, popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH,
-                    RING, DYNAMIC, INTERPRETED)
-                is_new = (status == READY) | (status == SKIP)
-                leaves = is_new & (was_popped | (k == end))
+                    end, popped, head, is_traced, FUNCTIONS, CONFIGURATIONS, RING, DYNAMIC,
+                    INTERPRETED)
+                is_done = (status == READY) | (status == SKIP)
+                leaves = is_done & (was_popped | (k == end))
                 popped = popped * 0 - 1
             else:
                 status = wait_end(launch, worker, s, epoch, worker, INTERPRETED)
@@ -182,8 +181,7 @@ def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, PREFET
         while (k < end) & (status == READY):
             status, k, head = try_row(
                 fresh_turn(turn, INTERPRETED), fresh_step(step, INTERPRETED), bases, k, end,
-                popped, head, is_new, is_traced, FUNCTIONS, CONFIGURATIONS, PREFETCH, RING,
-                DYNAMIC, INTERPRETED)
+                popped, head, is_traced, FUNCTIONS, CONFIGURATIONS, RING, DYNAMIC, INTERPRETED)
         if status == READY:
             leave_step(launch, s, index, epoch, DYNAMIC)
             status = wait_end(launch, worker, s, epoch, k * 0 - 1, INTERPRETED)
@@ -210,15 +208,14 @@ def begin_launch(launch, worker):
 
 @triton.jit
 def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr,
-               FINGERPRINT: tl.constexpr, PREFETCH: tl.constexpr, RING: tl.constexpr,
-               DYNAMIC: tl.constexpr, INTERPRETED: tl.constexpr):
+               FINGERPRINT: tl.constexpr, RING: tl.constexpr, DYNAMIC: tl.constexpr,
+               INTERPRETED: tl.constexpr):
     """Everything one worker does in a launch.
 
     launch: pointer to the launch record (int64). FUNCTIONS: a body per kind, each called as
     `body(arguments, tile, step, configuration)`. FINGERPRINT stands for their sources, which the
-    compiler's cache does not see through a tuple. PREFETCH: whether rows ask for weights
-    ahead of time. RING: slots of the ring that brings weights, 0 for none. DYNAMIC: whether rows
-    may be queued or have actions; what serves them takes registers.
+    compiler's cache does not see through a tuple. RING: slots of the ring that brings weights, 0
+    for none. DYNAMIC: whether rows may be queued or have actions; what serves them takes registers.
     """
     worker = tl.program_id(0) + first_worker
     epoch = worker * 0
@@ -233,7 +230,7 @@ def run_worker(launch, first_worker, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl
         while (index < steps_of(launch, s, INTERPRETED)) & alive:
             epoch += 1
             status = run_step(fresh_turn((launch, worker, s, index, epoch), INTERPRETED),
-                              FUNCTIONS, CONFIGURATIONS, PREFETCH, RING, DYNAMIC, INTERPRETED)
+                              FUNCTIONS, CONFIGURATIONS, RING, DYNAMIC, INTERPRETED)
             stopped = tl.load(counter_at(flag_at(fresh_words(launch, INTERPRETED), layout.STOP)),
                               volatile=True)
             alive = (status == READY) & (stopped == 0)

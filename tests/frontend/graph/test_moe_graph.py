@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from declared import declared
 
 from event_tensor.derive import derive_events
 from event_tensor.edges import IndexRange
@@ -18,7 +19,8 @@ from frontend.families.read_config import parse_config
 from frontend.graph.operators import Limits, Operators
 from frontend.graph.routings import sample_routings
 from frontend.graph.tiles import EXPERT_ROWS, SPARSE_LINEAR_ROWS, choose_tiles
-from persistent_runtime.functions.experts import MOE_BLOCK, expert_tiles
+from persistent_runtime.functions import experts
+from persistent_runtime.functions.experts import expert_tiles
 from scheduling.target import H200
 
 TINY: dict[str, Any] = {
@@ -53,7 +55,7 @@ def test_dense_and_sparse_layers_mix():
     operators = make_operators(make_config())
     assert list(calls_of(operators, 0)) == ["gate_up", "down_proj"]
     assert list(calls_of(operators, 1)) == [
-        "router_logits", *(function.name for function in MOE_BLOCK)]
+        "router_logits", *(function.name for function in declared(experts))]
     mixtral = make_operators(make_config(model_type="mixtral"))
     assert "select_experts" in calls_of(mixtral, 0)
     assert int(calls_of(mixtral, 0)["select_experts"].parameters["norm_topk"].evaluate({})) == 1
@@ -62,7 +64,7 @@ def test_dense_and_sparse_layers_mix():
 def test_a_dense_model_has_neither_expert_tiles_nor_calls():
     operators = make_operators(make_config(model_type="qwen3"))
     assert operators.tiles.experts is None
-    assert not {call.function for call in operators.graph.calls} & set(MOE_BLOCK)
+    assert not {call.function for call in operators.graph.calls} & set(declared(experts))
 
 
 def test_events_are_those_of_experts_tiles_and_rows():

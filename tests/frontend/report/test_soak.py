@@ -4,9 +4,8 @@ import gc
 from collections import deque
 from itertools import islice
 
-from benchmarks.soak import requests, soak
+from benchmarks.soak import requests, rss_mb, soak
 from frontend.compile import compile_decode_loop
-from frontend.report.machine import rss_mb
 
 LARGEST_GROWTH_MB = 1.0  # over some hundred launches
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from declared import declared
 from triton.compiler import ASTSource
 
 from benchmarks.gpu_compile import SHAPES, compile_shape, decoder_graph
@@ -76,13 +77,13 @@ def moe_configurations(shape, arch):
     return {function.name: make_configuration(function, Shape(
         (call_of(function, parameters | {
             "in_features": inner if function.name == "expert_down" else hidden}),),
-        weight_type("bfloat16"), False, target)) for function in moe_functions.MOE_BLOCK}
+        weight_type("bfloat16"), False, target)) for function in declared(moe_functions)}
 
 
 @pytest.mark.parametrize("shape", MOE_SHAPES)
 @pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
 def test_an_moe_block_fits_the_chip(shape, arch):
-    worker = compile_worker(moe_functions.MOE_BLOCK, moe_configurations(shape, arch), arch)
+    worker = compile_worker(declared(moe_functions), moe_configurations(shape, arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
 
@@ -109,7 +110,7 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     functions = tuple({call.function: None for call in graph.calls
                        if call.function is not device_functions.norm_gate_up_silu})
     configured = configurations(graph, "bfloat16", target=tile_target_of(arch))
-    worker = compile_worker(functions + moe_functions.MOE_BLOCK,
+    worker = compile_worker(functions + declared(moe_functions),
                             configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
 
@@ -162,19 +163,11 @@ def test_no_partial_result_leaves_its_register_as_it_was(worker):
         assert re.fullmatch(rf"mov\.b\d+ {register}, 0;", lines[k - 1]), lines[k - 1:k + 1]
 
 
-@pytest.mark.parametrize("arch, prefetches", [(80, True), (90, True), (90, False)])
-def test_weights_are_asked_for_ahead_only_where_rows_say_so(arch, prefetches):
-    functions = (device_functions.embed_tokens,)
-    configured = configurations(decoder_graph("qwen3-0.6b", "bfloat16", 132), "bfloat16")
-    ptx = compile_worker(functions, configured, arch, prefetches=prefetches).ptx
-    assert ("cp.async.bulk.prefetch.L2" in ptx) == (prefetches and arch >= 90)
-
-
 def test_a_variant_of_the_benchmark_changes_one_block_by_name():
-    with changed({"gated.depth": 512, "kv_block": 32, "prefetch_bytes": 64}):
+    with changed({"gated.depth": 512, "kv_block": 32, "tile_columns": 4}):
         tiles = TILE_TARGETS["generic"]
         assert (tiles.gated.depth, tiles.head.depth, tiles.kv_block) == (512, 128, 32)
-        assert backend.H200.prefetch_bytes == 64
+        assert backend.H200.tile_columns == 4
     assert TILE_TARGETS["generic"].gated.depth == 128
 
 
