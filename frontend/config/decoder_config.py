@@ -25,7 +25,7 @@ from frontend.config.windows import (
     switched_window,
 )
 from frontend.model_files.json_fields import Fields, read_json, require_directory
-from persistent_runtime.storage import DTYPES
+from persistent_runtime.formats import DTYPES
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id")
 

@@ -7,16 +7,13 @@ weights, so that memory goes on working while the worker waits.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from event_tensor.device_function import Region, Tile, Whole
 from event_tensor.graph import Call
 from event_tensor.task_table import IntArray, TaskTable
-from event_tensor.tensors import TensorSpec
+from persistent_runtime.formats import row_bytes
 from persistent_runtime.rows import layout
-from persistent_runtime.storage import STORAGE_DTYPE
 
 Piece = tuple[int, int, int]  # where the address stands in the argument table, first byte, bytes
 
@@ -83,11 +80,11 @@ class _Streams:
         if call not in self._calls:
             self._calls[call] = self._weights(self._table.graph.calls[call])
         pieces = []
-        for position, axis, size, row_bytes, rows in self._calls[call]:
-            first = int(self._table.tile[task, axis]) * size
-            count = min(size, rows - first)
+        for position, axis, tile_rows, size, rows in self._calls[call]:
+            first = int(self._table.tile[task, axis]) * tile_rows
+            count = min(tile_rows, rows - first)
             if count > 0:
-                pieces.append((position, first * row_bytes, count * row_bytes))
+                pieces.append((position, first * size, count * size))
         return pieces
 
     def _weights(self, call: Call) -> list[tuple[int, int, int, int, int]]:
@@ -98,11 +95,11 @@ class _Streams:
                 continue
             region = call.region(operand)
             if _is_row_tile(region):
-                row_bytes, rows = _row_bytes(tensor), int(tensor.shape[0].evaluate({}))
-                if row_bytes % layout.PREFETCH_UNIT == 0:
+                size, rows = row_bytes(tensor), int(tensor.shape[0].evaluate({}))
+                if size % layout.PREFETCH_UNIT == 0:
                     position = int(self._argument_begin[call.index]) + k * layout.OPERAND_WORDS
                     found.append((position, call.function.axes.index(region[0].axis),
-                                  int(region[0].size.evaluate({})), row_bytes, rows))
+                                  int(region[0].size.evaluate({})), size, rows))
         return found
 
 
@@ -110,7 +107,3 @@ def _is_row_tile(region: tuple[Region, ...]) -> bool:
     """Whether a tile reads whole rows that follow one another in memory."""
     return (len(region) == 2 and isinstance(region[0], Tile) and isinstance(region[1], Whole))
 
-
-def _row_bytes(tensor: TensorSpec) -> int:
-    element_bytes = np.dtype(STORAGE_DTYPE[tensor.dtype]).itemsize
-    return math.prod(int(d.evaluate({})) for d in tensor.shape[1:]) * element_bytes

@@ -45,7 +45,7 @@ def test_pieces_lie_inside_the_weights_and_cover_them(tiny_model):
 
     config = read_config(tiny_model("qwen2", seed=1))
     target = H200.with_workers(5)
-    operators = Operators(config, choose_tiles(config, target, 2), Limits(1, 64, 65, 1),
+    operators = Operators(config, choose_tiles(config, target, "bfloat16"), Limits(1, 64, 65, 1),
                           "bfloat16").for_decoding()
     build_step(operators)
     graph = derive_events(operators.graph)
