@@ -22,8 +22,9 @@ import numba as nb
 import numpy as np
 
 from persistent_runtime.cpu.compile.emit import CPU_FEATURES, LANES
-from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
+from persistent_runtime.cpu.compile.registry import compile_body, zero_of
 from persistent_runtime.cpu.vectors.intrinsics import call_device_function
+from persistent_runtime.formats import DTYPES
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.single_call import pack_arguments
@@ -75,7 +76,7 @@ class Case:
 def make_case(shape: tuple[int, int], rows: int, dtype: str, threads: int, tile_n: int,
               pool_words: np.ndarray, residual: bool) -> Case:
     out_features, in_features = shape
-    zero = STORAGE[dtype]
+    zero = zero_of(dtype)
     weights = pool_words.view(zero.dtype)
     size = out_features * in_features
     copies = len(weights) // size
@@ -88,7 +89,7 @@ def make_case(shape: tuple[int, int], rows: int, dtype: str, threads: int, tile_
     for copy in range(copies):
         weight = weights[copy * size:(copy + 1) * size].reshape(shape)
         values = {"x": x, "weight": weight, "tile_m": tile_m, "tile_n": tile_n,
-                  "in_features": in_features, "weight_bytes": zero.itemsize}
+                  "in_features": in_features, "row_bytes": zero.itemsize * in_features}
         values |= ({"residual": out} if residual else
                    {"out": out, "norm_weight": norm, "eps": 1e-6})
         records.append(pack_arguments(declaration, values))
@@ -107,7 +108,7 @@ def make_case(shape: tuple[int, int], rows: int, dtype: str, threads: int, tile_
 def make_attention_case(context: int, group_heads: int, dtype: str, threads: int,
                         pool_words: np.ndarray) -> Case:
     """One row of decode over a long context, as many layers of caches as the pool holds."""
-    kv_heads, head_dim, zero = 8, 128, STORAGE[dtype]
+    kv_heads, head_dim, zero = 8, 128, zero_of(dtype)
     heads = kv_heads * group_heads
     values = pool_words.view(zero.dtype)
     shape = (1, kv_heads, context, head_dim)
@@ -150,13 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=list(STORAGE), default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--tile-n", type=int, default=64)
     parser.add_argument("--filter", default="", help="only cases whose name contains this")
     options = parser.parse_args()
 
     # small finite numbers in every storage type: exponents of about one, random mantissas
-    zero = STORAGE[options.dtype]
+    zero = zero_of(options.dtype)
     words = np.random.default_rng(1).normal(0, 0.02, TOTAL_BYTES // 8).astype(np.float32)
     if zero.itemsize == 2:
         halves = (words.view(np.uint32) >> 16).astype(np.uint16) if options.dtype == "bfloat16" \

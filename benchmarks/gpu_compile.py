@@ -22,7 +22,8 @@ from event_tensor.conservative import data_dependent_events
 from event_tensor.graph import Graph
 from frontend.families.decoder import build_step
 from frontend.families.read_config import parse_config
-from frontend.graph.operators import DTYPE_BYTES, Limits, Operators
+from frontend.graph.control import Limits
+from frontend.graph.operators import Operators
 from frontend.graph.tiles import choose_tiles
 from persistent_runtime.gpu.compile.compile_only import CompiledWorker, compile_worker
 from persistent_runtime.gpu.compile.registry import configurations
@@ -52,7 +53,7 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
     """The decode step of a published shape; two layers have all device functions."""
     config = parse_config(SHAPES[shape] | {"num_hidden_layers": 2}, None)
     operators = Operators(
-        config, choose_tiles(config, H200.with_workers(workers), DTYPE_BYTES[dtype]),
+        config, choose_tiles(config, H200.with_workers(workers), dtype),
         Limits(1, 4096, 4097, 1), dtype).for_decoding()
     build_step(operators)
     return operators.graph

@@ -33,7 +33,8 @@ def moe_graph(config: DecoderConfig, target: Target) -> Graph:
     """The MoE block of layer 0: hidden [tokens, hidden_size] is updated in place."""
     experts = config.experts
     assert experts is not None
-    ops = Operators(config, choose_tiles(config, target, 2), Limits(1, 8, 8, 1), "bfloat16")
+    ops = Operators(config, choose_tiles(config, target, "bfloat16"), Limits(1, 8, 8, 1),
+                    "bfloat16")
     hidden, inner = config.hidden_size, experts.intermediate_size
     x = ops.activation("hidden", TOKENS, hidden)
     ops.moe_block(NAME, x, ops.weight("norm", hidden), ops.weight("router", experts.num_experts,

@@ -41,7 +41,7 @@ from scheduling.verify_schedule import verify_schedule  # noqa: E402
 RESULT = ROOT / "benchmarks" / "results" / "scheduling_at_size.json"
 CONTEXT = 4096
 CONFIG = parse_config(PUBLISHED["qwen3-8b"], None)
-TILES = choose_tiles(CONFIG, H200, weight_bytes=2)
+TILES = choose_tiles(CONFIG, H200, "bfloat16")
 BINDINGS = {"tokens": 1, "logit_rows": 1, "context": CONTEXT,
             "kv_splits": choose_kv_splits(CONFIG, H200, 1, CONTEXT)}
 TARGET_S = 2.0  # instantiate, critical_path, prune_waits and verify_schedule together

@@ -23,7 +23,7 @@ from frontend.families.read_config import parse_config, read_config
 from frontend.families.registry import family_named
 from frontend.graph.check_tensors import check_tensors
 from frontend.graph.control import Limits
-from frontend.graph.operators import DTYPE_BYTES, Operators
+from frontend.graph.operators import Operators
 from frontend.graph.rope_cache import KeptRopeTables
 from frontend.graph.routings import sample_routings
 from frontend.graph.tiles import ATTENTION_ROWS, choose_tiles
@@ -34,6 +34,7 @@ from frontend.model_files.model_changes import refuse_changes
 from frontend.model_files.resolve import resolve_model
 from frontend.model_files.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, may_be_cuda
+from persistent_runtime.formats import DTYPES
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import AUTO, Megakernel
 from persistent_runtime.storage import torch_dtype
@@ -79,7 +80,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     weight_dtype = _choose_dtype(dtype, config, checkpoint)
     context = _choose_context(max_context, config)
     operators = Operators(
-        config, choose_tiles(config, target, DTYPE_BYTES[weight_dtype]),
+        config, choose_tiles(config, target, weight_dtype),
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
                MAX_END_TOKENS), weight_dtype)
     decoding = operators.for_decoding()
@@ -133,8 +134,8 @@ def _choose_dtype(dtype: str, config: DecoderConfig, checkpoint: Checkpoint) -> 
     if dtype == "auto":
         # without an embedding any will do until check_tensors says so
         return checkpoint.dtype(EMBEDDING) if EMBEDDING in checkpoint.names() else "float32"
-    if dtype not in DTYPE_BYTES:
-        raise UserError(f"dtype {dtype!r} is not supported; use auto, {', '.join(DTYPE_BYTES)}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not supported; use auto, {', '.join(DTYPES)}")
     return dtype
 
 

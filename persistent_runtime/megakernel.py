@@ -21,6 +21,7 @@ from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backend import Backend
 from persistent_runtime.backends import find_backend
 from persistent_runtime.cache.schedules import KeptSchedules
+from persistent_runtime.formats import format_of
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
@@ -202,7 +203,8 @@ class Megakernel:
         for spec in self.graph.tensors():
             if spec.name not in tensors:
                 raise UserError(f"no memory is given for tensor {spec.name!r}")
-            shape = tuple(int(d.evaluate(bindings)) for d in spec.shape)
+            shape = format_of(spec.dtype).stored_shape(
+                [int(d.evaluate(bindings)) for d in spec.shape])
             if tuple(tensors[spec.name].shape) != shape:
                 raise UserError(f"tensor {spec.name!r} must have shape {shape} for "
                                 f"{dict(bindings)}; it has {tuple(tensors[spec.name].shape)}")

@@ -1,4 +1,4 @@
-"""How elements lie in memory: as numpy arrays, which have no bfloat16, or as torch tensors."""
+"""Elements as numpy arrays, which have no bfloat16, and as torch tensors over the same memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from persistent_runtime.formats import BFLOAT16, format_of
+
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")  # of weights
-# dtype name → numpy type with the same storage
-STORAGE_DTYPE: dict[str, Any] = {
-    "float32": np.float32, "bfloat16": np.uint16, "float16": np.float16,
-    "int32": np.int32, "int64": np.int64}
-
 
 def torch_dtype(dtype: str) -> torch.dtype:
+    """Torch's type for a format of single elements; bytes for one of blocks."""
     import torch
 
-    found: torch.dtype = getattr(torch, dtype)
+    name = dtype if format_of(dtype).is_elementwise else "uint8"
+    found: torch.dtype = getattr(torch, name)
     return found
 
 
@@ -28,7 +26,7 @@ def as_tensor(array: npt.NDArray[Any], dtype: str) -> torch.Tensor:
     """The same memory as a torch tensor of that dtype."""
     import torch
 
-    signed = array.view(np.int16) if dtype == "bfloat16" else array
+    signed = array.view(np.int16) if dtype == BFLOAT16.name else array
     return torch.from_numpy(signed).view(torch_dtype(dtype))
 
 
@@ -38,7 +36,9 @@ def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
     tensor = tensor.detach().cpu()
     is_bfloat16 = tensor.dtype == torch.bfloat16
-    return tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
+    if is_bfloat16:
+        return tensor.view(torch.int16).numpy().view(BFLOAT16.storage)
+    return tensor.numpy()
 
 
 def converted(array: npt.NDArray[Any], dtype: str, wanted: str) -> npt.NDArray[Any]:

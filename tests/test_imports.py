@@ -18,6 +18,7 @@ FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"
 # rooms further up in the table. Rooms of one row import nothing of one another.
 ROOMS = {
     "persistent_runtime": [
+        ["formats"],
         ["storage"],
         ["functions", "rows"],
         ["trace"],

@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from event_tensor.refusals import LIMITS, gigabytes, reserving
 from event_tensor.tensors import TensorSpec
-from frontend.graph.operators import DTYPE_BYTES, Operators
+from frontend.graph.operators import Operators
 from frontend.graph.tiles import ATTENTION_ROWS, MAX_KV_SPLITS
-from persistent_runtime.storage import STORAGE_DTYPE
+from persistent_runtime.formats import stored_bytes, tensor_bytes
 
 Shapes = dict[TensorSpec, tuple[int, ...]]
 
@@ -42,14 +40,11 @@ def largest_shapes(operators: Operators, tensors: Sequence[TensorSpec]) -> Shape
 
 def allocate(shapes: Shapes, buffers: Any, what: str, remedy: str) -> None:
     """Memory for all of them; `what` has their size at {size}."""
-    size = sum(math.prod(shape) * np.dtype(STORAGE_DTYPE[spec.dtype]).itemsize
-               for spec, shape in shapes.items())
+    size = sum(stored_bytes(shape, spec.dtype) for spec, shape in shapes.items())
     with reserving(what.format(size=gigabytes(size)), remedy):
         for spec, shape in shapes.items():
             buffers.allocate(spec, shape)
 
 
 def weight_gigabytes(operators: Operators) -> str:
-    elements = sum(math.prod(int(d.evaluate({})) for d in spec.shape)
-                   for spec in operators.weights.values())
-    return gigabytes(elements * DTYPE_BYTES[operators.dtype])
+    return gigabytes(sum(map(tensor_bytes, operators.weights.values())))

@@ -10,13 +10,10 @@ import numpy.typing as npt
 
 from event_tensor.errors import NotFiniteError
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.formats import format_of
 from persistent_runtime.storage import as_array
 
 CHUNK = 1 << 22  # elements that are looked at together, so that a large weight needs no copy
-# dtype → its exponent's bits, all of them set in NaN and infinity, and the bits of its fraction
-BITS: Mapping[str, tuple[Any, int, int]] = {
-    "float32": (np.uint32, 0x7F800000, 0x007FFFFF), "bfloat16": (np.uint16, 0x7F80, 0x007F),
-    "float16": (np.uint16, 0x7C00, 0x03FF)}
 
 
 def not_finite_error(failed: Mapping[int, int], requests: int, dtype: str,
@@ -56,11 +53,11 @@ def overflow(dtype: str) -> str:
 
 def count_not_finite(array: npt.NDArray[Any], dtype: str) -> tuple[int, int]:
     """How many elements are NaN, and how many infinite."""
-    integer, exponent, fraction = BITS[dtype]
-    bits, nan, infinite = array.reshape(-1).view(integer), 0, 0
-    for first in range(0, len(bits), CHUNK):
-        part = bits[first:first + CHUNK]
-        odd = part[(part & exponent) == exponent] & fraction
-        nan += int(np.count_nonzero(odd))
-        infinite += int(np.count_nonzero(odd == 0))
+    rows, widened = array.reshape(-1, array.shape[-1]), format_of(dtype).dequantize
+    nan = infinite = 0
+    for first in range(0, len(rows), step := max(CHUNK // max(rows.shape[1], 1), 1)):
+        part = widened(rows[first:first + step])
+        if not np.isfinite(part).all():
+            nan += int(np.count_nonzero(np.isnan(part)))
+            infinite += int(np.count_nonzero(np.isinf(part)))
     return nan, infinite

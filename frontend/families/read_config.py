@@ -16,7 +16,7 @@ from frontend.config.layers import LayerConfig
 from frontend.families.family import Family
 from frontend.families.registry import family_of
 from frontend.model_files.json_fields import Fields, read_json, require_directory
-from persistent_runtime.storage import DTYPES
+from persistent_runtime.formats import DTYPES
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id")
 

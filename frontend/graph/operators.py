@@ -6,7 +6,6 @@ reused from layer to layer; `derive_events` orders the reuse.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 from event_tensor.edges import span, trigger
@@ -19,6 +18,7 @@ from frontend.config.layers import LayerConfig
 from frontend.config.rope import RopeConfig
 from frontend.graph.control import Control, Limits, declare
 from frontend.graph.tiles import TileConfig
+from persistent_runtime.formats import row_bytes, stored_bytes
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 
@@ -26,7 +26,6 @@ TOKENS = Symbol("tokens")  # rows of this step
 LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted
 KV_SPLITS = Symbol("kv_splits")
 CONTEXT = Symbol("context")  # longest context of the launch, for the cost model only
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,9 @@ class Operators:
     def active_weight_bytes(self) -> int:
         """Bytes of weights that a step of one token reads; of the embedding only one row unless
         it is also the LM head, and of the experts those that the token takes."""
-        elements = sum(self.read_rows.get(name, shape[0]) * math.prod(shape[1:])
-                       for name, shape in self.weight_shapes.items())
-        return elements * DTYPE_BYTES[self.dtype]
+        return sum(stored_bytes((self.read_rows.get(name, shape[0]), *shape[1:]),
+                                self.weights[name].dtype)
+                   for name, shape in self.weight_shapes.items())
 
     def embed_tokens(self, weight: TensorSpec) -> TensorSpec:
         """hidden: [tokens, hidden_size]"""
@@ -178,13 +177,13 @@ class Operators:
         self.graph.call_device(
             moe_functions.expert_gate_up, name=f"{name}.expert_gate_up",
             args=[grouped, gate_up, r.tile_expert, r.tile_rows, inner],
-            parameters=self._expert_linear(tiles.gate_up, hidden),
+            parameters=self._expert_linear(gate_up, tiles.gate_up),
             in_edges={expert: trigger(lambda e: span(r.tile_indptr[e], r.tile_indptr[e + 1]))},
             out_edges={tile: "tj->t"})
         self.graph.call_device(
             moe_functions.expert_down, name=f"{name}.expert_down",
             args=[inner, down, r.tile_expert, r.tile_rows, out],
-            parameters=self._expert_linear(tiles.down, inner_width),
+            parameters=self._expert_linear(down, tiles.down),
             in_edges={tile: "tj->t"}, out_edges={row: lambda t, j: r.tile_rows[t]})
         self.graph.call_device(
             moe_functions.combine_experts, name=f"{name}.combine_experts",
@@ -265,7 +264,7 @@ class Operators:
             args=[q, *own, q_norm, k_norm, *tables, *caches, *rows, partial, stats],
             parameters=self._heads() | {
                 "kv_splits": KV_SPLITS, "window": layer.window or 0, "scale": float(dim) ** -0.5,
-                "eps": eps, "kv_bytes": DTYPE_BYTES[self.dtype], "context": CONTEXT})
+                "eps": eps, "kv_row_bytes": row_bytes(caches[0]), "context": CONTEXT})
         if self.rows_are_apart:
             append()
         self.graph.call_device(
@@ -307,15 +306,12 @@ class Operators:
     def _linear(self, weight: TensorSpec, tile_n: int, of: Expr = TOKENS
                 ) -> dict[str, Expr | int | float]:
         return self._rows(self.tiles.linear_rows, of) | {
-            "tile_n": tile_n, "in_features": weight.shape[1],
-            "weight_bytes": DTYPE_BYTES[self.dtype]}
+            "tile_n": tile_n, "in_features": weight.shape[1], "row_bytes": row_bytes(weight)}
 
-    def _expert_linear(self, tile_n: int, in_features: Expr | int
-                       ) -> dict[str, Expr | int | float]:
+    def _expert_linear(self, weight: TensorSpec, tile_n: int) -> dict[str, Expr | int | float]:
         assert self.tiles.experts is not None
         return self._rows(self.tiles.experts.rows) | {
-            "tile_n": tile_n, "in_features": in_features,
-            "weight_bytes": DTYPE_BYTES[self.dtype]}
+            "tile_n": tile_n, "in_features": weight.shape[2], "row_bytes": row_bytes(weight)}
 
     def _heads(self) -> dict[str, Expr | int | float]:
         group = self.config.num_heads // self.config.num_kv_heads

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from frontend.config.decoder_config import DecoderConfig
+from persistent_runtime.formats import stored_bytes
 from scheduling.target import Target
 
 # rows of a linear tile: a whole prefill chunk reuses the weights it loads
@@ -41,7 +42,8 @@ class TileConfig:
     experts: ExpertTiles | None = None  # None where every layer is dense
 
 
-def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> TileConfig:
+def choose_tiles(config: DecoderConfig, target: Target, dtype: str) -> TileConfig:
+    """dtype: the format of the matrices."""
     hidden, inner = config.hidden_size, config.intermediate_size
     group_width = config.num_heads // config.num_kv_heads * config.head_dim
     q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -51,7 +53,7 @@ def choose_tiles(config: DecoderConfig, target: Target, weight_bytes: int) -> Ti
 
         copies: how many such linears a step runs side by side.
         """
-        share_bytes = copies * out_features * in_features * weight_bytes / target.workers
+        share_bytes = copies * stored_bytes((out_features, in_features), dtype) / target.workers
         rounds = max(target.tiles_per_worker, math.ceil(share_bytes / target.tile_bytes))
         wanted = math.ceil(copies * out_features / (rounds * target.workers))
         multiple = target.tile_columns

@@ -20,15 +20,14 @@ from event_tensor.errors import UserError
 from event_tensor.refusals import refusal
 from frontend.model_files.json_fields import GIT_LFS_POINTER, read_json, require_directory
 from frontend.model_files.loaded_models import weights_by_name
-from persistent_runtime.storage import DTYPES, STORAGE_DTYPE, as_array
+from persistent_runtime.formats import BY_TAG, DTYPES, format_of
+from persistent_runtime.storage import as_array
 
 if TYPE_CHECKING:
     import torch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ELEMENT_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors -> DTYPES
-ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 FORMATS_WE_REFUSE = {
     "*.bin": "PyTorch pickle weights",
     "*.pth": "PyTorch pickle weights",
@@ -93,7 +92,8 @@ class Checkpoint:
     def dtype(self, name: str) -> str:
         """One of DTYPES; UserError for any other element type."""
         entry = self._entry(name)
-        dtype = ELEMENT_TYPES.get(entry.element_type, entry.element_type)
+        known = BY_TAG.get(entry.element_type)
+        dtype = known.name if known else entry.element_type
         if dtype not in DTYPES:
             raise UserError(
                 f"{describe(entry)} has element type {dtype}, which is not supported; use weights "
@@ -117,7 +117,7 @@ class Checkpoint:
         It stays valid after `close`. A file aligns its tensors to their element size, no further.
         """
         entry = self._entry(name)
-        storage = STORAGE_DTYPE[self.dtype(name)]
+        storage = format_of(self.dtype(name)).storage
         if self._closed:
             raise UserError(f"{describe(entry)}: its checkpoint is closed; open it again")
         if entry.tensor is not None:
@@ -286,8 +286,8 @@ def read_entry(path: Path, name: str, info: object, start_of_data: int) -> Entry
         element_type = str(info["dtype"])  # type: ignore[index]
         begin, end = info["data_offsets"]  # type: ignore[index]
         consistent = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
-        if consistent and element_type in ELEMENT_BYTES:
-            consistent = math.prod(shape) * ELEMENT_BYTES[element_type] == end - begin
+        if consistent and element_type in BY_TAG:
+            consistent = BY_TAG[element_type].row_bytes(math.prod(shape)) == end - begin
     except (KeyError, TypeError, ValueError):
         consistent = False
     if not consistent:

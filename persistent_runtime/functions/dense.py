@@ -21,12 +21,13 @@ from event_tensor.symbols import Symbol, as_expr, maximum
 
 tile_m, tile_n = Symbol("tile_m"), Symbol("tile_n")
 rows = Symbol("rows")  # rows that a tile has in this step: at most tile_m; for the cost model only
-in_features, weight_bytes = Symbol("in_features"), Symbol("weight_bytes")
+in_features, row_bytes = Symbol("in_features"), Symbol("row_bytes")  # row_bytes: of a weight
 hidden_size, head_dim = Symbol("hidden_size"), Symbol("head_dim")
 group_width, group_heads = Symbol("group_width"), Symbol("group_heads")
-context, kv_splits, kv_bytes = Symbol("context"), Symbol("kv_splits"), Symbol("kv_bytes")
+context, kv_splits = Symbol("context"), Symbol("kv_splits")
+kv_row_bytes = Symbol("kv_row_bytes")  # of a position's vector in a KV cache
 
-LINEAR_COST = Cost(bytes=tile_n * in_features * weight_bytes,
+LINEAR_COST = Cost(bytes=tile_n * row_bytes,
                    flops=2 * rows * tile_n * in_features)
 # the rows, normalised or rounded, then columns of the gate for all of them
 NORM_SCRATCH = (tile_m * in_features + maximum(16 * in_features, tile_m)) * 4
@@ -63,7 +64,7 @@ norm_linear = DeviceFunction(
         reads("bias", Tile("j", tile_n), optional=True),  # [out_features]
         writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
 )
@@ -77,7 +78,7 @@ linear_residual = DeviceFunction(
         reads("bias", Tile("j", tile_n), optional=True),
         updates("residual", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
 )
@@ -94,7 +95,7 @@ norm_gate_up_silu = DeviceFunction(
         reads("up_bias", Tile("j", tile_n), optional=True),
         writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # silu(gate) * up, float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps"),
     cost=Cost(bytes=2 * LINEAR_COST.bytes, flops=2 * LINEAR_COST.flops),
     scratch_bytes=NORM_SCRATCH,
 )
@@ -141,8 +142,8 @@ attention = DeviceFunction(
     ),
     # window: how many positions a row sees, itself included; 0 means all of them
     parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits", "window", "scale",
-                "eps", "kv_bytes", "context", "rows"),
-    cost=Cost(bytes=2 * context * head_dim * kv_bytes // kv_splits,
+                "eps", "kv_row_bytes", "context", "rows"),
+    cost=Cost(bytes=2 * context * kv_row_bytes // kv_splits,
               flops=4 * rows * group_width * context // kv_splits),
     scratch_bytes=ATTENTION_SCRATCH,
 )
@@ -172,7 +173,7 @@ norm_lm_head = DeviceFunction(
         writes("tile_max", Tile("i", tile_m), Tile("j", 1)),
         writes("tile_argmax", Tile("i", tile_m), Tile("j", 1)),
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
 )

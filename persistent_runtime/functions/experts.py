@@ -78,7 +78,7 @@ expert_gate_up = DeviceFunction(
         # silu(gate) * up: [T * tile_m, I] float32
         writes("inner", Tile("t", tile_m), Tile("j", tile_n)),
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows"),
     cost=Cost(bytes=2 * LINEAR_COST.bytes, flops=2 * LINEAR_COST.flops),
     scratch_bytes=tile_m * tile_n * 4,  # the gate's columns, until those of up are there
 )
@@ -93,7 +93,7 @@ expert_down = DeviceFunction(
         reads("tile_rows", Tile("t", 1), WHOLE),  # [T, tile_m] int32
         writes("expert_out", Tile("t", tile_m), Tile("j", tile_n)),  # [T * tile_m, H] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "weight_bytes", "rows"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows"),
     cost=LINEAR_COST,
 )
 

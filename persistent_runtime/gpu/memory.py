@@ -14,8 +14,9 @@ import triton.language as tl
 
 from event_tensor.errors import UserError
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.formats import format_of
 from persistent_runtime.gpu.worker.sync import globaltimer
-from persistent_runtime.storage import STORAGE_DTYPE, as_tensor
+from persistent_runtime.storage import as_tensor, torch_dtype
 
 # Roles of tensors that the host writes before a launch, and of those that the device writes back.
 HOST_WRITTEN, HOST_READ = ("control", "input"), "control"
@@ -62,8 +63,7 @@ class DeviceMemory:
     def pair(self, tensor: TensorSpec, shape: tuple[int, ...]
              ) -> tuple[npt.NDArray[Any], torch.Tensor]:
         """A control tensor: its host side, and its device side that kernels address."""
-        kind = _torch_dtype(STORAGE_DTYPE[tensor.dtype])
-        host = torch.zeros(shape, dtype=kind, pin_memory=True)
+        host = torch.zeros(shape, dtype=torch_dtype(tensor.dtype), pin_memory=True)
         device = self.zeros(shape, host.numpy().dtype)
         self._pairs.append((tensor, host, device))
         return host.numpy(), device
@@ -143,8 +143,9 @@ class DeviceBuffers:
         if tensor.role in HOST_WRITTEN:
             array, owner = self.memory.pair(tensor, shape)
         else:
-            kind = getattr(torch, tensor.dtype)
-            array = owner = torch.zeros(shape, dtype=kind, device=self.memory.device)
+            items = format_of(tensor.dtype).stored_shape(shape)
+            array = owner = torch.zeros(items, dtype=torch_dtype(tensor.dtype),
+                                        device=self.memory.device)
         self._keep(tensor, array, owner)
         return array
 
@@ -155,7 +156,7 @@ class DeviceBuffers:
         Raises UserError when its dtype is another.
         """
         is_array = isinstance(memory, np.ndarray)
-        wanted = np.dtype(STORAGE_DTYPE[tensor.dtype]) if is_array else getattr(torch, tensor.dtype)
+        wanted = format_of(tensor.dtype).storage if is_array else torch_dtype(tensor.dtype)
         if memory.dtype != wanted:
             raise UserError(f"tensor {tensor.name!r} is {tensor.dtype}, the memory given for it is "
                             f"{memory.dtype}; convert it first")

@@ -13,25 +13,28 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from event_tensor.tensors import TensorSpec
-from persistent_runtime.storage import STORAGE_DTYPE
+from persistent_runtime.formats import format_of
+from persistent_runtime.storage import torch_dtype
 
 PAGE = 4096
 
 
 def allocate(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """Zeroed, page-aligned memory that the system hands out page by page as it is touched.
+    """Zeroed, page-aligned memory that the system hands out page by page as it is touched: an array
+    of a format's items for a tensor of this shape in elements.
 
     Raises MemoryError or OSError where the system refuses it; `refusals.reserving` says what for.
     """
-    element = np.dtype(STORAGE_DTYPE[dtype])
-    count = math.prod(shape)
-    size = max(count * element.itemsize, 1) + PAGE
+    stored = format_of(dtype)
+    items = stored.stored_shape(shape)
+    count = math.prod(items)
+    size = max(count * stored.storage.itemsize, 1) + PAGE
     if size > sys.maxsize:
         raise MemoryError(f"{size} bytes are more than any address space has")
     block = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(block, element, count).reshape(shape)
+    return np.frombuffer(block, stored.storage, count).reshape(items)
 
 
 class HostMemory:
@@ -85,13 +88,14 @@ class Buffers:
         """
         if isinstance(memory, np.ndarray):
             dtype = memory.dtype.name
-            fits = np.dtype(STORAGE_DTYPE[tensor.dtype]) == memory.dtype
+            fits = format_of(tensor.dtype).storage == memory.dtype
             contiguous, address = memory.flags.c_contiguous, int(memory.ctypes.data)
         else:
             memory = memory.cpu()
             dtype = str(memory.dtype).removeprefix("torch.")
             fits, contiguous, address = (
-                dtype == tensor.dtype, memory.is_contiguous(), int(memory.data_ptr()))
+                memory.dtype == torch_dtype(tensor.dtype), memory.is_contiguous(),
+                int(memory.data_ptr()))
         if not fits:
             raise UserError(f"tensor {tensor.name!r} is {tensor.dtype}, the memory given for it is "
                             f"{dtype}; convert it first")

@@ -22,13 +22,14 @@ import numpy as np
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import as_expr
 from event_tensor.task_table import IntArray, TaskTable
+from persistent_runtime.formats import format_of
 from persistent_runtime.rows import layout
 
 LINE_BYTES = 16 * 256
 PIECE_LINES = 4
 PIECE_BYTES = PIECE_LINES * LINE_BYTES
 WARP_BYTES = 16 * 32  # of a line: rows begin and end at multiples of this
-ELEMENT_BYTES = 2
+ELEMENT_BYTES = 2  # the ring's readers take pairs of elements apart (gpu/ring/streamed.py)
 MAX_LINES = 2 * PIECE_LINES  # of a period: each costs a thread eight registers
 # Partial sums that a task leaves in shared memory until all are there: one for each warp and row,
 # or for WARP_BYTES of a matrix where a line holds several rows.
@@ -87,7 +88,7 @@ def can_stream(calls: Iterable[Call]) -> bool:
 
 
 def _can_stream(call: Call) -> bool:
-    if call.function.name not in MATRICES or _parameter(call, "weight_bytes") != ELEMENT_BYTES:
+    if not _has_elements_of(ELEMENT_BYTES, call):
         return False
     in_features, tile_n = _parameter(call, "in_features"), _parameter(call, "tile_n")
     period, matrices = period_of(in_features), len(MATRICES[call.function.name])
@@ -95,6 +96,15 @@ def _can_stream(call: Call) -> bool:
     sums = (period.rounds(tile_n) * period.sums_per_round + 1) * WARPS * matrices
     return (in_features * ELEMENT_BYTES % WARP_BYTES == 0
             and period.lines <= (PIECE_LINES if alternates else MAX_LINES) and sums <= SUMS)
+
+
+def _has_elements_of(size: int, call: Call) -> bool:
+    """Whether all matrices of a call have single elements of so many bytes."""
+    names = MATRICES.get(call.function.name, ())
+    stored = [format_of(tensor.dtype)
+              for operand, tensor in zip(call.function.operands, call.args, strict=True)
+              if operand.name in names and tensor is not None]
+    return bool(stored) and all(f.is_elementwise and f.block_bytes == size for f in stored)
 
 
 def streamed_calls(graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]:

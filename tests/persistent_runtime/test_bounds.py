@@ -28,17 +28,17 @@ from extreme_values import extreme
 from guarded_memory import SIDES, Bracket, in_child, report_faults
 
 from event_tensor.errors import DeadlockError, EventTensorError
+from persistent_runtime import formats
 from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
-from persistent_runtime.cpu.compile.registry import STORAGE, compile_body
+from persistent_runtime.cpu.compile.registry import compile_body
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import c_function
 from persistent_runtime.functions import dense, experts
 from persistent_runtime.launch import memory as buffers
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.single_call import pack_arguments
-from persistent_runtime.storage import STORAGE_DTYPE
 
-DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
+DTYPES = [dtype for dtype in formats.DTYPES if dtype != "float16" or CONVERTS_FLOAT16]
 CASES = {case.__name__: (case, functions) for case, functions in bounds_cases.CASES.items()}
 SEEDS, INTERPRETED_SEEDS = 60, 4
 
@@ -118,7 +118,7 @@ def run_case(name, caller, seeds, report):
 
 def seeds_of(dtype, side, count):
     """Others for each."""
-    first = count * (2 * list(STORAGE).index(dtype) + SIDES.index(side))
+    first = count * (2 * formats.DTYPES.index(dtype) + SIDES.index(side))
     return range(first, first + count)
 
 
@@ -144,7 +144,8 @@ def guard_kernels(bracket):
     arrays_of, bind = CpuKernel.arrays_of, buffers.Buffers.bind
 
     def allocate(shape, dtype):
-        return bracket.place(f"{dtype} {shape}", np.zeros(shape, STORAGE_DTYPE[dtype]))
+        storage = formats.format_of(dtype).storage
+        return bracket.place(f"{dtype} {shape}", np.zeros(shape, storage))
 
     def bind_copy(self, tensor, memory):
         bind(self, tensor, bracket.place(tensor.name, memory))

@@ -203,8 +203,9 @@ def test_experts(dtype, product, make_logits):
     filled, expert = slots >= 0, np.repeat(chosen["tile_expert"], tile_m)
     x = normal(rng, len(slots), in_features)
     x[~filled] = np.nan
-    values = {"tile_m": tile_m, "tile_n": tile_n, "in_features": in_features, "weight_bytes": 2,
-              "tile_expert": chosen["tile_expert"], "tile_rows": chosen["tile_rows"]}
+    values = {"tile_m": tile_m, "tile_n": tile_n, "in_features": in_features,
+              "row_bytes": 2 * in_features, "tile_expert": chosen["tile_expert"],
+              "tile_rows": chosen["tile_rows"]}
     counts = (len(chosen["tile_expert"]), ceil_div(out_features, tile_n))
     untouched = chosen["counts"] == 0
 
@@ -295,7 +296,7 @@ def test_the_whole_block_is_that_of_transformers(family, norm_topk, tokens, tile
     logits = np.full((tokens, experts), np.nan, np.float32)
     run_all(df.norm_linear, "float32", {
         "x": x, "norm_weight": norm, "weight": weights["gate.weight"], "out": logits,
-        "tile_m": tile_m, "tile_n": 2, "in_features": hidden, "weight_bytes": 4, "eps": EPS},
+        "tile_m": tile_m, "tile_n": 2, "in_features": hidden, "row_bytes": 4 * hidden, "eps": EPS},
         (ceil_div(tokens, tile_m), ceil_div(experts, 2)))
     chosen = select(logits, top_k, tile_m, norm_topk)
     np.testing.assert_array_equal(np.sort(chosen["topk_ids"]), np.sort(expected_ids))
@@ -306,7 +307,7 @@ def test_the_whole_block_is_that_of_transformers(family, norm_topk, tokens, tile
     run_all(moe.group_rows, "float32", {
         "x": x, "norm_weight": norm, "topk_ids": chosen["topk_ids"], "place": chosen["place"],
         "grouped": grouped, "hidden_size": hidden, "eps": EPS}, (tokens, top_k))
-    common = {"tile_m": tile_m, "tile_n": tile_n, "weight_bytes": 4,
+    common = {"tile_m": tile_m, "tile_n": tile_n, "row_bytes": 4,
               "tile_expert": chosen["tile_expert"], "tile_rows": chosen["tile_rows"]}
     run_all(moe.expert_gate_up, "float32", common | {
         "grouped": grouped, "weight": weights["experts.gate_up_proj"], "inner": inner,

@@ -29,7 +29,7 @@ class Program:
 
     def __init__(self, directory, tokens: int) -> None:
         self.config: DecoderConfig = read_config(directory)
-        tiles = choose_tiles(self.config, H200.with_workers(3), 4)
+        tiles = choose_tiles(self.config, H200.with_workers(3), "float32")
         self.operators = Operators(self.config, tiles, Limits(1, CONTEXT, CONTEXT, 1), "float32")
         build_step(self.operators)
         self.bindings = {"tokens": tokens, "logit_rows": tokens, "context": tokens, "kv_splits": 1}

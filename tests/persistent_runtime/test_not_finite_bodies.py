@@ -22,7 +22,7 @@ def test_logits_that_are_no_numbers_end_a_request_without_a_token(odd):
             "x": np.ones((1, hidden), np.float32), "logit_row": np.zeros(1, np.int32),
             "norm_weight": np.ones(hidden, np.float32), "weight": weight, "logits": logits,
             "tile_max": tile_max, "tile_argmax": tile_argmax, "tile_m": 1, "tile_n": tile_n,
-            "in_features": hidden, "weight_bytes": 4, "eps": 1e-6}, (1, 3))
+            "in_features": hidden, "row_bytes": 4 * hidden, "eps": 1e-6}, (1, 3))
         assert np.isnan(tile_max[0]).tolist() == [k == place // tile_n for k in range(3)]
         token_ids, length, finished = (np.zeros(16, np.int32).reshape(1, 16),
                                        np.array([8], np.int32), np.zeros(1, np.int32))

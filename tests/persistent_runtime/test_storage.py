@@ -17,7 +17,8 @@ from frontend.graph import rope_cache
 from frontend.graph.rope_cache import TABLES, KeptRopeTables
 from frontend.graph.rope_tables import rope_tables
 from frontend.model_files.checkpoint import Checkpoint, open_checkpoint
-from persistent_runtime.storage import STORAGE_DTYPE, as_array, as_tensor, converted
+from persistent_runtime.formats import format_of
+from persistent_runtime.storage import as_array, as_tensor, converted
 
 FLOATS = ("float32", "bfloat16", "float16")
 VALUES = torch.cat([torch.randn(1000, generator=torch.Generator().manual_seed(1)) * 100,
@@ -28,7 +29,7 @@ VALUES = torch.cat([torch.randn(1000, generator=torch.Generator().manual_seed(1)
 def test_arrays_and_tensors_share_their_memory(dtype):
     tensor = VALUES.to(getattr(torch, dtype))
     array = as_array(tensor)
-    assert array.dtype == STORAGE_DTYPE[dtype] and array.ctypes.data == tensor.data_ptr()
+    assert array.dtype == format_of(dtype).storage and array.ctypes.data == tensor.data_ptr()
     assert as_tensor(array, dtype).data_ptr() == tensor.data_ptr()
     assert as_tensor(array, dtype).dtype == tensor.dtype
     turned = tensor[:6].view(2, 3).t()
@@ -40,7 +41,7 @@ def test_arrays_and_tensors_share_their_memory(dtype):
 def test_conversion_rounds_as_torch_does(dtype, wanted):
     tensor = VALUES.to(getattr(torch, dtype))
     result = converted(as_array(tensor), dtype, wanted)
-    assert result.dtype == STORAGE_DTYPE[wanted]
+    assert result.dtype == format_of(wanted).storage
     expected = tensor.to(getattr(torch, wanted))
     assert torch.equal(as_tensor(result, wanted).nan_to_num(7.0), expected.nan_to_num(7.0))
 

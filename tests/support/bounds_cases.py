@@ -65,8 +65,8 @@ def linear_shape(rng: Rng, is_small: bool, most_rows: int = 33) -> dict[str, int
 
 def tiling(shape: dict[str, int]) -> tuple[dict[str, int], tuple[int, int]]:
     parameters = {name: shape[name] for name in ("tile_m", "tile_n", "in_features")}
-    return parameters | {"weight_bytes": 2}, (ceil_div(shape["rows"], shape["tile_m"]),
-                                              ceil_div(shape["out_features"], shape["tile_n"]))
+    return parameters | {"row_bytes": 2 * shape["in_features"]}, (
+        ceil_div(shape["rows"], shape["tile_m"]), ceil_div(shape["out_features"], shape["tile_n"]))
 
 
 def maybe(rng: Rng, values: np.ndarray) -> np.ndarray | None:
@@ -131,7 +131,7 @@ def heads(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
         "partial": unwritten(rows, kv_splits, width),
         "stats": unwritten(rows, kv_splits, kv_heads * group_heads * 2),
         "window": pick(rng, (0, 0, 1, 3, 2**30)), "scale": pick(rng, (head_dim**-0.5, *EPSILONS)),
-        "kv_bytes": 2, "context": longest}, (*counts, kv_splits), step)
+        "kv_row_bytes": 2 * head_dim, "context": longest}, (*counts, kv_splits), step)
     for partial, stats in ((found["partial"], found["stats"]),
                            (extreme(rng, *found["partial"].shape),
                             extreme(rng, *found["stats"].shape))):
@@ -201,7 +201,8 @@ def tokens(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
         "weight": extreme_as(rng, dtype, vocab, hidden), "logits": unwritten(logit_rows, vocab),
         "tile_max": unwritten(logit_rows, tiles),
         "tile_argmax": unwritten(logit_rows, tiles, dtype=np.int32), "tile_m": tile_m,
-        "tile_n": tile_n, "in_features": hidden, "weight_bytes": 2, "eps": pick(rng, EPSILONS),
+        "tile_n": tile_n, "in_features": hidden, "row_bytes": 2 * hidden,
+        "eps": pick(rng, EPSILONS),
     }, (ceil_div(logit_rows, tile_m), tiles), step)
     assert (found["tile_argmax"] // tile_n == np.arange(tiles)).all(), found["tile_argmax"]
     assert (found["tile_argmax"] < vocab).all(), found["tile_argmax"]
@@ -268,7 +269,7 @@ def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
         "top_k": int(top_k), "num_experts": count, "norm_topk": pick(rng, (0, 1))}, (1,))
     check_routing(routing, tile_m)
     of_tiles = {name: routing[name] for name in ("tile_expert", "tile_rows")} | {
-        "tile_m": tile_m, "tile_n": tile_n, "weight_bytes": 2}
+        "tile_m": tile_m, "tile_n": tile_n, "row_bytes": 2}
     grouped = call(moe.group_rows, {
         "x": extreme(rng, rows, hidden), "norm_weight": extreme_as(rng, dtype, hidden),
         "topk_ids": routing["topk_ids"], "place": routing["place"],

@@ -22,9 +22,9 @@ from frontend.families.registry import families, family_named
 from frontend.graph.check_tensors import check_tensors
 from frontend.graph.rope_tables import inverse_frequencies
 from frontend.model_files.checkpoint import open_checkpoint
+from persistent_runtime.formats import FLOAT32, format_of
 from persistent_runtime.storage import converted
 
-DTYPE_OF = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -46,8 +46,6 @@ def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
     check_expressible(config, context)
     writer = gguf.GGUFWriter(path, architecture_of(config))
     add_metadata(writer, config)
-    kind = {"float32": gguf.GGMLQuantizationType.F32, "float16": gguf.GGMLQuantizationType.F16,
-            "bfloat16": gguf.GGMLQuantizationType.BF16}[dtype]
     tensor_name = family_named(config.family).tensor_name
     with open_checkpoint(directory, tensor_name) as checkpoint:
         required = required_tensors(config)
@@ -55,10 +53,10 @@ def export_gguf(directory: Path, path: Path, dtype: str, context: int) -> None:
         for name in required:
             tensor = in_gguf_order(config, name, checkpoint.read(name))
             # llama.cpp multiplies and adds vectors in float32 only
-            wanted = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 else kind
-            elements = converted(tensor, checkpoint.dtype(name), DTYPE_OF[wanted.name])
+            wanted = FLOAT32 if tensor.ndim == 1 else format_of(dtype)
+            elements = converted(tensor, checkpoint.dtype(name), wanted.name)
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(elements).view(np.uint8),
-                              raw_dtype=wanted)
+                              raw_dtype=gguf.GGMLQuantizationType[wanted.tag])
         if rope_of(config).rope_type == "llama3":
             writer.add_tensor("rope_freqs.weight", frequency_divisors(config))
         writer.write_header_to_file()

@@ -19,7 +19,6 @@ import numpy as np
 from event_tensor.errors import UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.decode.decoder import Decoder
-from frontend.graph.operators import DTYPE_BYTES
 from frontend.model_files.directories import temporary_folder
 from frontend.model_files.resolve import resolve_model
 from frontend.report.bench.bandwidth import bandwidth_reader
@@ -30,6 +29,7 @@ from frontend.report.bench.sides import OURS, Ours, Side, start_baselines
 from frontend.report.machine import Contention, peak_rss_mb, provenance, wait_until_idle
 from frontend.report.random_prompt import random_prompt
 from persistent_runtime.backends import find_backend
+from persistent_runtime.formats import stored_bytes
 
 PERCENTILES = (50, 90, 99)
 
@@ -165,7 +165,7 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
     """Bytes of the KV cache that a step at this context reads; windows see less."""
     config = decoder.config
     positions = sum(min(context, layer.window or context) for layer in config.layers)
-    return 2 * positions * config.num_kv_heads * config.head_dim * DTYPE_BYTES[decoder.dtype]
+    return 2 * positions * config.num_kv_heads * stored_bytes((config.head_dim,), decoder.dtype)
 
 
 def measure(options: BenchOptions, work: Work, decoder: Decoder, sides: Mapping[str, Side],

@@ -36,13 +36,11 @@ from persistent_runtime.cache.sources import file_digest
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS, DiskEntry
 from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.jit import FASTMATH, device_jit, interrupt_deferred
+from persistent_runtime.formats import format_of
 from persistent_runtime.rows import layout
 
 Body = Callable[..., None]
 
-# dtype → a zero of the type that stores it; numba has no bfloat16, and no float16 on the CPU
-STORAGE: dict[str, Any] = {
-    "float32": np.float32(0), "bfloat16": np.uint16(0), "float16": np.int16(0)}
 ENTRY_SIGNATURE = types.void(types.CPointer(types.int64), types.CPointer(types.int32),
                              types.CPointer(types.int64), types.CPointer(types.float32))
 BUILTIN_BODIES = tuple(f"persistent_runtime.cpu.bodies.{name}"
@@ -145,6 +143,13 @@ def _entry(arguments, tile, step, scratch):  # noqa: ANN001, ANN202
     body(arguments, tile, step, scratch, like)  # noqa: F821 (globals that entry_of provides)
 
 
+def zero_of(dtype: str) -> Any:
+    """A zero of the type that stores a format's elements; numba has no bfloat16, and no float16 on
+    the CPU, whose bits it sees as integers."""
+    storage = format_of(dtype).storage
+    return np.zeros(1, np.int16 if storage == np.float16 else storage)[0]
+
+
 compiled_into = cache(device_jit)  # one dispatcher of numba for all entries of a body
 
 
@@ -154,8 +159,6 @@ def entry_of(declaration: DeviceFunction, dtype: str) -> Entry:
     What tells variants apart is in the name; the file and line are the body's, so that the cache
     notices its changes.
     """
-    if dtype not in STORAGE:
-        raise UserError(f"dtype {dtype!r} has no CPU bodies; use one of {', '.join(STORAGE)}")
     if dtype == "float16" and not CONVERTS_FLOAT16:
         raise UserError("this CPU has no float16 conversions; use float32 or bfloat16")
     body = body_of(declaration)
@@ -164,7 +167,7 @@ def entry_of(declaration: DeviceFunction, dtype: str) -> Entry:
     code = _entry.__code__.replace(co_filename=inspect.getfile(body), co_name=name,
                                    co_firstlineno=body.__code__.co_firstlineno)
     function = FunctionType(code, {"__name__": body.__module__, "body": compiled_into(body),
-                                   "like": STORAGE[dtype]}, name)
+                                   "like": zero_of(dtype)}, name)
     function.__qualname__ = name
     return Entry(function, ENTRY_SIGNATURE, declaration.name, dtype, (body, dtype))
 

@@ -26,9 +26,9 @@ from event_tensor.errors import UserError
 from event_tensor.graph import Call, Graph
 from event_tensor.symbols import Expr
 from persistent_runtime.cache.sources import GPU, compiled_sources
+from persistent_runtime.formats import format_of
 from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
 
-WEIGHT_TYPE = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
 BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.bodies.{name}"
                        for name in ("attention", "linear", "experts", "tokens"))
 
@@ -100,10 +100,11 @@ def body_of(declaration: DeviceFunction) -> RegisteredBody:
 
 
 def weight_type(dtype: str) -> tl.dtype:
-    """Triton's name for a storage dtype; raises UserError for one without bodies."""
-    if dtype not in WEIGHT_TYPE:
-        raise UserError(f"dtype {dtype!r} has no GPU bodies; use one of {', '.join(WEIGHT_TYPE)}")
-    return WEIGHT_TYPE[dtype]
+    """Triton's type for a format of single elements; raises UserError for others."""
+    if not format_of(dtype).is_elementwise:
+        raise UserError(f"dtype {dtype!r} has no GPU bodies")
+    found: tl.dtype = getattr(tl, dtype)
+    return found
 
 
 def make_configuration(declaration: DeviceFunction, shape: Shape) -> Any:

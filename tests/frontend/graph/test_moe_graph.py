@@ -35,7 +35,7 @@ def make_config(**fields: Any) -> DecoderConfig:
 
 
 def make_operators(config: DecoderConfig, dtype: str = "float32", workers: int = 4) -> Operators:
-    tiles = choose_tiles(config, H200.with_workers(workers), 4 if dtype == "float32" else 2)
+    tiles = choose_tiles(config, H200.with_workers(workers), dtype)
     operators = Operators(config, tiles, Limits(1, 64, 65, 1), dtype)
     build_step(operators)
     return operators
@@ -100,7 +100,7 @@ def test_layers_share_wide_activations_but_no_routing():
 def test_expert_tiles_fit_the_active_experts():
     config = make_config(hidden_size=2048, moe_intermediate_size=768, num_experts=128,
                          num_experts_per_tok=8)
-    tiles = choose_tiles(config, H200, 2).experts
+    tiles = choose_tiles(config, H200, "bfloat16").experts
     assert tiles is not None and tiles.rows == EXPERT_ROWS
     tiles_of_a_step = 8 * -(-768 // tiles.gate_up)
     assert 0.9 <= tiles_of_a_step / H200.workers <= 1  # one round over nearly all workers

@@ -9,14 +9,14 @@ pytest.importorskip("numba")
 
 import torch
 
+from persistent_runtime import formats
 from persistent_runtime.cpu.bodies.linear import ROUNDED_ROWS
 from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
-from persistent_runtime.cpu.compile.registry import STORAGE
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
 
-DTYPES = [dtype for dtype in STORAGE if dtype != "float16" or CONVERTS_FLOAT16]
+DTYPES = [dtype for dtype in formats.DTYPES if dtype != "float16" or CONVERTS_FLOAT16]
 TORCH = {name: getattr(torch, name) for name in DTYPES}
 # the relative spacing of each type, for results that are stored in it
 SPACING = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
@@ -88,7 +88,7 @@ SHAPES = [(1, 64, 48, 1, 16), (1, 333, 37, 4, 10), (33, 100, 61, 32, 24), (33, 2
 def linear_tiles(shape):
     rows, in_features, out_features, tile_m, tile_n = shape
     parameters = {"tile_m": tile_m, "tile_n": tile_n, "in_features": in_features,
-                  "weight_bytes": 2}
+                  "row_bytes": 2 * in_features}
     return parameters, (ceil_div(rows, tile_m), ceil_div(out_features, tile_n))
 
 
@@ -180,7 +180,7 @@ def test_lm_head_and_select_token(dtype, logit_rows, tile_m):
     run_all(df.norm_lm_head, dtype, {
         "x": x, "logit_row": logit_row, "norm_weight": norm, "weight": weight, "logits": logits,
         "tile_max": tile_max, "tile_argmax": tile_argmax, "tile_m": tile_m, "tile_n": tile_n,
-        "in_features": hidden, "weight_bytes": 2, "eps": 1e-6,
+        "in_features": hidden, "row_bytes": 2 * hidden, "eps": 1e-6,
     }, (ceil_div(logit_rows, tile_m), tiles), step)
     rows = logit_row[2:2 + logit_rows]
     assert_close(logits, rms_normed(x[rows], norm_value, 1e-6) @ weight_value.T, hidden)
@@ -338,7 +338,8 @@ def test_attention(dtype, head_dim, group_heads, kv_splits, window, longest, til
     tiles = ceil_div(rows, tile_m)
     run_all(df.attention, dtype, rope.operands | own | places | common | {
         "q": q.reshape(rows, -1), "k_cache": k_cache, "v_cache": v_cache, "partial": partial,
-        "stats": stats, "window": window, "scale": scale, "kv_bytes": 2, "context": longest},
+        "stats": stats, "window": window, "scale": scale, "kv_row_bytes": 2 * head_dim,
+        "context": longest},
         (tiles, kv_heads, kv_splits), {layout.ROW_BASE: 1})
     out = np.full((rows, heads * head_dim), np.nan, np.float32)
     run_all(df.attention_combine, dtype, {"partial": partial, "stats": stats, "out": out} | common,

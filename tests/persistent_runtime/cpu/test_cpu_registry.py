@@ -26,6 +26,7 @@ from persistent_runtime.cpu.compile.jit import interrupt_deferred
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.cpu.vectors import intrinsics, numerics
+from persistent_runtime.formats import DTYPES
 from persistent_runtime.functions import dense as df
 
 
@@ -49,7 +50,7 @@ def test_exp_is_within_two_ulp():
 
 
 def test_storage_round_trips_like_torch():
-    like = {dtype: zero for dtype, zero in registry.STORAGE.items()
+    like = {dtype: registry.zero_of(dtype) for dtype in DTYPES
             if dtype != "float16" or CONVERTS_FLOAT16}
 
     @nb.njit
