@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
-from frontend import compile_decode_loop  # noqa: E402
+from event_tensor import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
 from frontend.report.machine import Contention, provenance  # noqa: E402
 

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from frontend import compile_decode_loop  # noqa: E402
+from event_tensor import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
 from frontend.report.machine import Contention, provenance, rss_mb  # noqa: E402
 
