@@ -1,10 +1,10 @@
-"""A few seconds of benchmarks/soak.py: what a request leaves behind would show."""
+"""A few seconds of benchmarks/cpu/soak.py: what a request leaves behind would show."""
 
 import gc
 from collections import deque
 from itertools import islice
 
-from benchmarks.soak import requests, soak
+from benchmarks.cpu.soak import requests, soak
 from frontend.compile import compile_decode_loop
 from frontend.report.machine import rss_mb
 
