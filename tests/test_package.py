@@ -114,6 +114,7 @@ def test_its_metadata(wheel):
     assert metadata["Version"] == event_tensor.__version__
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().startswith("# Event Tensor")
+    assert "![" not in metadata.get_payload()  # a picture would need an address
     assert metadata.get_all("Project-URL") is None and metadata["Home-page"] is None
 
 
