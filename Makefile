@@ -14,11 +14,11 @@ test: lint
 
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/cpu_decode.py
+	$(BIN)/python benchmarks/cpu/decode.py
 
 # the GPU worker compiled by the oldest and the newest supported Triton; needs no GPU
 triton-versions:
-	$(PYTHON) benchmarks/triton_versions.py
+	$(PYTHON) benchmarks/gpu/triton_versions.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,10 +1,12 @@
-"""The README's figures as Markdown, from the committed result files.
+"""The figures of docs/measured.md, or of the README, as Markdown from the committed result files.
 
     python benchmarks/report.py
+    python benchmarks/report.py --readme
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,7 @@ def cpu_decode() -> str:
     for case in ("context_128", "context_2048"):
         record = results[case]
         context = record["prompt_tokens"] + record["depth"]
-        row(f"TPOT p50, context {context}", record, lambda side: side["tpot_ms"]["p50"],
+        row(f"TPOT p50, context {context}", record, tpot,
             f", {record['bandwidth_fraction']:.0%} of read bandwidth")
         row(f"TPOT p50 sampled, context {context}", record,
             lambda side: side["sampled"]["tpot_ms"]["p50"])
@@ -66,6 +68,45 @@ def cpu_decode() -> str:
     return "\n".join(rows)
 
 
+def readme() -> str:
+    """Four rows that stand for all others, and the correctness of the same runs."""
+    cpu, gpu = load("cpu_decode"), load("gpu_decode")
+    rows = ["| batch 1, random bf16 weights | Event Tensor | others, same weights, same rounds |",
+            "|---|---|---|"]
+    short = cpu["context_128"]
+    workers = f"{short['workers']} workers on {short['cpu']}"
+    for text, name, ours, note in (
+            ("Qwen3-0.6B, context 128: time per token", "context_128", tpot, True),
+            ("context 2048", "context_2048", tpot, True),
+            (f"first token after {short['prompt_tokens']} prompt tokens", "context_128",
+             lambda side: float(side["ttft_ms"]), False)):
+        record = cpu[name]
+        share = f", {record['bandwidth_fraction']:.0%} of read bandwidth" if note else ""
+        theirs = ", ".join(f"{ours(record['compare'][side]):.0f} ms {label}"
+                           for side, label in SIDES.items())
+        rows.append(f"| {text} | {ours(record):.1f} ms{share} | {theirs} |")
+    case = next(case for case in gpu["cases"] if case["context"] == 128)
+    ours, theirs = (case["speed"][side] for side in ("event_tensor", "cuda_graphs"))
+    rows.append(
+        f"| {case['shape']} on one {gpu['gpu']}, context 128: time per token | "
+        f"{ours['ms_per_step']:.2f} ms, {ours['fraction_of_measured']:.0%} of read bandwidth | "
+        f"{theirs['ms_per_step']:.2f} ms PyTorch with CUDA graphs |")
+    found, sides = short["correctness"], case["correctness"]["sides"]
+    rows += ["", (
+        f"The first three rows: {workers}. In the same runs {found['tokens_equal']} of "
+        f"{found['tokens_compared']} greedy tokens are the likeliest to {found['reference']}, and "
+        f"the largest logit error is {found['max_abs_logit_error']:.3f} on the CPU "
+        f"({short['compare']['transformers']['correctness']['max_abs_logit_error']:.3f} "
+        f"transformers) and {sides['event_tensor']['max_abs_logit_error']:.3f} on the GPU "
+        f"({sides['cuda_graphs']['max_abs_logit_error']:.3f} PyTorch). Commits "
+        f"{short['commit'][:7]} and {gpu['commit'][:7]}.")]
+    return "\n".join(rows)
+
+
+def tpot(record: dict[str, Any]) -> float:
+    return float(record["tpot_ms"]["p50"])
+
+
 def scheduling() -> str:
     """Everything that happens on the host for a new shape, at the size of an 8B model."""
     result = load("scheduling_at_size")
@@ -83,11 +124,13 @@ def start_up() -> str:
     result, tracing = load("start_up"), load("tracing_cost")
     seconds = result["median_seconds"]
     shape = next(name for name in result["phases"] if name != "demo")
+    imported = load("import_time")
     warm = result["phases"][shape]["seconds"]["warm"]
     return (
         f"From the command to the first token of `demo`, imports included: {seconds['warm']:.1f} s "
         f"with a warm cache, {seconds['cold']:.1f} s when everything must be compiled first; "
-        f"`--help` takes {seconds['help']:.2f} s. A warm start of the {shape} shape: "
+        f"`--help` takes {seconds['help']:.2f} s, `import event_tensor` "
+        f"{imported['median_ms']:.1f} ms. A warm start of the {shape} shape: "
         f"{warm['all but weights']:.1f} s and {warm['weights']:.1f} s for reading weights, of that "
         f"{warm['code']:.2f} s for the kernel; {warm['attributed']:.1%} of it in named phases. "
         f"Tracing costs {tracing['tracing']['overhead']:.1%} of TPOT there.")
@@ -178,6 +221,11 @@ def behind_best(case: dict[str, Any]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--readme", action="store_true", help="the four rows of the README")
+    if parser.parse_args().readme:
+        print(readme())
+        return
     print(cpu_decode(), gpu_decode(), schedules(), start_up(), scheduling(), fuzz(), sep="\n\n")
 
 

@@ -12,8 +12,8 @@ import argparse
 import sys
 from contextlib import suppress
 
+from event_tensor import compile_decode_loop
 from event_tensor.errors import EventTensorError
-from frontend import compile_decode_loop
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from threading import Thread
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, TextStreamer
 
-from frontend import compile_decode_loop
+from event_tensor import compile_decode_loop
 from frontend.decode.bridge import generate_with, stream_into
 from frontend.model_files.resolve import resolve_model
 

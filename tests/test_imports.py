@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = ("event_tensor", "scheduling", "persistent_runtime", "frontend")
 HEAVY = {"torch", "triton", "numba", "llvmlite", "transformers"}
+# the one exception: what users import from the lowest floor, it takes from the top on first use
+RE_EXPORTS = {"event_tensor/__init__.py": {"frontend"}}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 # The rooms of a floor, folders and single files, in the order in which they may import: only from
 # rooms further up in the table. Rooms of one row import nothing of one another.
@@ -62,6 +64,8 @@ MODULES = {module_name(path): path for path in FILES}
 def arrows() -> Iterator[tuple[str, str]]:
     """(module, what it imports), of modules of the four floors."""
     for module, path in MODULES.items():
+        if path.relative_to(ROOT).as_posix() in RE_EXPORTS:
+            continue
         for name in imported_names(path):
             target = name if name in MODULES else name.rpartition(".")[0]
             if target in MODULES:
@@ -75,7 +79,8 @@ def room_of(module: str) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path):
     floor = path.relative_to(ROOT).parts[0]
-    packages = {name.partition(".")[0] for name in imported_names(path)}
+    allowed = RE_EXPORTS.get(path.relative_to(ROOT).as_posix(), set())
+    packages = {name.partition(".")[0] for name in imported_names(path)} - allowed
     above = set(FLOORS[FLOORS.index(floor) + 1:])
     assert not packages & above, f"{floor} must not import {packages & above}"
     if floor in ("event_tensor", "scheduling"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from event_tensor import __version__
 from frontend.report.console import Progress
 
 if TYPE_CHECKING:
@@ -51,6 +52,19 @@ EosTokenId = Annotated[str | None, typer.Option(
     metavar="1,2", help="The ids of the tokens that end the text.",
     show_default="those of the model, its tokenizer and its chat template")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+
+
+def print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all_commands(version: Annotated[bool, typer.Option(
+        "--version", is_eager=True, callback=print_version,
+        help="Print the version and end.")] = False) -> None:
+    """What stands before the command's name."""
 
 
 def compile_model(model: str, **options: Any) -> Decoder:

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from numba.core.ccallback import CFunc
 
-from event_tensor import refusals
+from event_tensor import compile_decode_loop, refusals
 from event_tensor.errors import UserError
 from event_tensor.refusals import gigabytes, refusal, require_room, reserving
 from frontend import compile as frontend_compile
-from frontend import compile_decode_loop
 from frontend.report import console
 from persistent_runtime.cpu.compile import registry
 from persistent_runtime.functions import dense as device_functions

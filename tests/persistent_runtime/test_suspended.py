@@ -85,7 +85,7 @@ def run_launches():
 
 
 def run_tokens(directory):
-    from frontend import compile_decode_loop
+    from event_tensor import compile_decode_loop
     from persistent_runtime.megakernel import Megakernel
 
     decoder = compile_decode_loop(directory, backend="cpu", max_context=8192, workers=3)

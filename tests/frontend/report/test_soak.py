@@ -1,10 +1,10 @@
-"""A few seconds of benchmarks/soak.py: what a request leaves behind would show."""
+"""A few seconds of benchmarks/cpu/soak.py: what a request leaves behind would show."""
 
 import gc
 from collections import deque
 from itertools import islice
 
-from benchmarks.soak import requests, rss_mb, soak
+from benchmarks.cpu.soak import requests, rss_mb, soak
 from frontend.compile import compile_decode_loop
 
 LARGEST_GROWTH_MB = 1.0  # over some hundred launches

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 from declared import declared
 from triton.compiler import ASTSource
 
-from benchmarks.gpu_compile import SHAPES, compile_shape, decoder_graph
-from benchmarks.gpu_variants import changed
+from benchmarks.gpu.compile import SHAPES, compile_shape, decoder_graph
+from benchmarks.gpu.variants import changed
 from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
@@ -182,7 +182,8 @@ def test_a_task_of_a_decode_step_waits_for_one_event(shape):
 
 
 def test_the_variants_that_wait_for_a_gpu_can_be_made():
-    text = (Path(__file__).parents[3] / "benchmarks" / "gpu_session.sh").read_text(encoding="utf-8")
+    session = Path(__file__).parents[3] / "benchmarks" / "gpu" / "session.sh"
+    text = session.read_text(encoding="utf-8")
     variants = re.findall(r"--variant \w+ ([\w.= ]+)", text.replace("\\\n", " "))
     assert len(variants) > 3
     for variant in variants:

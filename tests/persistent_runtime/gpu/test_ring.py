@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 from ptx_lanes import run
 
-from benchmarks.gpu_compile import compile_shape, decoder_graph, ring
+from benchmarks.gpu.compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
 from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.compile.registry import configurations

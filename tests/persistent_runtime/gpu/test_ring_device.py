@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu_compile import ring
+from benchmarks.gpu.compile import ring
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available() or

@@ -1,6 +1,6 @@
 """Continuous generation of many requests: memory must not grow and TPOT must not drift.
 
-    python benchmarks/soak.py --minutes 10
+    python benchmarks/cpu/soak.py --minutes 10
 
 Prompts, batches, conversations, early ends and sampling in turn. Writes
 benchmarks/results/soak.json; exits with 1 where a limit is passed.
@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from frontend import compile_decode_loop  # noqa: E402
+from event_tensor import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
 from frontend.report.machine import Contention, provenance  # noqa: E402
 
-RESULT = Path(__file__).parent / "results" / "soak.json"
+RESULT = Path(__file__).parents[1] / "results" / "soak.json"
 LARGEST_GROWTH_MB = 4.0  # from the end of the first fifth to the end
 # Of the last fifth's TPOT from the second fifth's, both as the fastest tenth of their requests has
 # it: on a shared machine whole minutes are slow; what slows a program down, slows its fastest too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 
-from benchmarks.gpu_dependency import CHAIN, Case, chain_graph, increment
+from benchmarks.protocol.dependency import CHAIN, Case, chain_graph, increment
 from event_tensor.graph import Graph
 from event_tensor.tensors import TensorSpec
 from persistent_runtime.backends import find_backend

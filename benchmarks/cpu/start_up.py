@@ -1,6 +1,6 @@
 """From the command to the first token: with nothing compiled yet, with a warm cache, and --help.
 
-    python benchmarks/start_up.py
+    python benchmarks/cpu/start_up.py
 
 Every start is a process of its own, cold ones with a fresh cache folder: the whole command on the
 `demo` model, and the phases of the warmup report on `demo` and on a published shape with random
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402

@@ -1,6 +1,6 @@
 """Batch-1 decoding of published shapes on this GPU, beside PyTorch with CUDA graphs.
 
-    python benchmarks/gpu_decode.py --shapes llama-3.2-1b --contexts 128 4096
+    python benchmarks/gpu/decode.py --shapes llama-3.2-1b --contexts 128 4096
 
 Random bfloat16 weights, one copy for all sides; 127 dependent decode steps after `context`
 positions, sides in random order in every round. The speed of a side counts only if its largest
@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu_bandwidth import Bandwidth  # noqa: E402
-from benchmarks.gpu_baseline import DecodeStep, GraphedSteps, pack_layers  # noqa: E402
+from benchmarks.gpu.bandwidth import Bandwidth  # noqa: E402
+from benchmarks.gpu.baseline import DecodeStep, GraphedSteps, pack_layers  # noqa: E402
 from benchmarks.make_model import model_config  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
@@ -39,7 +39,7 @@ from frontend.report.bench.run import kv_bytes  # noqa: E402
 from frontend.report.machine import gpu_name, provenance  # noqa: E402
 from frontend.report.random_prompt import random_prompt  # noqa: E402
 
-RESULT = Path(__file__).parent / "results" / "gpu_decode.json"
+RESULT = Path(__file__).parents[1] / "results" / "gpu_decode.json"
 NEW_TOKENS = 128
 STEPS = NEW_TOKENS - 1  # the first new token comes from prefill
 PROMPT_TOKENS = 32  # the last positions of the context; what lies before them is depth
@@ -294,7 +294,7 @@ def main() -> int:
     if min(options.contexts) < PROMPT_TOKENS:
         parser.error(f"--contexts is {min(options.contexts)}; give at least {PROMPT_TOKENS}")
     if not torch.cuda.is_available():
-        print("gpu_decode.py needs a GPU that torch can see, and there is none.", file=sys.stderr)
+        print("decode.py needs a GPU that torch can see, and there is none.", file=sys.stderr)
         return 2
     bandwidth = Bandwidth()
     result: dict[str, Any] = {

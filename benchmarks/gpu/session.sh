@@ -1,7 +1,7 @@
 #!/bin/sh
 # All that a GPU is needed for, part by part, each with a hard limit; a part that fails does not
 # keep the next from running. In the repository's root:
-#   sh benchmarks/gpu_session.sh OUT [PART …]
+#   sh benchmarks/gpu/session.sh OUT [PART …]
 # Parts, by default the first four:
 #   tests     device tests, those of the ring last                               4 minutes at most
 #   ring      weights through the ring or not: timings and traces of two shapes  5 minutes
@@ -29,40 +29,42 @@ run() { # NAME SECONDS COMMAND …: its output goes to OUT/NAME.log, the end of 
 part() {
     case $1 in
     tests)
-        run tests 150 "$python" -m pytest -m gpu tests/persistent_runtime/gpu/test_gpu_device.py tests/frontend/report/test_bench.py \
+        run tests 150 "$python" -m pytest -m gpu \
+            tests/persistent_runtime/gpu/test_gpu_device.py tests/frontend/report/test_bench.py \
             -n 8 -q -o faulthandler_timeout=60 -p no:cacheprovider
-        run tests_ring 90 "$python" -m pytest -m gpu tests/persistent_runtime/gpu/test_ring_device.py \
+        run tests_ring 90 "$python" -m pytest -m gpu \
+            tests/persistent_runtime/gpu/test_ring_device.py \
             -v -o faulthandler_timeout=30 -p no:cacheprovider
         ;;
     ring)
-        run ring_1b 170 "$python" benchmarks/gpu_variants.py --shape llama-3.2-1b --rounds 5 \
+        run ring_1b 170 "$python" benchmarks/gpu/variants.py --shape llama-3.2-1b --rounds 5 \
             --output "$out/gpu_variants_ring_1b.json" \
             --variant triton ring_pieces=0 \
             --variant ring ring_pieces=9 \
             --variant ring_fine ring_pieces=9 tile_columns=1
-        run ring_8b 130 "$python" benchmarks/gpu_variants.py --shape qwen3-8b --rounds 5 \
+        run ring_8b 130 "$python" benchmarks/gpu/variants.py --shape qwen3-8b --rounds 5 \
             --output "$out/gpu_variants_ring_8b.json" \
             --variant triton ring_pieces=0 \
             --variant ring ring_pieces=9
         ;;
     decode)
-        run decode 360 "$python" benchmarks/gpu_decode.py --rounds 5 --no-compile \
+        run decode 360 "$python" benchmarks/gpu/decode.py --rounds 5 --no-compile \
             --output "$out/gpu_decode.json"
         ;;
     sanitize)
         for tool in memcheck racecheck; do
             for pieces in 0 8; do
                 run "${tool}_$pieces" 45 compute-sanitizer --tool $tool --error-exitcode 9 \
-                    "$python" benchmarks/gpu_small.py --pieces $pieces
+                    "$python" benchmarks/gpu/small.py --pieces $pieces
             done
         done
         ;;
     compiled)
-        run compiled 540 "$python" benchmarks/gpu_decode.py --rounds 5 --contexts 128 \
+        run compiled 540 "$python" benchmarks/gpu/decode.py --rounds 5 --contexts 128 \
             --output "$out/gpu_decode_compiled.json"
         ;;
     costs)
-        run dependency 90 "$python" benchmarks/gpu_dependency.py --backend cuda \
+        run dependency 90 "$python" benchmarks/protocol/dependency.py --backend cuda \
             --output "$out/dependency_gpu.json"
         ;;
     *)

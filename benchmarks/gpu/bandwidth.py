@@ -1,6 +1,6 @@
 """How fast this GPU reads and copies its memory: the floor under a decode step is bytes over this.
 
-    python benchmarks/gpu_bandwidth.py
+    python benchmarks/gpu/bandwidth.py
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Bandwidth:
 
 def main() -> int:
     if not torch.cuda.is_available():
-        print("gpu_bandwidth.py needs a GPU that torch can see, and there is none.",
+        print("bandwidth.py needs a GPU that torch can see, and there is none.",
               file=sys.stderr)
         return 2
     print(json.dumps(Bandwidth().record()))

@@ -1,6 +1,6 @@
 """The GPU worker compiled by every supported version of Triton; needs no GPU.
 
-    python benchmarks/triton_versions.py 3.6.0 3.9.0
+    python benchmarks/gpu/triton_versions.py 3.6.0 3.9.0
 
 Each version gets a virtual environment of its own, `.venv-triton-<version>`, which later runs
 reuse. Prints registers, stack, spills and shared memory; ends with 1 where a version fails or
@@ -19,7 +19,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OLDEST_AND_NEWEST = ("3.6.0", "3.9.0")
 
 
@@ -40,11 +40,11 @@ def environment_python(version: str) -> Path:
 
 
 def compile_with(version: str, shape: str, arch: int, ring_pieces: str) -> dict[str, Any]:
-    """What benchmarks/gpu_compile.py says with this version, or the last line of its error."""
+    """What benchmarks/gpu/compile.py says with this version, or the last line of its error."""
     python = environment_python(version)
     with tempfile.TemporaryDirectory() as cache:  # compiled anew, not found
         done = subprocess.run(
-            [str(python), "benchmarks/gpu_compile.py", "--shape", shape, "--arch", str(arch),
+            [str(python), "benchmarks/gpu/compile.py", "--shape", shape, "--arch", str(arch),
              *(["--ring-pieces", ring_pieces] if ring_pieces else [])],
             cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": cache},
             capture_output=True, text=True)

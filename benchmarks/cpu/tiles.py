@@ -3,7 +3,7 @@
 Configurations are measured in random order, many rounds, over weights far larger than any cache:
 on a shared machine the same code measured first and last can differ by a factor of two.
 
-    python benchmarks/cpu_tiles.py --rounds 15 --threads 2 --dtype bfloat16
+    python benchmarks/cpu/tiles.py --rounds 15 --threads 2 --dtype bfloat16
 """
 
 from __future__ import annotations

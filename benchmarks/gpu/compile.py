@@ -1,6 +1,6 @@
 """What the compiler makes of the GPU worker for published shapes; needs no GPU.
 
-    python benchmarks/gpu_compile.py --shape qwen3-0.6b --arch 90 --dtype bfloat16
+    PYTHONPATH=. python benchmarks/gpu/compile.py --shape qwen3-0.6b --arch 90 --dtype bfloat16
 
 Prints one JSON object per compilation: registers, stack, spills, shared memory, seconds.
 """

@@ -1,4 +1,4 @@
-"""The opponent of gpu_decode.py: batch-1 decoding in PyTorch as a careful user would write it.
+"""The opponent of decode.py: batch-1 decoding in PyTorch as a careful user would write it.
 
 Packed QKV and gate-up weights, a static KV cache, and one CUDA graph for every decode step, which
 attends to exactly the positions there are; token selection, embedding and the position's update

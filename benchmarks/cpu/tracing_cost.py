@@ -1,6 +1,6 @@
 """What tracing costs per token, and where a decode step of a published shape goes.
 
-    python benchmarks/tracing_cost.py
+    python benchmarks/cpu/tracing_cost.py
 
 Traced and untraced generations take turns. Writes benchmarks/results/tracing_cost.json.
 """
@@ -13,12 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
 from frontend.report.trace import TraceOptions, run_trace, show, show_cost  # noqa: E402
 
-RESULT = Path(__file__).parent / "results" / "tracing_cost.json"
+RESULT = Path(__file__).parents[1] / "results" / "tracing_cost.json"
 LARGEST_COST = 0.05  # of TPOT
 
 

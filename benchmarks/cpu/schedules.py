@@ -1,6 +1,6 @@
 """The same tiles under every schedule: unfused, static, dynamic, hybrid, and what auto chooses.
 
-    python benchmarks/schedules.py
+    python benchmarks/cpu/schedules.py
 
 A dense model's decode step, and one mixture-of-experts layer of the Qwen3-30B-A3B shape for 1 to
 1,024 rows with uniform and skewed routing; schedules take turns within a round. Beside it the cost
@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.cpu.moe_layer import MoeLayer, moe_graph, routed_rows  # noqa: E402
 from benchmarks.make_model import model_config, write_model  # noqa: E402
-from benchmarks.moe_layer import MoeLayer, moe_graph, routed_rows  # noqa: E402
-from benchmarks.queue_costs import measure_costs  # noqa: E402
+from benchmarks.protocol.queue_costs import measure_costs  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from event_tensor.derive import derive_events  # noqa: E402
 from event_tensor.instantiate import instantiate  # noqa: E402
@@ -49,7 +49,7 @@ from scheduling.simulator import estimate_makespan  # noqa: E402
 from scheduling.static_schedule import StaticSchedule  # noqa: E402
 from scheduling.target import H200, Target, generic_cpu  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 SCHEDULES = {"unfused": "unfused", "static": "critical_path", "dynamic": "dynamic",
              "hybrid": "hybrid", "auto": "auto"}
 ROWS = (1, 8, 64, 256, 1024)

@@ -1,7 +1,7 @@
 """What a dependency, a task and a step cost, measured with tasks that do next to nothing.
 
-    python benchmarks/gpu_dependency.py                  # a GPU where torch sees one, else the CPU
-    python benchmarks/gpu_dependency.py --backend cpu
+    python benchmarks/protocol/dependency.py    # a GPU where torch sees one, else the CPU
+    python benchmarks/protocol/dependency.py --backend cpu
 
 A chain of one-element tasks runs on one worker and then alternates between two; layers whose tasks
 each wait for all tasks of the layer before fill every worker. Each time is the slope between a
@@ -26,7 +26,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from event_tensor.device_function import (  # noqa: E402
     WHOLE,
@@ -47,7 +47,7 @@ from persistent_runtime.gpu.bodies import arguments as gpu  # noqa: E402
 from persistent_runtime.gpu.compile.registry import gpu_body  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 CHAIN, LAYERS = 256, 32  # calls of a step; layers are even in number, two buffers alternate
 SHORT, LONG = 0.05, 0.3  # wanted seconds of the two launches of a slope
 

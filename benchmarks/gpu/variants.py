@@ -1,6 +1,6 @@
 """Where a decode step's time goes on this GPU, and what other tile sizes make of it.
 
-    python benchmarks/gpu_variants.py --shape llama-3.2-1b --variant a tile_columns=1 \
+    python benchmarks/gpu/variants.py --shape llama-3.2-1b --variant a tile_columns=1 \
         --variant b gated.depth=512 head.depth=512
 
 A variant changes fields of scheduling's Target or of the GPU's TileTarget, or of a block in it.
@@ -25,9 +25,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu_decode import NEW_TOKENS, random_model  # noqa: E402
+from benchmarks.gpu.decode import NEW_TOKENS, random_model  # noqa: E402
 from benchmarks.shapes import PUBLISHED  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
@@ -37,7 +37,7 @@ from persistent_runtime.gpu import backend, target  # noqa: E402
 from persistent_runtime.trace.record import SegmentTrace  # noqa: E402
 
 TRACED_STEPS = 16
-RESULT = Path(__file__).parent / "results" / "gpu_variants.json"
+RESULT = Path(__file__).parents[1] / "results" / "gpu_variants.json"
 
 
 def changed_tiles(tiles: target.TileTarget, settings: dict[str, int]) -> target.TileTarget:

@@ -1,6 +1,6 @@
 """A small model on the GPU, short enough for compute-sanitizer; tokens are those of the CPU.
 
-    compute-sanitizer --tool memcheck python benchmarks/gpu_small.py --pieces 8
+    compute-sanitizer --tool memcheck python benchmarks/gpu/small.py --pieces 8
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu_compile import ring  # noqa: E402
+from benchmarks.gpu.compile import ring  # noqa: E402
 from benchmarks.make_model import model_config, write_model  # noqa: E402
 from frontend.compile import compile_decode_loop  # noqa: E402
 

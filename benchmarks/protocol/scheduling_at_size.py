@@ -1,6 +1,6 @@
 """How long the host needs for a new shape: a decode step of an 8B model on 132 workers.
 
-    python benchmarks/scheduling_at_size.py
+    python benchmarks/protocol/scheduling_at_size.py
 
 The graph is that of Qwen3-8B (36 layers, hidden 4096) at a context of 4096, built by the frontend
 without weights, in the tiles that it chooses for 132 workers. Prints a table and writes
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.shapes import PUBLISHED  # noqa: E402

@@ -1,6 +1,6 @@
 """Decode and prefill of the Qwen3-0.6B shape on this CPU, beside others on the same weights.
 
-    python benchmarks/cpu_decode.py
+    python benchmarks/cpu/decode.py
 
 Beside transformers at a short prompt and a long one; beside transformers, torch.compile and
 llama.cpp (pip install 'event-tensor[bench]') at a context of 128 and of 2048 tokens, greedy and
@@ -18,12 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
 from frontend.report.bench.table import to_markdown  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "cpu_decode.json"
+RESULTS = Path(__file__).parents[1] / "results" / "cpu_decode.json"
 ALL = "transformers,torch-compile,llama-cpp"
 CASES = {
     "decode": {"prompt-tokens": 32, "new-tokens": 64, "compare": "transformers"},

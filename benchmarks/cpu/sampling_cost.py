@@ -1,6 +1,6 @@
 """What sampling costs per token: TPOT sampled beside TPOT greedy, of one and the same kernel.
 
-    python benchmarks/sampling_cost.py
+    python benchmarks/cpu/sampling_cost.py
 
 Both sides take turns in every round, in random order. Writes benchmarks/results/sampling_cost.json.
 """
@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
-from frontend import compile_decode_loop  # noqa: E402
+from event_tensor import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
 from frontend.report.machine import Contention, provenance  # noqa: E402
 
-RESULT = Path(__file__).parent / "results" / "sampling_cost.json"
+RESULT = Path(__file__).parents[1] / "results" / "sampling_cost.json"
 SIDES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "sampled": {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "seed": 0}}

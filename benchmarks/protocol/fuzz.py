@@ -1,6 +1,6 @@
 """Random graphs through the whole protocol, and damage to what it proved.
 
-    python benchmarks/fuzz_protocol.py --graphs 10000 --processes 2
+    python benchmarks/protocol/fuzz.py --graphs 10000 --processes 2
 
 Every graph is derived once and, for each of its bindings, proved, scheduled by every policy,
 pruned, proved again and simulated under seeded interleavings over an abstract memory. Then one
@@ -12,7 +12,7 @@ anything was not as it must be.
 N random graphs with data-dependent edges (`--dispatch N`) are also run by real threads, in rows and
 through the ready queue, and judged by the times that their tasks note; by themselves with
 
-    python benchmarks/fuzz_protocol.py --graphs 0 --output benchmarks/results/fuzz_dispatch.json
+    python benchmarks/protocol/fuzz.py --graphs 0 --output benchmarks/results/fuzz_dispatch.json
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import mutations as m  # noqa: E402
