@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
 from event_tensor.errors import EventTensorError
 from event_tensor.refusals import LIMITS, refusal
-from frontend.commands import generate, reports
-from frontend.commands.app import app
+from frontend.commands import bench, cache, chat, doctor, generate, inspect, trace, warmup
+from frontend.commands.app import app, grouped
 from frontend.commands.streams import StreamError, open_streams
 from frontend.model_files.directories import provide_home
 from frontend.report.console import INTERRUPTED, exit_soon_after_interrupt, show_warning
 
-__all__ = ["generate", "main", "reports", "run"]  # importing the commands registers them
+COMMANDS: dict[str, Callable[..., None]] = {  # in the order in which --help lists them
+    "generate": generate.generate, "chat": chat.chat, "inspect": inspect.inspect_model,
+    "trace": trace.trace, "warmup": warmup.warmup, "cache": cache.cache, "doctor": doctor.doctor,
+    "bench": bench.bench}
+for name, command in COMMANDS.items():
+    app.command(name)(grouped(command))
 
 REFUSED = 2  # exit code: something the user gave cannot be used
 NOBODY_READS = 141  # what a shell reports for a command that a closed pipe ended

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E402
 from event_tensor import compile_decode_loop  # noqa: E402
 from frontend.decode.decoder import Decoder  # noqa: E402
+from frontend.decode.generation import percentiles_ms  # noqa: E402
 from frontend.report.machine import Contention, provenance  # noqa: E402
 
 RESULT = Path(__file__).parents[1] / "results" / "sampling_cost.json"
@@ -50,8 +51,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     ratios = [sampled / greedy for sampled, greedy in
               zip(rounds["sampled"], rounds["greedy"], strict=True)]
     return {
-        "tpot_ms": {name: {f"p{p}": round(float(np.percentile(times, p)), 4) for p in (50, 90, 99)}
-                    for name, times in gaps.items()},
+        "tpot_ms": {name: percentiles_ms(np.array(times)) for name, times in gaps.items()},
         "round_tpot_ms": {name: [round(t, 4) for t in times] for name, times in rounds.items()},
         "cost": round(statistics.median(ratios) - 1, 4), "largest_cost": LARGEST_COST,
         "correctness": same_as_greedy(decoder, prompt, options.new_tokens),

@@ -1,13 +1,18 @@
-"""The application that commands register with, and the options that several of them have."""
+"""The application, and what several of its commands have: options of the kernel, groups of options.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from event_tensor import __version__
-from frontend.report.console import Progress
+from frontend.report.console import ProgressBar
 
 if TYPE_CHECKING:
     from frontend.decode.decoder import Decoder
@@ -15,8 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="event-tensor", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
     help="Compiles a language model's whole decode loop into one persistent kernel.")
-
-FROM_MODEL = "generation_config.json, else greedy"
 
 Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="demo, demo-moe, a directory in Hugging Face layout, or a Hub id.")]
@@ -33,24 +36,6 @@ Dtype = Annotated[str, typer.Option(
     "checkpoint's.")]
 MaxContext = Annotated[int | None, typer.Option(
     help="Positions of the KV cache.", show_default="the model's limit, at most 4096")]
-Temperature = Annotated[float | None, typer.Option(
-    help="0: always the likeliest token.", show_default=FROM_MODEL)]
-TopK = Annotated[int | None, typer.Option(
-    help="Draw from the k likeliest tokens; 0: from all.", show_default=FROM_MODEL)]
-TopP = Annotated[float | None, typer.Option(
-    help="Draw from the likeliest tokens that together have this probability.",
-    show_default=FROM_MODEL)]
-MinP = Annotated[float | None, typer.Option(
-    help="Draw from tokens at least this likely, the likeliest counting as 1.",
-    show_default=FROM_MODEL)]
-RepetitionPenalty = Annotated[float | None, typer.Option(
-    help="Divides the logits of tokens that have occurred; 1: none.", show_default=FROM_MODEL)]
-Seed = Annotated[int | None, typer.Option(help="Of the random draws.", show_default="random")]
-Stop = Annotated[list[str] | None, typer.Option(
-    help="End before this text; may be given several times.")]
-EosTokenId = Annotated[str | None, typer.Option(
-    metavar="1,2", help="The ids of the tokens that end the text.",
-    show_default="those of the model, its tokenizer and its chat template")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 
@@ -67,9 +52,47 @@ def options_of_all_commands(version: Annotated[bool, typer.Option(
     """What stands before the command's name."""
 
 
-def compile_model(model: str, **options: Any) -> Decoder:
-    """compile_decode_loop with a progress bar for whoever watches."""
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """Options of compile_decode_loop."""
+
+    backend: Backend = "auto"
+    schedule: Schedule = "auto"
+    workers: Workers = None
+    dtype: Dtype = "auto"
+    max_context: MaxContext = None
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer sees it: a parameter whose type is a group of options, a dataclass, is
+    in the place of the options themselves."""
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    parameters = []
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        group = hints[name]
+        if not is_dataclass(group):
+            parameters.append(parameter.replace(annotation=group))
+            continue
+        of_field = get_type_hints(group, include_extras=True)
+        groups[name] = group, [field.name for field in fields(group)]
+        parameters += [parameter.replace(name=field.name, annotation=of_field[field.name],
+                                         default=field.default) for field in fields(group)]
+
+    @functools.wraps(function)
+    def command(**options: Any) -> None:
+        for name, (group, names) in groups.items():
+            options[name] = group(**{option: options.pop(option) for option in names})
+        function(**options)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def compile_model(model: str, options: CompileOptions) -> Decoder:
+    """compile_decode_loop with a progress bar where someone watches."""
     from frontend.compile import compile_decode_loop
 
-    with Progress() as progress:
-        return compile_decode_loop(model, progress=progress, **options)
+    with ProgressBar() as progress:
+        return compile_decode_loop(model, progress=progress, **asdict(options))

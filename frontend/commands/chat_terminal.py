@@ -11,7 +11,7 @@ from typing import Any
 from event_tensor.errors import EventTensorError
 from frontend.commands.streams import read_line
 from frontend.decode.conversation import Conversation
-from frontend.report.console import stay_after_interrupt
+from frontend.report.console import speed_words, stay_after_interrupt
 
 COMMANDS = ("/stats", "/reset", "/quit")
 HOW_TO_QUIT = "Ctrl-D or /quit ends the chat."
@@ -91,12 +91,10 @@ def status_line(conversation: Conversation) -> str:
     """TTFT, TPOT, tok/s, context used, of the latest answer."""
     last, stats = conversation.last, conversation.stats
     assert last is not None
-    tpot = last.tpot_ms
     reused = len(last.prompt_ids) - last.prefilled_tokens
     ends = {"aborted": ["interrupted"], "length": ["cut at its limit"]}
     return "[" + ", ".join([
-        f"TTFT {last.ttft_ms:.1f} ms", *([f"TPOT p50 {tpot['p50']:.2f} ms"] if tpot else []),
-        f"{last.tokens_per_second:.1f} tok/s",
+        *speed_words(last.ttft_ms, last.tpot_ms, last.tokens_per_second),
         f"context {stats.context_tokens}/{stats.max_context}",
         f"{last.prefilled_tokens} tokens read, {reused} cached",
         *ends.get(last.finish_reason or "", [])]) + "]"

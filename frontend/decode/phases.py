@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +23,9 @@ class Span:
 @dataclass(slots=True)
 class Phases:
     """From the start of the process to the first token. Spans never overlap: a phase inside
-    another one interrupts it.
-
-    delays_s: phase → seconds to sleep in it, for tests of what the report shows.
-    """
+    another one interrupts it."""
 
     begin_s: float = field(default_factory=lambda: process_start_s())
-    delays_s: Mapping[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     end_s: float | None = None  # of the first token; nothing is recorded after it
     _open: list[str] = field(default_factory=list)
@@ -41,7 +37,6 @@ class Phases:
         self._switch()
         self._open.append(name)
         try:
-            time.sleep(self.delays_s.get(name, 0.0))
             yield
         finally:
             self._switch()

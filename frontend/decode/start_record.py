@@ -12,11 +12,9 @@ from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows.encode import EncodedSchedule
 from scheduling.static_schedule import StaticSchedule
 
-Record = dict[str, Any]
-
 
 def start_record(phases: Phases, kernel: Megakernel, schedule: StaticSchedule,
-                 schedules: Sequence[EncodedSchedule]) -> Record:
+                 schedules: Sequence[EncodedSchedule]) -> dict[str, Any]:
     """Phases sum to wall_s: from the start of the process to the first token or, if none has come
     yet, to now. Spans are seconds since the start of the process. schedule: of a decode step;
     schedules: of all shapes met so far."""
@@ -56,7 +54,7 @@ def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) ->
 
 
 def count_record(graph: Graph, schedule: StaticSchedule, schedules: Sequence[EncodedSchedule]
-                 ) -> Record:
+                 ) -> dict[str, Any]:
     """Sizes of the decode step's schedule, and how many shapes one compilation has served."""
     table = schedule.table
     return {"tasks": table.num_tasks, "events": table.num_events,
@@ -67,7 +65,7 @@ def count_record(graph: Graph, schedule: StaticSchedule, schedules: Sequence[Enc
             "schedules": len(schedules)}
 
 
-def resources(kernel: Megakernel) -> Record | None:
+def resources(kernel: Megakernel) -> dict[str, Any] | None:
     """Registers, spills and shared memory of a kernel that knows its own."""
     compiled = kernel.kernel
     return dict(compiled.resources()) if hasattr(compiled, "resources") else None

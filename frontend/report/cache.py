@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from typing import Any
 
 from event_tensor.errors import UserError
 from frontend.graph.rope_cache import TABLES
-from frontend.report.console import print_table
+from frontend.report.console import Record, print_table
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cache.kept_file import changed_keys
 from persistent_runtime.cache.schedules import SCHEDULES
 from persistent_runtime.cache.stores import CacheFolder, folders_of
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
-Record = dict[str, Any]
 STORES = (FUNCTIONS, SCHEDULES, TABLES)  # all that a start may find in the cache
 
 

@@ -21,9 +21,17 @@ GRACE_S = 0.35  # from Ctrl-C to the end, whatever native code is running
 CLEAR_LINE, SHOW_CURSOR = b"\r\x1b[2K", b"\x1b[?25h"
 FILE_WIDTH = 200  # of a table that no terminal limits
 SILENT_S = 0.7  # start-up shorter than this needs no progress bar
+Record = dict[str, Any]  # what becomes a JSON object
 
 
-def print_json(record: dict[str, Any]) -> None:
+def speed_words(ttft_ms: float, tpot_ms: dict[str, float] | None, tokens_per_second: float
+                ) -> list[str]:
+    """Of one generation; tpot_ms: percentiles, None for a single token."""
+    return [f"TTFT {ttft_ms:.1f} ms", *([f"TPOT p50 {tpot_ms['p50']:.2f} ms"] if tpot_ms else []),
+            f"{tokens_per_second:.1f} tok/s"]
+
+
+def print_json(record: Record) -> None:
     """Exactly one JSON object on stdout, in ASCII, so that any terminal encoding takes it. JSON has
     no NaN and no infinity: what is no finite number becomes null."""
     print(json.dumps(finite(record), allow_nan=False))
@@ -95,7 +103,7 @@ def stay_after_interrupt() -> None:
     signal.set_wakeup_fd(-1)
 
 
-class Progress:
+class ProgressBar:
     """A progress bar on stderr, shown only to a terminal and only if there is time to read it."""
 
     def __init__(self) -> None:
@@ -104,7 +112,7 @@ class Progress:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 from event_tensor.conservative import data_dependent_events
 from event_tensor.printer import format_graph
 from frontend.decode.decoder import Decoder
-from frontend.report.console import print_table
+from frontend.report.console import Record, print_table
 from persistent_runtime.cache.compilations import COMPILATIONS
 from scheduling.simulator import estimate_makespan
 from scheduling.static_schedule import Choice
 
-Record = dict[str, Any]
 # policy → what it does and when `--schedule auto` takes it
 REASONS = {
     "auto": "each part of the graph goes where the cost model expects it to end first",

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from event_tensor.task_table import TaskTable
+from frontend.report.console import Record
 from persistent_runtime.trace.record import FloatArray, SegmentTrace
 from persistent_runtime.trace.timeline import function_of
 from scheduling.simulator import estimate_makespan
 from scheduling.target import Target
-
-Record = dict[str, Any]
 
 
 def summarise(trace: SegmentTrace, target: Target) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from persistent_runtime.cpu.compile.parallel import compile_entries
 from persistent_runtime.cpu.compile.registry import entry_of, worker_entry
 from persistent_runtime.cpu.cores import available_cores
 from persistent_runtime.cpu.worker import worker as worker_module
-from persistent_runtime.launch.launch import Kernel, Launch
+from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import PAGE, HostMemory
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.segment import Segment
@@ -76,7 +76,7 @@ class CpuKernel(Kernel):
     memory: HostMemory
 
     def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
-                 progress: Callable[[int, int], None] | None = None) -> None:
+                 progress: Progress | None = None) -> None:
         self.num_workers = num_workers
         cores = available_cores()
         self.spin_limit = SPIN_LIMIT if num_workers <= cores else SPIN_LIMIT_OVERSUBSCRIBED

@@ -19,6 +19,7 @@ import numpy as np
 from event_tensor.errors import UserError
 from frontend.compile import Progress, compile_decode_loop
 from frontend.decode.decoder import Decoder
+from frontend.decode.generation import percentiles_ms
 from frontend.model_files.directories import temporary_folder
 from frontend.model_files.resolve import resolve_model
 from frontend.report.bench.bandwidth import bandwidth_reader
@@ -30,8 +31,6 @@ from frontend.report.machine import Contention, peak_rss_mb, provenance, wait_un
 from frontend.report.random_prompt import random_prompt
 from persistent_runtime.backends import find_backend
 from persistent_runtime.formats import stored_bytes
-
-PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +81,7 @@ class Timings:
         fractions = [gb_s / best for gb_s, best in zip(achieved, bandwidths, strict=True)]
         return {
             "ttft_ms": round(statistics.median(self.ttft_ms), 3),
-            "tpot_ms": {f"p{p}": round(float(np.percentile(self.gaps_ms, p)), 4)
-                        for p in PERCENTILES},
+            "tpot_ms": percentiles_ms(np.array(self.gaps_ms)),
             "tpot_min_ms": round(min(self.gaps_ms), 4),
             "tokens_per_second": round(statistics.median(self.round_rates), 2),
             "pp_tokens_per_second": spread([self.prompt_tokens * 1e3 / t for t in self.ttft_ms]),

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def start(options: dict[str, Any]) -> dict[str, Any]:
-    phases = Phases(delays_s=options["delays_s"])
+    phases = Phases()
     phases.fill("interpreter")
     with phases("import numpy"):
         import_module("numpy")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
+from frontend.report.console import Record
 from frontend.report.warmup.runs import STARTS, phase_rows, sentences
-
-Record = dict[str, Any]
 
 WIDTH, LABEL, VALUE, ROW = 960, 310, 90, 18  # pixels
 SHORT_SHARE = 0.002  # phases that take less are drawn as one row

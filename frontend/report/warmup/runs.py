@@ -15,12 +15,12 @@ from typing import Any
 from event_tensor.errors import EventTensorError, UserError
 from frontend.model_files.directories import temporary_folder
 from frontend.report.bench.baselines import require_available, require_known
-from frontend.report.console import print_table
+from frontend.report.console import Record, print_table
 from frontend.report.machine import provenance
 from frontend.report.warmup.child import runs_on_gpu
 
-Record = dict[str, Any]
 STARTS = ("cold", "warm")
+CHILD = "frontend.report.warmup.child"  # the program of one start
 # environment variable → folder: everything that is compiled goes to one of these
 CACHES = {"EVENT_TENSOR_CACHE": "event-tensor", "TORCHINDUCTOR_CACHE_DIR": "inductor",
           "TRITON_CACHE_DIR": "triton"}
@@ -28,13 +28,11 @@ CACHES = {"EVENT_TENSOR_CACHE": "event-tensor", "TORCHINDUCTOR_CACHE_DIR": "indu
 
 @dataclass(frozen=True, slots=True)
 class WarmupOptions:
-    """compile: options of compile_decode_loop. delays_s: phase → seconds, see Phases. compare:
-    baselines that are started likewise."""
+    """compile: options of compile_decode_loop. compare: baselines that are started likewise."""
 
     model: str
     prompt_tokens: int = 32
     compile: Mapping[str, Any] = field(default_factory=dict)
-    delays_s: Mapping[str, float] = field(default_factory=dict)
     compare: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,9 +52,9 @@ def run_warmup(options: WarmupOptions) -> Record:
         device = "cuda" if runs_on_gpu(options.compile) else "cpu"
         for name in options.compare:
             require_available(name, device)
-    starts = start_twice("frontend.report.warmup.child", {
+    starts = start_twice(CHILD, {
         "model": options.model, "prompt_tokens": options.prompt_tokens,
-        "compile": dict(options.compile), "delays_s": dict(options.delays_s)}, options.model)
+        "compile": dict(options.compile)}, options.model)
     warm = starts["warm"]
     return {"model": options.model, "prompt_tokens": warm["prompt_tokens"], **starts,
             "compare": {name: start_baseline(name, options.model, device, warm)

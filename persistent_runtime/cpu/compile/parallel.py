@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from numba.core.compiler_lock import global_compiler_lock
@@ -33,8 +33,8 @@ from persistent_runtime.cpu.compile.registry import (
     open_cache,
 )
 from persistent_runtime.launch.countdown import Countdown
+from persistent_runtime.launch.launch import Progress
 
-Progress = Callable[[int, int], None]
 LONGEST_S = 120.0  # that helpers may take for the next function
 LIBC = ctypes.CDLL(None)  # opened here: a forked process might wait for a lock for ever
 PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent ends

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND, HANG_S, command_environment, wait_until
 
-from frontend.report.console import Progress
+from frontend.report.console import ProgressBar
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
 PROMPT = ("--prompt", "kernel:")
@@ -190,7 +190,7 @@ def test_progress_shows_only_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr("frontend.report.console.SILENT_S", 0.0)
     for watched in (False, True):
         monkeypatch.setattr("sys.stderr.isatty", lambda watched=watched: watched, raising=False)
-        with Progress() as progress:
+        with ProgressBar() as progress:
             for done in range(3):
                 progress("compiling", done + 1, 3)
         shown = capsys.readouterr()

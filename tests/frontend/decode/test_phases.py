@@ -99,11 +99,12 @@ def test_the_first_token_ends_the_last_phase():
     assert phases.spans[-1].end_s == phases.end_s
 
 
-def test_delays_are_slept_inside_their_phase(clock):
-    phases = Phases(begin_s=BEGIN_S, delays_s={"slow": 2.0})
-    for name in ("slow", "quick"):
-        with phases(name):
-            pass
+def test_time_is_booked_in_the_phase_in_which_it_passes(clock):
+    phases = Phases(begin_s=BEGIN_S)
+    with phases("slow"):
+        clock.sleep(2.0)
+    with phases("quick"):
+        pass
     assert seconds(phases) == {"slow": 2.0, "quick": 0.0, "unattributed": 0.0}
 
 

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import HANG_S
-from paths import TESTS
+from paths import PYTHONPATH, TESTS
+from slow_phase import DELAY_S, SLOWED, slowed
 
 pytest.importorskip("numba")
 
@@ -24,15 +25,20 @@ from frontend.report.warmup.after_ready import compilations
 from frontend.report.warmup.page import page, ticks
 from frontend.report.warmup.runs import STARTS, check_strict, comparison, phase_rows
 
-SLOWED, DELAY_S = "derive events", 0.4
+SLOW_WARMUP = """
+from frontend.cli import main
+from frontend.report.warmup import runs
+runs.CHILD = "slow_phase"
+main()
+"""
 
 
 @pytest.fixture(scope="module")
 def record(run_command, tmp_path_factory):
     """The report on the demo model, with one phase slowed; its page lies beside it."""
     file = tmp_path_factory.mktemp("warmup") / "page.html"
-    done = run_command("warmup", "demo", "--json", "--strict", "--html", file, "--slow",
-                       f"{SLOWED}={DELAY_S}")
+    done = run_command("warmup", "demo", "--json", "--strict", "--html", file, code=SLOW_WARMUP,
+                       PYTHONPATH=PYTHONPATH)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"file": file}
 
@@ -220,9 +226,9 @@ def test_warmup_of_a_decoder_in_a_longer_process():
     assert sum(seconds.values()) == pytest.approx(record["wall_s"], abs=1e-3)
 
 
-def test_delays_apply_in_this_process_too():
-    phases = Phases(delays_s={"buffers": 0.05})
-    decoder = compile_decode_loop("demo", max_context=64, phases=phases)
+def test_a_slowed_phase_shows_in_this_process_too(monkeypatch):
+    monkeypatch.setattr(Phases, "__call__", slowed("buffers", 0.05))
+    decoder = compile_decode_loop("demo", max_context=64, phases=Phases())
     assert seconds_of(decoder.warmup())["buffers"] >= 0.05
 
 
