@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test bench lint triton-versions
+.PHONY: demo test bench lint pythons triton-versions
 
 demo: $(INSTALLED)
 	@echo 'prompt: hacker:'
@@ -15,6 +15,10 @@ test: lint
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/cpu/decode.py
+
+# every supported Python that is there, each in an environment of its own
+pythons:
+	.ci/pythons
 
 # the GPU worker compiled by the oldest and the newest supported Triton; needs no GPU
 triton-versions:
