@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import event_tensor
-import scheduling
-
 RUNTIME = Path(__file__).parents[1]
 CPU, GPU = RUNTIME / "cpu", RUNTIME / "gpu"
 SHARED = ("rows/layout.py", "rows/weight_pieces.py", "functions")
@@ -31,7 +28,7 @@ def compiled_sources(backend: Path) -> list[Path]:
 
 def schedule_sources() -> list[Path]:
     """What makes and proves a schedule, and writes it down."""
-    folders = [Path(package.__path__[0]) for package in (event_tensor, scheduling)]
+    folders = [RUNTIME.parent / package for package in ("event_tensor", "scheduling")]
     return source_files(*folders, RUNTIME, without=(CPU, GPU))
 
 
