@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
-from event_tensor.conservative import conservative, data_dependent_events
 from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.edges import IndexRange
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
-from event_tensor.instantiate import instantiate
 from event_tensor.symbols import Expr, Symbol
 from event_tensor.task_table import Runtime
-from event_tensor.verify import verify_structure, verify_table
+from event_tensor.verify import verify_structure
 from persistent_runtime.backends import Backend, CpuBackend
 from persistent_runtime.cache.schedules import KeptSchedules
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
@@ -25,79 +21,34 @@ from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
 from persistent_runtime.rows.segment import Segment
 from persistent_runtime.rows.weight_pieces import streamed_calls
-from scheduling.choose import auto
-from scheduling.merge import merge_events
-from scheduling.policies import POLICIES
-from scheduling.prune import prune_waits
-from scheduling.static_schedule import StaticSchedule
-from scheduling.target import Target
-from scheduling.verify_schedule import verify_schedule
+from scheduling.names import check_name
+from scheduling.pipeline import Phase, build_schedule, may_queue, no_phase
 
-AUTO = "auto"  # rows or queue, chosen for each part of the graph by the cost model
-QUEUED_POLICIES = ("dynamic", "hybrid")
 Samples = Callable[[Mapping[str, int]], Sequence[Runtime]]
-Phase = Callable[[str], AbstractContextManager[None]]  # what runs inside is booked under the name
-
-
-def no_phase(name: str) -> AbstractContextManager[None]:
-    """Books nothing."""
-    return nullcontext()
-
-
-def build_schedule(graph: Graph, bindings: Mapping[str, int], policy: str, target: Target,
-                   samples: Sequence[Runtime] = (), phase: Phase = no_phase) -> StaticSchedule:
-    """instantiate → prove → place → prune, merge → prove. Raises errors that name what is unsafe.
-
-    `samples`: for a graph with data-dependent edges, values of the tensors they read; each is
-    proved. The schedule is made from the conservative graph and holds for all of them.
-    """
-    if not samples and data_dependent_events(graph):
-        raise UserError(f"graph {graph.name} has data-dependent edges; give sample values of the "
-                        f"tensors they read, to prove it with")
-    with phase("schedule: instantiate"):
-        tables = [instantiate(graph, bindings, runtime) for runtime in samples or [{}]]
-        table = instantiate(conservative(graph), bindings) if samples else tables[0]
-    with phase("schedule: prove graph"):
-        for proved in tables:
-            verify_table(proved)
-    with phase("schedule: place"):
-        placed = (auto(graph, table, samples, target) if policy == AUTO
-                  else POLICIES[policy](table, target))
-    if placed.source is not table:  # the policy brought its own events: prove those as well
-        with phase("schedule: prove graph"):
-            for runtime in samples or [{}]:
-                verify_table(replace(placed.source, runtime=runtime))
-    with phase("schedule: prune waits"):
-        pruned = merge_events(prune_waits(placed))
-    with phase("schedule: verify"):
-        return verify_schedule(pruned)
 
 
 class Megakernel:
     """One compilation of a graph's device functions, and a schedule for each shape it meets.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: "auto" or a key of `scheduling.policies.POLICIES`; dtype: how weights are stored;
+    once; policy: a name of `scheduling.names.SCHEDULES`; dtype: how weights are stored;
     samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
-    to prove; early_push: queued tasks are pushed when their producers are dispatched;
+    to prove;
     keep_schedules: whether proved schedules stay on disk for other processes; phase: told what
     takes time.
     """
 
     def __init__(self, graph: Graph, *, backend: Backend | None = None,
-                 workers: int | None = None, policy: str = "critical_path",
+                 workers: int | None = None, policy: str = "static",
                  dtype: str = "float32", progress: Progress | None = None,
-                 samples: Samples | None = None, early_push: bool = False,
-                 keep_schedules: bool = False, phase: Phase = no_phase) -> None:
-        if policy not in (AUTO, *POLICIES):
-            raise UserError(f"unknown schedule {policy!r}; use one of {AUTO}, "
-                            f"{', '.join(POLICIES)}")
+                 samples: Samples | None = None, keep_schedules: bool = False,
+                 phase: Phase = no_phase) -> None:
+        check_name(policy)
         self.backend = backend or CpuBackend()
         self.target = self.backend.target(workers)
         self.workers_from = self.backend.workers_from(workers)
         self.policy = policy
         self.samples = samples
-        self.early_push = early_push
         self._phase = phase
         self._keeps_schedules = keep_schedules
         with phase("derive events"):
@@ -130,16 +81,13 @@ class Megakernel:
         self._kept: KeptSchedules | None = None
         if self._keeps_schedules:
             with self._phase("schedule: look up"):
-                self._kept = KeptSchedules(graph, self.policy, self.target, self.kernel.kinds,
-                                           self.early_push)
+                self._kept = KeptSchedules(graph, self.policy, self.target, self.kernel.kinds)
 
     def _compile(self, dtype: str, progress: Progress | None) -> Kernel:
         """The only place that compiles: whatever shape comes later must do with what this made."""
         self.compilations += 1
-        is_dynamic = (self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
-                      or (self.policy == AUTO and self.target.queues_dense_parts))
         return self.backend.compile(self.graph, self.functions, dtype, self.target, progress,
-                                    is_dynamic)
+                                    may_queue(self.graph, self.policy, self.target))
 
     @property
     def num_workers(self) -> int:
@@ -172,8 +120,7 @@ class Megakernel:
         schedule = build_schedule(self.graph, bindings, self.policy, self.target, samples,
                                   self._phase)
         with self._phase("schedule: encode"):
-            return encode_schedule(schedule, self.kernel.kinds, self.arguments, self.early_push,
-                                   streamed)
+            return encode_schedule(schedule, self.kernel.kinds, self.arguments, streamed)
 
     @property
     def schedules(self) -> list[EncodedSchedule]:

@@ -37,7 +37,7 @@ from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import EncodedSchedule
 from persistent_runtime.rows.segment import Segment
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 # The host looks for new tokens about this often per token: each look borrows a worker's core.
 LOOKS_PER_TOKEN = 8
@@ -71,7 +71,7 @@ class Decoder:
         return self.kernel.graph
 
     @property
-    def schedule(self) -> StaticSchedule:
+    def schedule(self) -> Schedule:
         """The schedule of a decode step of one request at a short context."""
         return self.kernel.schedule(self.bindings(1, 1, 1)).schedule
 
@@ -82,9 +82,8 @@ class Decoder:
 
     @property
     def schedule_name(self) -> str:
-        """static, dynamic or hybrid, as its tasks are placed; or round_robin or unfused."""
-        policy = self.kernel.policy
-        return policy if policy in ("round_robin", "unfused") else self.schedule.kind
+        """Its name, or what `auto` came to."""
+        return self.schedule.name
 
     @property
     def compilations(self) -> int:

@@ -16,7 +16,7 @@ from event_tensor.tensors import TensorSpec
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.edges import EncodedEdges, encode_edges
 from persistent_runtime.rows.weight_pieces import encode_streams
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedSchedule:
-    schedule: StaticSchedule
+    schedule: Schedule
     rows: Int32Array  # [tasks, ROW_WORDS], worker after worker, then the queued tasks
     row_begin: Int64Array  # [workers + 1]
     edges: EncodedEdges
@@ -67,17 +67,15 @@ class EncodedSchedule:
                 layout.NUM_CALLS: len(self.schedule.table.graph.calls)}
 
 
-def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
-                    arguments: ArgumentEncoder, early_push: bool = False,
-                    streamed: Sequence[int] = ()) -> EncodedSchedule:
-    """`kinds`: device function name → index in the function table. `early_push`: queued tasks are
-    pushed when the last producer is dispatched and wait where they run (paper section 11).
-    `streamed`: calls whose weights go through the workers' rings."""
+def encode_schedule(schedule: Schedule, kinds: Mapping[str, int],
+                    arguments: ArgumentEncoder, streamed: Sequence[int] = ()) -> EncodedSchedule:
+    """`kinds`: device function name → index in the function table. `streamed`: calls whose weights
+    go through the workers' rings."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
     kind_of_call = np.array([kinds[c.function.name] for c in table.graph.calls], np.int64)
-    edges = encode_edges(schedule, order, arguments.address_word, early_push)
+    edges = encode_edges(schedule, order, arguments.address_word)
     rows = np.zeros((len(order), layout.ROW_WORDS), np.int32)
     rows[:, layout.ARGUMENTS] = arguments.begin[call]
     rows[:, layout.TILE:layout.TILE + layout.MAX_TILE_RANK] = table.tile[order]

@@ -81,7 +81,7 @@ def test_whatever_a_schedule_depends_on_makes_it_another(tiny_model, no_schedule
     kernel = decoder.kernel
     bindings = dict(kernel.schedules[0].schedule.table.bindings)
     samples, shape = kernel.samples(bindings), kernel._shape_key(bindings)
-    conditions = (kernel.policy, kernel.target, kernel.kernel.kinds, False)
+    conditions = (kernel.policy, kernel.target, kernel.kernel.kinds)
 
     def load(graph=kernel.graph, conditions=conditions, shape=shape, samples=samples):
         kept = KeptSchedules(graph, *conditions)
@@ -92,9 +92,9 @@ def test_whatever_a_schedule_depends_on_makes_it_another(tiny_model, no_schedule
     target = replace(kernel.target, dependency_us=kernel.target.dependency_us + 1)
     elsewhere = [{name: values + 1 for name, values in runtime.items()} for runtime in samples]
     assert load(graph=other.graph) is None
-    assert load(conditions=("static", *conditions[1:])) is None
+    assert load(conditions=("dynamic_early", *conditions[1:])) is None
     assert load(conditions=(conditions[0], target, *conditions[2:])) is None
-    assert load(conditions=(*conditions[:3], True)) is None
+    assert load(conditions=(*conditions[:2], {**conditions[2], "other": 99})) is None
     assert load(shape=(*shape[:-1], shape[-1] + 1)) is None
     assert load(samples=elsewhere) is None
 

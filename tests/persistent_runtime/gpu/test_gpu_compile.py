@@ -36,7 +36,7 @@ from persistent_runtime.gpu.compile.registry import (
 from persistent_runtime.gpu.single_tile import call_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker.worker import run_worker
-from persistent_runtime.megakernel import build_schedule
+from scheduling.pipeline import build_schedule
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.target import H200
@@ -176,8 +176,8 @@ def test_a_task_of_a_decode_step_waits_for_one_event(shape):
     """Each wait is a look at memory that other multiprocessors write, one after the other."""
     graph = derive_events(decoder_graph(shape, "bfloat16", H200.workers))
     bindings = {"tokens": 1, "logit_rows": 1, "context": 128, "kv_splits": 2}
-    pruned = prune_waits(POLICIES["critical_path"](instantiate(graph, bindings), H200))
-    schedule = build_schedule(graph, bindings, "critical_path", H200)
+    pruned = prune_waits(POLICIES["static"](instantiate(graph, bindings), H200))
+    schedule = build_schedule(graph, bindings, "static", H200)
     assert np.diff(pruned.table.wait_indptr).max() > 1 == np.diff(schedule.table.wait_indptr).max()
 
 

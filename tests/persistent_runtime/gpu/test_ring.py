@@ -21,11 +21,11 @@ from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, com
 from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.ring.streamed import leave_sums
 from persistent_runtime.gpu.target import tile_target_of
-from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.rows import layout
 from persistent_runtime.rows import weight_pieces as streams
 from persistent_runtime.rows.encode import ArgumentEncoder, encode_schedule
 from persistent_runtime.rows.weight_pieces import MATRICES, PIECE_BYTES, period_of, streamed_calls
+from scheduling.pipeline import build_schedule
 from scheduling.target import H200
 
 PIECES = 9
@@ -59,7 +59,7 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
     calls = streamed_calls(graph, BINDINGS)
     assert {graph.calls[k].function.name for k in calls} == set(MATRICES)
     assert not streamed_calls(graph, BINDINGS | {"tokens": 2, "logit_rows": 2})
-    schedule = build_schedule(graph, BINDINGS, "critical_path", H200)
+    schedule = build_schedule(graph, BINDINGS, "static", H200)
     arguments = ArgumentEncoder(graph)
     kinds = {call.function.name: 0 for call in graph.calls}
     encoded = encode_schedule(schedule, kinds, arguments, streamed=calls)
