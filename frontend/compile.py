@@ -85,16 +85,16 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         allocate_tensors(operators, buffers)
         _bind_rope_tables(operators, buffers, context, phases)
     kernel = Megakernel(
-        decoding.graph, backend=runs_on, workers=workers, policy=schedule, dtype=weight_dtype,
-        samples=partial(sample_routings, config), keep_schedules=True, phase=phases,
+        decoding.graph, operators.graph, backend=runs_on, workers=workers, policy=schedule,
+        dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
+        phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     with phases("weights"), reserving(
             f"the weights: {weight_gigabytes(operators)} in {weight_dtype}",
             f"leave out --dtype, use a smaller model, or {LIMITS}"):
         _load_weights(operators, checkpoint, buffers, progress, phases)
         checkpoint.close()
-    decoder = Decoder(config, operators, kernel, kernel.for_graph(operators.graph), buffers,
-                      tokenizer, phases)
+    decoder = Decoder(config, operators, kernel, kernel.parts[1], buffers, tokenizer, phases)
     decoder.prepare()
     return decoder
 

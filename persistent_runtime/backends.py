@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
-from event_tensor.graph import Graph
+from event_tensor.graph import Call
 from persistent_runtime.cpu.cores import GIVEN, available_cores, check_workers, find_cores
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.launch.launch import Kernel, Progress
@@ -35,10 +35,11 @@ class Backend(Protocol):
         """Memory for tensors, with the interface of `Buffers`."""
         ...
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
                 target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
-        """target: what the kernel's schedules are made for; is_dynamic: whether they may queue
-        tasks or have edges that read a tensor."""
+        """calls: of all graphs that the kernel is to run, of these `functions`; target: what the
+        kernel's schedules are made for; is_dynamic: whether they may queue tasks or have edges that
+        read a tensor."""
         ...
 
 
@@ -56,7 +57,7 @@ class CpuBackend:
     def buffers(self) -> Buffers:
         return Buffers()
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
                 target: Target, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
         return CpuKernel(functions, dtype, target.workers, progress)
 

@@ -32,6 +32,7 @@ from frontend.decode.watcher import RequestWatcher, RunOptions
 from frontend.graph.operators import Operators
 from frontend.graph.tiles import ATTENTION_ROWS, TileConfig, choose_kv_splits
 from frontend.model_files.tokenizer import Tokenizer
+from persistent_runtime.graph_schedules import GraphSchedules
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout
@@ -48,11 +49,11 @@ class Decoder:
     """A model whose decode loop is one megakernel. Made by `compile_decode_loop`."""
 
     def __init__(self, config: DecoderConfig, operators: Operators, kernel: Megakernel,
-                 prefill: Megakernel, buffers: Buffers, tokenizer: Tokenizer | None,
+                 prefill: GraphSchedules, buffers: Buffers, tokenizer: Tokenizer | None,
                  phases: Phases) -> None:
         self.config = config
         self.kernel = kernel  # of decode steps
-        self.prefill = prefill  # the same kernel, with schedules of steps whose rows see each other
+        self.prefill = prefill  # schedules of the same kernel, of steps whose rows see each other
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
         self.max_requests = operators.limits.max_requests
@@ -341,5 +342,5 @@ class Decoder:
 
     def _segment(self, tokens: int, logit_rows: int, context: int, **rows: int) -> Segment:
         rows_are_apart = tokens == 1 or rows.get("row_advance", 0) > 0
-        kernel = self.kernel if rows_are_apart else self.prefill
-        return kernel.segment(self.bindings(tokens, logit_rows, context), self._buffers, **rows)
+        part = self.kernel if rows_are_apart else self.prefill
+        return part.segment(self.bindings(tokens, logit_rows, context), self._buffers, **rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.edges import EncodedEdges, encode_edges
-from persistent_runtime.rows.weight_pieces import encode_streams
 from scheduling.schedule import Schedule
 
 Int32Array = npt.NDArray[np.int32]
@@ -28,8 +27,8 @@ class EncodedSchedule:
     rows: Int32Array  # [tasks, ROW_WORDS], worker after worker, then the queued tasks
     row_begin: Int64Array  # [workers + 1]
     edges: EncodedEdges
-    stream: Int32Array  # [pieces, STREAM_WORDS], worker after worker
-    stream_begin: Int64Array  # [workers + 1]
+    # word of the segment record → an array that only one backend's workers read
+    of_backend: Mapping[int, npt.NDArray[Any]] = field(default_factory=dict)
 
     @property
     def waits(self) -> Int32Array:
@@ -55,8 +54,7 @@ class EncodedSchedule:
                 layout.ACTIONS: edges.actions, layout.EVENT_RECORDS: edges.event_records,
                 layout.CONSUMERS: edges.consumers, layout.TRIGGERS: edges.triggers,
                 layout.JOINS: edges.joins, layout.ROOTS: edges.roots,
-                layout.LEFT_OVER: edges.left_over, layout.STREAM: self.stream,
-                layout.STREAM_BEGIN: self.stream_begin}
+                layout.LEFT_OVER: edges.left_over, **self.of_backend}
 
     def sizes(self) -> dict[int, int]:
         """Word of the segment record → its value."""
@@ -68,9 +66,8 @@ class EncodedSchedule:
 
 
 def encode_schedule(schedule: Schedule, kinds: Mapping[str, int],
-                    arguments: ArgumentEncoder, streamed: Sequence[int] = ()) -> EncodedSchedule:
-    """`kinds`: device function name → index in the function table. `streamed`: calls whose weights
-    go through the workers' rings."""
+                    arguments: ArgumentEncoder) -> EncodedSchedule:
+    """`kinds`: device function name → index in the function table."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
@@ -89,12 +86,8 @@ def encode_schedule(schedule: Schedule, kinds: Mapping[str, int],
         rows[:, layout.ACTION_BEGIN] < rows[:, layout.ACTION_END])
     rows[:, layout.TASK] = order
     rows[:, layout.CALL] = call
-    stream, stream_begin, streamed_rows = encode_streams(table, schedule.orders, arguments.begin,
-                                                         streamed)
-    rows[:len(streamed_rows), [layout.STREAM_FIRST, layout.STREAM_COUNT]] = streamed_rows
     row_begin = np.cumsum([0, *(len(o) for o in schedule.orders)], dtype=np.int64)
-    return EncodedSchedule(schedule, rows, row_begin, edges, stream.astype(np.int32),
-                           stream_begin)
+    return EncodedSchedule(schedule, rows, row_begin, edges)
 
 
 class ArgumentEncoder:

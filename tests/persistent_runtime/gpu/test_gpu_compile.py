@@ -109,7 +109,7 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
     functions = tuple({call.function: None for call in graph.calls
                        if call.function is not device_functions.norm_gate_up_silu})
-    configured = configurations(graph, "bfloat16", target=tile_target_of(arch))
+    configured = configurations(graph.calls, "bfloat16", target=tile_target_of(arch))
     worker = compile_worker(functions + declared(moe_functions),
                             configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
@@ -234,7 +234,7 @@ def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, 
 def test_the_fingerprint_covers_configurations():
     graph = decoder_graph("qwen3-0.6b", "bfloat16", 132)
     functions = tuple({call.function: None for call in graph.calls})
-    prints = {kernel_tables(functions, configurations(graph, dtype))[2]
+    prints = {kernel_tables(functions, configurations(graph.calls, dtype))[2]
               for dtype in ("bfloat16", "float16", "float32")}
     assert len(prints) == 3
 
