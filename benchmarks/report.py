@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+NUMBERS = {4: "four", 5: "five"}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -180,11 +181,10 @@ def gpu_decode() -> str:
 def schedules() -> str:
     """The same tiles under every schedule, and what a queue costs."""
     result = load("schedules")
-    rows = ["| ms per step, same tiles | unfused | static | dynamic | hybrid | auto |",
-            "|---|---|---|---|---|---|"]
+    names = list(result["cases"][0]["ms"])  # as many as there were when it was measured
+    rows = [f"| ms per step, same tiles | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for case in result["cases"]:
-        values = " | ".join(f"{case['ms'][name]:.2f}"
-                            for name in ("unfused", "static", "dynamic", "hybrid", "auto"))
+        values = " | ".join(f"{case['ms'][name]:.2f}" for name in names)
         rows.append(f"| {case['case']} | {values} |")
     costs, sampling = result["costs_us"], load("sampling_cost")
     behind = max(result["cases"], key=behind_best)
@@ -199,7 +199,8 @@ def schedules() -> str:
         f"interleaved rounds; the layer is one of Qwen3-30B-A3B, {result['experts']} experts. By "
         f"the median of each round's ratio, dynamic takes {ratio(dense, 'dynamic', 'static'):.2f} "
         f"of static's time on dense decode, and auto is at most {behind_best(behind):.1%} behind "
-        f"the best of the other four ({behind['case']}); where auto is row for row one of them, "
+        f"the best of the other {NUMBERS[len(names) - 1]} ({behind['case']}); where auto is row "
+        f"for row one of them, "
         f"the two still differ by up to {noise:.1%}. The simulator predicted {low:.2f} to "
         f"{high:.2f} of what an MoE layer took. A dependency costs "
         f"{costs['dependency_us']:.3f} us, a pop {costs['pop_us']:.3f} us, a push "

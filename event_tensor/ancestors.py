@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.conservative import conservative_events
-from event_tensor.reachability import gather_ranges, waves
 from event_tensor.task_table import IntArray, TaskTable
+from event_tensor.waves import gather_ranges, waves
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -36,14 +36,13 @@ from frontend.model_files.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, may_be_cuda
 from persistent_runtime.formats import DTYPES
 from persistent_runtime.launch.memory import Buffers
-from persistent_runtime.megakernel import AUTO, Megakernel
+from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.storage import torch_dtype
+from scheduling.names import check_name
 
 TORCH_BYTES = 600 << 20, 160 << 20  # address space, and data in it; it takes 480 and 122 MiB
 DEFAULT_MAX_CONTEXT = 4096
 DEFAULT_MAX_REQUESTS = ATTENTION_ROWS  # memory for logits and partial results is held for so many
-POLICY_OF_SCHEDULE = {AUTO: AUTO, "static": "critical_path", "dynamic": "dynamic",
-                      "hybrid": "hybrid", "round_robin": "round_robin", "unfused": "unfused"}
 Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
@@ -55,13 +54,11 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
 
     model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
     transformers model, which may be compiled by torch or have adapters that merge.
-    schedule: auto (rows or queue for each part of the graph by the cost model), static (critical
-    path), dynamic (a ready queue), hybrid (a queue for data-dependent calls), round_robin, or
-    unfused. dtype: auto (the checkpoint's), float32, bfloat16 or float16. max_context: positions
-    of the KV cache, by default the model's own limit but no more than 4096. max_requests: prompts
-    that one launch can serve; the KV cache has room for all of them, which a CPU provides as it is
-    used. workers: threads, by default one per core that it may use. phases: books what start-up
-    takes (`Decoder.warmup`).
+    schedule: a name of `scheduling.names.SCHEDULES`, which says what each does. dtype: auto (the
+    checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by default
+    the model's own limit but no more than 4096. max_requests: prompts that one launch can serve;
+    the KV cache has room for all of them, which a CPU provides as it is used. workers: threads, by
+    default one per core that it may use. phases: books what start-up takes (`Decoder.warmup`).
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
@@ -72,9 +69,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         if may_be_cuda(backend):
             import_torch(phases)
         runs_on = find_backend(backend)
-    if schedule not in POLICY_OF_SCHEDULE:
-        raise UserError(f"schedule {schedule!r} is not available; use one of "
-                        f"{', '.join(POLICY_OF_SCHEDULE)}")
+    check_name(schedule)
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model, phases)
     weight_dtype = _choose_dtype(dtype, config, checkpoint)
@@ -94,7 +89,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         allocate_tensors(operators, buffers)
         _bind_rope_tables(operators, buffers, context, phases)
     kernel = Megakernel(
-        decoding.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
+        decoding.graph, operators.graph, backend=runs_on, workers=workers, policy=schedule,
         dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
         phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
@@ -103,8 +98,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
             f"leave out --dtype, use a smaller model, or {LIMITS}"):
         _load_weights(operators, checkpoint, buffers, progress, phases)
         checkpoint.close()
-    decoder = Decoder(config, operators, kernel, kernel.for_graph(operators.graph), buffers,
-                      tokenizer, phases)
+    decoder = Decoder(config, operators, kernel, kernel.parts[1], buffers, tokenizer, phases)
     decoder.prepare()
     return decoder
 

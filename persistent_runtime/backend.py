@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from event_tensor.device_function import DeviceFunction
-from event_tensor.graph import Graph
+from event_tensor.graph import Call
 from persistent_runtime.launch.launch import Kernel, Progress
 from scheduling.target import Target
 
@@ -32,8 +32,9 @@ class Backend(Protocol):
         """Memory for tensors, with the interface of `Buffers`."""
         ...
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
                 target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
-        """target: what the kernel's schedules are made for; is_dynamic: whether they may queue
-        tasks or have edges that read a tensor."""
+        """calls: of all graphs that the kernel is to run, of these `functions`; target: what the
+        kernel's schedules are made for; is_dynamic: whether they may queue tasks or have edges that
+        read a tensor."""
         ...

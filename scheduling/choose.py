@@ -2,7 +2,8 @@
 
 Calls fall into runs: neighbours that are all dense, or all part of data-dependent dispatch. Runs of
 the same device functions and sizes repeat from layer to layer, so one of each kind is estimated
-both ways under the cost model, for every sample of what the device may decide.
+in rows, through the queue, and through the queue with early pushes, under the cost model and for
+every sample of what the device may decide. The schedule as a whole has early pushes or has none.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from event_tensor.conservative import conditional_calls, conservative, values_re
 from event_tensor.graph import Call, Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.task_table import IntArray, Runtime, TaskTable
+from scheduling.early import early
+from scheduling.names import AUTO
 from scheduling.policies import critical_path, dispatched_calls, looked_up, queue_calls
+from scheduling.schedule import Choice, Schedule, queue_capacity
 from scheduling.simulator import estimate_makespan
-from scheduling.static_schedule import Choice, StaticSchedule, queue_capacity
 from scheduling.target import Target
 
 SEEDS = 3  # draws of task times per sample
@@ -27,12 +30,13 @@ MAX_TASKS = 600  # of a run that are estimated: its first calls stand for the re
 
 
 def auto(graph: Graph, table: TaskTable, samples: Sequence[Runtime], target: Target
-         ) -> StaticSchedule:
+         ) -> Schedule:
     """The schedule of `table`, the conservative table of `graph`, as the estimates have it."""
     queued, choices = choose_placement(graph, table.bindings, samples, target)
-    placed = (queue_calls(table, target, queued, "auto") if queued
-              else replace(critical_path(table, target), policy="auto"))
-    return replace(placed, choices=choices)
+    placed = (queue_calls(table, target, queued, AUTO) if queued
+              else replace(critical_path(table, target), policy=AUTO))
+    is_early = any(choice.in_queue and choice.early for choice in choices)
+    return replace(placed, choices=choices, early=is_early)
 
 
 def choose_placement(graph: Graph, bindings: Mapping[str, int], samples: Sequence[Runtime],
@@ -45,9 +49,15 @@ def choose_placement(graph: Graph, bindings: Mapping[str, int], samples: Sequenc
         calls = list(run)
         kinds.setdefault(tuple(map(_signature, calls)), []).append(calls)
     indices = [frozenset(call.index for run in runs for call in run) for runs in kinds.values()]
-    choices = _settled(graph, indices, [
-        _choose(graph, runs, not dispatched.isdisjoint(of_kind), bindings, samples, target)
-        for runs, of_kind in zip(kinds.values(), indices, strict=True)])
+    is_dispatched = [not dispatched.isdisjoint(of_kind) for of_kind in indices]
+    plain = [_choose(graph, runs, of_dispatch, bindings, samples, target)
+             for runs, of_dispatch in zip(kinds.values(), is_dispatched, strict=True)]
+    pushed_early = [
+        _pushed_early(choice, of_dispatch, target)
+        for choice, of_dispatch in zip(plain, is_dispatched, strict=True)]
+    # the first of equals: without early pushes
+    choices = min((_settled(graph, indices, plain), _settled(graph, indices, pushed_early)),
+                  key=_total_us)
     queued: set[int] = set()
     for choice, of_kind in zip(choices, indices, strict=True):
         if choice.in_queue:
@@ -73,6 +83,26 @@ def _settled(graph: Graph, indices: Sequence[frozenset[int]], choices: Sequence[
     return [replace(c, in_queue=in_queue, reason=reason)
             if c.in_queue != in_queue and (held or not in_queue) else c
             for c, held in zip(choices, holds, strict=True)]
+
+
+def _total_us(choices: Sequence[Choice]) -> float:
+    return sum(c.runs * (c.queue_us if c.in_queue else c.rows_us) for c in choices)
+
+
+def _pushed_early(choice: Choice, is_dispatched: bool, target: Target) -> Choice:
+    """The choice for a schedule with early pushes."""
+    if choice.early_us is None:
+        return choice
+    in_queue = choice.early_us < choice.rows_us
+    return replace(choice, in_queue=in_queue, queue_us=choice.early_us, early=True,
+                   reason=_reason(in_queue, is_dispatched, target) + ", pushing early")
+
+
+def _reason(in_queue: bool, is_dispatched: bool, target: Target) -> str:
+    verb = "saves more than it costs" if in_queue else "costs more than it saves"
+    return (f"sharing {'released' if is_dispatched else 'known'} tasks at run time, "
+            f"{target.pop_us:g} us per pop, {verb} where task times spread by "
+            f"{target.spread:.0%}")
 
 
 def _deciding_calls(graph: Graph) -> frozenset[int]:
@@ -107,13 +137,12 @@ def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
         estimate_makespan(released(placed, table), target).makespan_us
         + (placed.table.num_tasks - table.num_tasks) * target.task_us / target.workers
         for table in tables]))
-    in_queue = float(np.mean([estimate_makespan(_in_queue(table, target), target).makespan_us
-                              for table in tables]))
-    verb = "saves more than it costs" if in_queue < in_rows else "costs more than it saves"
-    reason = (f"sharing {'released' if is_dispatched else 'known'} tasks at run time, "
-              f"{target.pop_us:g} us per pop, {verb} where task times spread by "
-              f"{target.spread:.0%}")
-    return Choice(names, len(runs), in_queue < in_rows, in_rows, in_queue, reason)
+    queued = [_in_queue(table, target) for table in tables]
+    in_queue = float(np.mean([estimate_makespan(s, target).makespan_us for s in queued]))
+    pushed_early = float(np.mean([estimate_makespan(early(s, "dynamic_early"), target).makespan_us
+                                  for s in queued]))
+    return Choice(names, len(runs), in_queue < in_rows, in_rows, in_queue,
+                  _reason(in_queue < in_rows, is_dispatched, target), pushed_early)
 
 
 def _first_tasks(run: list[Call], bindings: Mapping[str, int]) -> list[Call]:
@@ -137,7 +166,7 @@ def _as_it_may_go(table: TaskTable, target: Target, seed: int) -> TaskTable:
     return replace(table, bytes=table.bytes * factor, flops=table.flops * factor)
 
 
-def released(placed: StaticSchedule, table: TaskTable) -> StaticSchedule:
+def released(placed: Schedule, table: TaskTable) -> Schedule:
     """The same places for the tasks that a sample releases: `table` is the sample's."""
     index = {key: task for task, key in enumerate(_keys(table))}
     keys = _keys(placed.table)
@@ -146,8 +175,8 @@ def released(placed: StaticSchedule, table: TaskTable) -> StaticSchedule:
         return np.array([index[keys[t]] for t in tasks.tolist() if keys[t] in index], np.int64)
 
     queued = kept(placed.queued)
-    return StaticSchedule(table, table, tuple(map(kept, placed.orders)), placed.policy, queued,
-                          queue_capacity(len(queued)))
+    return replace(placed, source=table, table=table, orders=tuple(map(kept, placed.orders)),
+                   queued=queued, queue_capacity=queue_capacity(len(queued)))
 
 
 def _keys(table: TaskTable) -> list[tuple[int, ...]]:
@@ -155,7 +184,7 @@ def _keys(table: TaskTable) -> list[tuple[int, ...]]:
                                                 strict=True)]
 
 
-def _in_queue(table: TaskTable, target: Target) -> StaticSchedule:
+def _in_queue(table: TaskTable, target: Target) -> Schedule:
     empty = tuple(np.zeros(0, np.int64) for _ in range(target.workers))
-    return StaticSchedule(table, table, empty, "dynamic", np.arange(table.num_tasks),
-                          queue_capacity(table.num_tasks))
+    return Schedule(table, table, empty, "dynamic", np.arange(table.num_tasks),
+                    queue_capacity(table.num_tasks))

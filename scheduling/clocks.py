@@ -14,12 +14,12 @@ import numpy.typing as npt
 from event_tensor.conservative import conservative_events
 from event_tensor.errors import ScheduleError
 from event_tensor.task_table import IntArray, TaskTable
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 Clocks = npt.NDArray[np.int32]
 
 
-def positions(schedule: StaticSchedule) -> tuple[IntArray, IntArray]:
+def positions(schedule: Schedule) -> tuple[IntArray, IntArray]:
     """(worker, position) of every task, -1 for queued ones. Raises ScheduleError unless each task
     is placed once."""
     table = schedule.table
@@ -54,7 +54,7 @@ def _repeated(order: IntArray) -> IntArray:
     return unique[counts > 1]
 
 
-def execution_order(schedule: StaticSchedule) -> list[int]:
+def execution_order(schedule: Schedule) -> list[int]:
     """An order in which the workers can run everything; ScheduleError if they would block.
 
     A worker that waits serves the queue, so a queued task runs once its events have fired.
@@ -104,7 +104,7 @@ class ClockBuilder:
     clock[t, w] = number of worker w's tasks that have finished before task t starts.
     """
 
-    def __init__(self, schedule: StaticSchedule) -> None:
+    def __init__(self, schedule: Schedule) -> None:
         self.table = schedule.table
         self.worker, self.position = positions(schedule)
         self.task: Clocks = np.zeros((self.table.num_tasks, schedule.num_workers), np.int32)
@@ -131,7 +131,7 @@ class ClockBuilder:
                 np.maximum(self.event[event], after, out=self.event[event])
 
 
-def required_clocks(schedule: StaticSchedule, worker: IntArray, position: IntArray) -> Clocks:
+def required_clocks(schedule: Schedule, worker: IntArray, position: IntArray) -> Clocks:
     """[events of the source table, workers]: what must have finished before a waiting task."""
     source = schedule.source
     required = np.zeros((source.num_events, schedule.num_workers), np.int32)

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from event_tensor.task_table import IntArray, TaskTable
 from scheduling.policies import dispatched_calls
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 
-def merge_events(schedule: StaticSchedule) -> StaticSchedule:
+def merge_events(schedule: Schedule) -> Schedule:
     """The same schedule in which no two events have the same waiting tasks: the first of such
     events counts the notifies of all. Events of data-dependent dispatch stay as they are."""
     table = schedule.table

@@ -20,23 +20,24 @@ from event_tensor.edges import Edge, IndexMap
 from event_tensor.errors import ScheduleError
 from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
-from event_tensor.reachability import gather_ranges, waves
 from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.tensors import EventTensor
-from scheduling.static_schedule import StaticSchedule, queue_capacity
+from event_tensor.waves import gather_ranges, waves
+from scheduling.early import early
+from scheduling.schedule import Schedule, queue_capacity
 from scheduling.target import Target, task_costs_us
 
-Policy = Callable[[TaskTable, Target], StaticSchedule]
+Policy = Callable[[TaskTable, Target], Schedule]
 
 
-def round_robin(table: TaskTable, target: Target) -> StaticSchedule:
+def round_robin(table: TaskTable, target: Target) -> Schedule:
     """Task t goes to worker t mod workers, in an order the events allow (the paper's policy)."""
     sequence = _topological(table)
     orders = tuple(sequence[worker::target.workers] for worker in range(target.workers))
-    return StaticSchedule(table, table, orders, "round_robin")
+    return Schedule(table, table, orders, "round_robin")
 
 
-def critical_path(table: TaskTable, target: Target) -> StaticSchedule:
+def critical_path(table: TaskTable, target: Target) -> Schedule:
     """List scheduling: the ready task with the longest remaining path goes to the worker that
     is free first; a worker that already holds the producers is preferred where that costs
     nothing."""
@@ -84,8 +85,7 @@ def critical_path(table: TaskTable, target: Target) -> StaticSchedule:
                     holder[follower] = last_producer[event]
                 if pending[follower] == 0:
                     heapq.heappush(upcoming, (ready_at[follower], follower))
-    return StaticSchedule(table, table, tuple(np.array(o, np.int64) for o in orders),
-                          "critical_path")
+    return Schedule(table, table, tuple(np.array(o, np.int64) for o in orders), "static")
 
 
 def _prefer_holder(idle: list[tuple[float, int]], worker: int, holder: int, now: float) -> int:
@@ -117,7 +117,7 @@ def remaining_path_us(table: TaskTable, cost_us: npt.NDArray[np.float64], depend
     return remaining
 
 
-def unfused(table: TaskTable, target: Target) -> StaticSchedule:
+def unfused(table: TaskTable, target: Target) -> Schedule:
     """The same tiles with one global event between operators: the paper's ablation baseline.
 
     Operators that do not depend on each other share a stage, as kernels on two streams would.
@@ -170,13 +170,13 @@ def _topological(table: TaskTable) -> IntArray:
     return np.concatenate(groups) if groups else np.zeros(0, np.int64)
 
 
-def dynamic(table: TaskTable, target: Target) -> StaticSchedule:
+def dynamic(table: TaskTable, target: Target) -> Schedule:
     """Every task is pushed to the ready queue when its events fire (paper, Algorithm 2)."""
     calls = {call.index for call in table.graph.calls} - looked_up(table.graph.original)
     return queue_calls(table, target, calls, "dynamic")
 
 
-def hybrid(table: TaskTable, target: Target) -> StaticSchedule:
+def hybrid(table: TaskTable, target: Target) -> Schedule:
     """Dense calls in rows by critical path; triggered and data-dependent calls are queued."""
     graph = table.graph.original
     return queue_calls(table, target, dispatched_calls(graph) - looked_up(graph), "hybrid")
@@ -196,7 +196,7 @@ def looked_up(graph: Graph) -> set[int]:
             if any(edge.is_data_dependent and not edge.is_trigger for edge in call.in_edges)}
 
 
-def queue_calls(table: TaskTable, target: Target, calls: Set[int], policy: str) -> StaticSchedule:
+def queue_calls(table: TaskTable, target: Target, calls: Set[int], policy: str) -> Schedule:
     """These calls go through the ready queue, the others into rows by critical path."""
     rows = conditional_calls(table.graph.original) - calls
     if rows:
@@ -207,13 +207,24 @@ def queue_calls(table: TaskTable, target: Target, calls: Set[int], policy: str) 
     queued: IntArray = np.flatnonzero(is_queued)
     if is_queued.all():
         empty = tuple(np.zeros(0, np.int64) for _ in range(target.workers))
-        placed = StaticSchedule(table, table, empty, policy)
+        placed = Schedule(table, table, empty, policy)
     else:
         placed = critical_path(table, target)
     return replace(placed, orders=tuple(order[~is_queued[order]] for order in placed.orders),
                    policy=policy, queued=queued, queue_capacity=queue_capacity(len(queued)))
 
 
+def dynamic_early(table: TaskTable, target: Target) -> Schedule:
+    """`dynamic` with early pushes."""
+    return early(dynamic(table, target), "dynamic_early")
+
+
+def hybrid_early(table: TaskTable, target: Target) -> Schedule:
+    """`hybrid` with early pushes."""
+    return early(hybrid(table, target), "hybrid_early")
+
+
+# every name of names.py but `auto`
 POLICIES: dict[str, Policy] = {
-    "round_robin": round_robin, "critical_path": critical_path, "unfused": unfused,
-    "dynamic": dynamic, "hybrid": hybrid}
+    "static": critical_path, "dynamic": dynamic, "dynamic_early": dynamic_early, "hybrid": hybrid,
+    "hybrid_early": hybrid_early, "round_robin": round_robin, "unfused": unfused}

@@ -14,10 +14,10 @@ from event_tensor.ancestors import ancestors
 from event_tensor.conservative import conservative_events
 from event_tensor.task_table import TaskTable
 from scheduling.clocks import ClockBuilder, execution_order, uncountable_events
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 
-def prune_waits(schedule: StaticSchedule) -> StaticSchedule:
+def prune_waits(schedule: Schedule) -> Schedule:
     """The same schedule with only the waits it needs; notifies nobody waits for go as well."""
     table = schedule.table
     clocks = ClockBuilder(schedule)
@@ -55,7 +55,7 @@ def prune_waits(schedule: StaticSchedule) -> StaticSchedule:
     return replace(schedule, table=_without_silent_notifies(pruned))
 
 
-def _waits_of_queued(schedule: StaticSchedule) -> dict[int, list[int]]:
+def _waits_of_queued(schedule: Schedule) -> dict[int, list[int]]:
     """Task → waits it needs, for queued tasks of data-dependent calls: derivation, which does not
     see behind data-dependent edges, leaves them more than that."""
     table = schedule.table

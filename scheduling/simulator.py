@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from scheduling.clocks import execution_order, positions
-from scheduling.static_schedule import StaticSchedule
+from scheduling.early import early_events
+from scheduling.schedule import Schedule
 from scheduling.target import Target, task_costs_us
 
 
@@ -58,12 +60,13 @@ class _Arrival:
         return max(self.end_us, self.other_end_us + dependency_us if self.has_other else 0.0)
 
 
-def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
+def estimate_makespan(schedule: Schedule, target: Target) -> Estimate:
     """Run the schedule under the cost model of `target`.
 
     A task starts when its worker is free and its events have fired; a notify takes
     `target.dependency_us` to reach another worker and nothing to reach its own. A queued task is
-    popped, first pushed first, by the worker that can start it earliest, for `target.pop_us`.
+    popped, first pushed first, by the worker that can start it earliest, for `target.pop_us`; to
+    count it as dispatched, where that pushes others early, takes as long again.
     Raises ScheduleError for a schedule whose workers would block.
     """
     if len(schedule.queued):
@@ -97,7 +100,7 @@ def estimate_makespan(schedule: StaticSchedule, target: Target) -> Estimate:
 class _QueueEstimate:
     """Always the action that can start first comes next: a worker's next row or a pop."""
 
-    def __init__(self, schedule: StaticSchedule, target: Target) -> None:
+    def __init__(self, schedule: Schedule, target: Target) -> None:
         execution_order(schedule)  # raises where workers would block
         self.table, self.target = schedule.table, target
         self.costs = task_costs_us(self.table, target).tolist()
@@ -112,6 +115,14 @@ class _QueueEstimate:
             self.table.wait_task[self.table.event_count[self.table.wait_event] > 0],
             minlength=self.table.num_tasks).tolist()
         self.queue = [(0.0, task) for task in schedule.queued.tolist() if not self.pending[task]]
+        self.pushed = [0.0] * self.table.num_tasks  # of those that wait for anything
+        is_early = (early_events(schedule) if schedule.early
+                    else np.zeros(self.table.num_events, bool))
+        self.is_early = is_early.tolist()
+        self.dispatched = [0.0] * self.table.num_events  # the last of its producers
+        pop_us: npt.NDArray[np.float64] = np.full(self.table.num_tasks, target.pop_us)
+        pop_us[self.table.notify_task[is_early[self.table.notify_event]]] *= 2
+        self.pop_us: list[float] = pop_us.tolist()
         self.free = [0.0] * schedule.num_workers
         self.busy = [0.0] * schedule.num_workers
         self.wait = [0.0] * schedule.num_workers
@@ -126,8 +137,9 @@ class _QueueEstimate:
             workers = (range(len(self.free)) if self.has_rows
                        else (heapq.heappop(first_free)[1],))
             start, worker, task = min(action for w in workers for action in self._actions(w))
+            popped = 0.0
             if self.is_queued[task]:
-                heapq.heappop(self.queue)
+                popped = self._popped(worker, *heapq.heappop(self.queue))
             else:
                 self.rows[worker].pop()
             self.wait[worker] += start - self.free[worker]
@@ -135,7 +147,7 @@ class _QueueEstimate:
             self.free[worker] = start + self.costs[task]
             heapq.heappush(first_free, (self.free[worker], worker))
             self.worker[task], self.begin[task], self.end[task] = worker, start, self.free[worker]
-            self._notify(task, worker)
+            self._notify(task, worker, popped)
         return Estimate(max(self.free), tuple(self.busy), tuple(self.wait), tuple(self.worker),
                         tuple(self.begin), tuple(self.end))
 
@@ -145,8 +157,11 @@ class _QueueEstimate:
             yield self._start(worker, self.rows[worker][-1]), worker, self.rows[worker][-1]
         if self.queue:
             pushed, task = self.queue[0]
-            popped = max(self.free[worker], pushed) + self.target.pop_us
-            yield max(popped, self._start(worker, task)), worker, task
+            yield max(self._popped(worker, pushed, task), self._start(worker, task)), worker, task
+
+    def _popped(self, worker: int, pushed: float, task: int) -> float:
+        """When the worker has popped the task and, if that pushes others early, told of it."""
+        return max(self.free[worker], pushed) + self.pop_us[task]
 
     def _start(self, worker: int, task: int) -> float:
         start = self.free[worker]
@@ -154,14 +169,18 @@ class _QueueEstimate:
             start = max(start, self.arrivals[event].seen_us(worker, self.target.dependency_us))
         return start
 
-    def _notify(self, task: int, worker: int) -> None:
+    def _notify(self, task: int, worker: int, popped: float) -> None:
         indptr, consumer = self.consumers
         for event in self.table.notifies_of(task).tolist():
             self.arrivals[event].notify(self.free[worker], worker)
+            self.dispatched[event] = max(self.dispatched[event], popped)
             self.missing[event] -= 1
             if self.missing[event]:
                 continue
+            fired = (self.dispatched[event] if self.is_early[event]
+                     else self.arrivals[event].end_us)
             for follower in consumer[indptr[event]:indptr[event + 1]].tolist():
                 self.pending[follower] -= 1
+                self.pushed[follower] = max(self.pushed[follower], fired)
                 if not self.pending[follower] and self.is_queued[follower]:
-                    heapq.heappush(self.queue, (self.free[worker], follower))
+                    heapq.heappush(self.queue, (self.pushed[follower], follower))

@@ -10,19 +10,19 @@ import numpy.typing as npt
 from event_tensor.ancestors import ancestors
 from event_tensor.conservative import conservative_events
 from event_tensor.errors import ScheduleError
-from event_tensor.reachability import gather_ranges
 from event_tensor.task_table import IntArray, TaskTable
 from event_tensor.verify import check_counts
+from event_tensor.waves import gather_ranges
 from scheduling.clocks import (
     ClockBuilder,
     execution_order,
     required_clocks,
     uncountable_events,
 )
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 
-def verify_schedule(schedule: StaticSchedule) -> StaticSchedule:
+def verify_schedule(schedule: Schedule) -> Schedule:
     """Return the schedule if it is safe.
 
     Each task is placed once, in a row or in the queue, which holds all queued tasks of a step;
@@ -57,7 +57,7 @@ def verify_schedule(schedule: StaticSchedule) -> StaticSchedule:
     return schedule
 
 
-def _check_capacity(schedule: StaticSchedule) -> None:
+def _check_capacity(schedule: Schedule) -> None:
     queued, capacity = len(schedule.queued), schedule.queue_capacity
     if capacity < queued or capacity & (capacity - 1):
         raise ScheduleError(f"{queued} tasks of a step are queued and the queue has {capacity} "
@@ -72,7 +72,7 @@ def _refuse_lost_wait(source: TaskTable, lost: npt.NDArray[np.bool_]) -> None:
             f"{source.event_name(int(source.wait_event[position]))} is complete; keep that wait")
 
 
-def _not_behind(schedule: StaticSchedule, positions: IntArray) -> npt.NDArray[np.bool_]:
+def _not_behind(schedule: Schedule, positions: IntArray) -> npt.NDArray[np.bool_]:
     """[waits of the source]: which of these waits no chain of events and rows replaces."""
     source = schedule.source
     result = np.zeros(len(source.wait_event), bool)
@@ -86,7 +86,7 @@ def _not_behind(schedule: StaticSchedule, positions: IntArray) -> npt.NDArray[np
     return result
 
 
-def _with_rows_in_order(schedule: StaticSchedule) -> TaskTable:
+def _with_rows_in_order(schedule: Schedule) -> TaskTable:
     """The schedule's table with an event between a row and the next of the same worker."""
     table = schedule.table
     before = np.concatenate([order[:-1] for order in schedule.orders])
@@ -103,7 +103,7 @@ def _with_rows_in_order(schedule: StaticSchedule) -> TaskTable:
         notify_task[by_notify], np.concatenate([table.notify_event, event])[by_notify])
 
 
-def _kept_waits(schedule: StaticSchedule) -> npt.NDArray[np.bool_]:
+def _kept_waits(schedule: Schedule) -> npt.NDArray[np.bool_]:
     """[waits of the source]: whether the schedule has the wait and all notifies it counts."""
     table, source = schedule.table, schedule.source
     notified = _pairs_in(source.notify_task, source.notify_event, table.notify_task,

@@ -27,7 +27,7 @@ ROOMS = {
         ["launch"],
         ["cache", "backend"],
         ["cpu", "gpu"],
-        ["backends"],
+        ["backends", "graph_schedules"],
         ["megakernel"],
     ],
     "frontend": [

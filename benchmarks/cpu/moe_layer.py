@@ -21,7 +21,7 @@ from frontend.graph.tiles import EXPERT_ROWS, choose_tiles
 from persistent_runtime.megakernel import Megakernel
 from scheduling.choose import released
 from scheduling.policies import POLICIES
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 from scheduling.target import Target
 
 NAME = "model.layers.0.mlp"
@@ -96,7 +96,7 @@ class MoeLayer:
         return LayerRun(kernel, buffers, bindings, self._rows, self._ids)
 
     def sampled_schedule(self, graph: Graph, policy: str, bindings: Mapping[str, int],
-                         runtime: Runtime, target: Target) -> StaticSchedule:
+                         runtime: Runtime, target: Target) -> Schedule:
         """A policy's places for the tasks that one routing releases, for the simulator."""
         table = instantiate(graph, bindings, runtime)
         if policy == "unfused":

@@ -1,4 +1,5 @@
-"""The same tiles under every schedule: unfused, static, dynamic, hybrid, and what auto chooses.
+"""The same tiles under every schedule: unfused, static, dynamic, dynamic_early, hybrid, and what
+auto chooses.
 
     python benchmarks/cpu/schedules.py
 
@@ -45,13 +46,13 @@ from persistent_runtime.backends import find_backend  # noqa: E402
 from persistent_runtime.cpu.single_tile import run_tile  # noqa: E402
 from persistent_runtime.functions.dense import linear_residual  # noqa: E402
 from persistent_runtime.megakernel import Megakernel  # noqa: E402
+from scheduling.schedule import Schedule  # noqa: E402
 from scheduling.simulator import estimate_makespan  # noqa: E402
-from scheduling.static_schedule import StaticSchedule  # noqa: E402
 from scheduling.target import H200, Target, generic_cpu  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "results"
-SCHEDULES = {"unfused": "unfused", "static": "critical_path", "dynamic": "dynamic",
-             "hybrid": "hybrid", "auto": "auto"}
+FIXED = ("unfused", "static", "dynamic", "dynamic_early", "hybrid")
+SCHEDULES = (*FIXED, "auto")
 ROWS = (1, 8, 64, 256, 1024)
 SIMULATED_WORKERS = (2, 16, 132, 1000)
 ZIPF = 1.2  # the skewed routing: expert k is chosen in proportion to 1 / (k + 1) ** ZIPF
@@ -70,7 +71,7 @@ def interleaved(sides: dict[str, Callable[[], float]], rounds: int, seed: int = 
 
 
 def table_of(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and how far each is behind the best of the four by the median of round ratios."""
+    """Medians, and how far each is behind the best fixed one by the median of round ratios."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     fixed = [name for name in medians if name != "auto"]
     best = min(fixed, key=lambda name: medians[name])
@@ -108,9 +109,9 @@ def dense_case(shape: str, rounds: int, new_tokens: int) -> dict[str, Any]:
 
 def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Target
               ) -> list[dict[str, Any]]:
-    kernels = {name: Megakernel(layer.graph, backend=find_backend("cpu"), policy=policy,
+    kernels = {name: Megakernel(layer.graph, backend=find_backend("cpu"), policy=name,
                                 dtype="bfloat16", samples=layer.samples)
-               for name, policy in SCHEDULES.items()}
+               for name in SCHEDULES}
     cases = []
     for count in rows:
         for routing in ("uniform", "skewed"):
@@ -134,7 +135,8 @@ def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Targe
                                  for name, kernel in kernels.items()})
             record["choices"] = [{"calls": [c.calls[0], c.calls[-1]], "runs": c.runs,
                                   "in_queue": c.in_queue, "rows_us": round(c.rows_us, 1),
-                                  "queue_us": round(c.queue_us, 1), "reason": c.reason}
+                                  "queue_us": round(c.queue_us, 1), "early": c.early,
+                                  "reason": c.reason}
                                  for c in schedule.choices]
             record["predicted_ms"] = predictions(layer, count, ids, target)
             cases.append(record)
@@ -142,16 +144,17 @@ def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Targe
     return cases
 
 
-def choice_of(schedules: dict[str, StaticSchedule]) -> dict[str, Any]:
-    """What auto chose, and which of the four it equals row for row."""
+def choice_of(schedules: dict[str, Schedule]) -> dict[str, Any]:
+    """What auto chose, and which of the fixed ones it equals row for row."""
     chosen = schedules["auto"]
     return {"auto": chosen.kind, "auto_equals": [
         name for name, other in schedules.items() if name != "auto" and same_rows(chosen, other)]}
 
 
-def same_rows(one: StaticSchedule, other: StaticSchedule) -> bool:
+def same_rows(one: Schedule, other: Schedule) -> bool:
     """Whether two policies came to the same schedule, so that only noise tells them apart."""
-    return (len(one.orders) == len(other.orders) and np.array_equal(one.queued, other.queued)
+    return (len(one.orders) == len(other.orders) and one.early == other.early
+            and np.array_equal(one.queued, other.queued)
             and all(map(np.array_equal, one.orders, other.orders)))
 
 
@@ -168,10 +171,10 @@ def predictions(layer: MoeLayer, count: int, ids: np.ndarray[Any, Any], here: Ta
         if table.num_tasks * workers > 20_000_000:  # the estimate of a queue looks at all workers
             continue
         by_name = {}
-        for name in ("unfused", "static", "dynamic", "hybrid"):
+        for name in FIXED:
             by_name[name] = round(estimate_makespan(
-                layer.sampled_schedule(graph, SCHEDULES[name], {"tokens": count}, runtime,
-                                       machine), machine).makespan_us / 1e3, 4)
+                layer.sampled_schedule(graph, name, {"tokens": count}, runtime, machine),
+                machine).makespan_us / 1e3, 4)
         result[str(workers)] = by_name
     return result
 
@@ -209,18 +212,18 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
     cases = result["cases"]
     figure, axes = plt.subplots(figsize=(11, 4.2))
-    width = 0.8 / len(SCHEDULES)
+    width, middle = 0.8 / len(SCHEDULES), (len(SCHEDULES) - 1) / 2
     for k, name in enumerate(SCHEDULES):
         heights = [case["ms"]["unfused"] / case["ms"][name] for case in cases]
-        axes.bar([x + (k - 2) * width for x in range(len(cases))], heights, width, label=name)
+        axes.bar([x + (k - middle) * width for x in range(len(cases))], heights, width, label=name)
     axes.axhline(1.0, color="black", linewidth=0.6)
     axes.set_xticks(range(len(cases)), [
         case["case"].replace("MoE layer, ", "").replace("decode ", "decode\n").replace(", ", "\n")
         for case in cases], fontsize=8)
     axes.set_ylabel("speed, unfused = 1")
-    axes.set_title(f"One set of tiles, five schedules ({result['workers']} workers, "
+    axes.set_title(f"One set of tiles, {len(SCHEDULES)} schedules ({result['workers']} workers, "
                    f"{result['cpu']}); rows of a Qwen3-30B-A3B layer", fontsize=10)
-    axes.legend(ncols=5, fontsize=8, loc="lower right")
+    axes.legend(ncols=len(SCHEDULES), fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=110, metadata={"Software": None})
 

@@ -13,6 +13,7 @@ import typer
 
 from event_tensor import __version__
 from frontend.report.console import ProgressBar
+from scheduling.names import SCHEDULES
 
 if TYPE_CHECKING:
     from frontend.decode.decoder import Decoder
@@ -25,10 +26,9 @@ Model = Annotated[str, typer.Argument(
     metavar="MODEL", help="demo, demo-moe, a directory in Hugging Face layout, or a Hub id.")]
 Backend = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to run.")]
 Schedule = Annotated[str, typer.Option(
-    metavar="auto|static|dynamic|hybrid|round_robin|unfused",
-    help="How tasks come to workers: static follows the critical path; dynamic pushes them to a "
-         "ready queue, hybrid only data-dependent ones; unfused puts a barrier after each "
-         "operator.")]
+    metavar="|".join(SCHEDULES),
+    help="How tasks come to workers: "
+         + "; ".join(f"{name} {each.does}" for name, each in SCHEDULES.items()) + ".")]
 Workers = Annotated[int | None, typer.Option(
     help="Threads of the kernel.", show_default="one per core")]
 Dtype = Annotated[str, typer.Option(

@@ -28,21 +28,22 @@ from frontend.decode.watcher import RequestWatcher
 from frontend.graph.operators import Operators
 from frontend.graph.tiles import TileConfig
 from frontend.model_files.tokenizer import Tokenizer
+from persistent_runtime.graph_schedules import GraphSchedules
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows.encode import EncodedSchedule
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 
 class Decoder:
     """A model whose decode loop is one megakernel. Made by `compile_decode_loop`."""
 
     def __init__(self, config: DecoderConfig, operators: Operators, kernel: Megakernel,
-                 prefill: Megakernel, buffers: Buffers, tokenizer: Tokenizer | None,
+                 prefill: GraphSchedules, buffers: Buffers, tokenizer: Tokenizer | None,
                  phases: Phases) -> None:
         self.config = config
         self.kernel = kernel  # of decode steps
-        self.prefill = prefill  # the same kernel, with schedules of steps whose rows see each other
+        self.prefill = prefill  # schedules of the same kernel, of steps whose rows see each other
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
         self.max_requests = operators.limits.max_requests
@@ -59,7 +60,7 @@ class Decoder:
         return self.kernel.graph
 
     @property
-    def schedule(self) -> StaticSchedule:
+    def schedule(self) -> Schedule:
         """The schedule of a decode step of one request at a short context."""
         return self.kernel.schedule(self.bindings(1, 1, 1)).schedule
 
@@ -70,9 +71,8 @@ class Decoder:
 
     @property
     def schedule_name(self) -> str:
-        """static, dynamic or hybrid, as its tasks are placed; or round_robin or unfused."""
-        policy = self.kernel.policy
-        return policy if policy in ("round_robin", "unfused") else self.schedule.kind
+        """Its name, or what `auto` came to."""
+        return self.schedule.name
 
     @property
     def compilations(self) -> int:

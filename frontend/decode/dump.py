@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from event_tensor.printer import format_graph, format_tasks
+from persistent_runtime.graph_schedules import GraphSchedules
 from persistent_runtime.megakernel import Megakernel
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 
-def dump(folder: Path, decode: Megakernel, prefill: Megakernel, schedule: StaticSchedule
+def dump(folder: Path, decode: Megakernel, prefill: GraphSchedules, schedule: Schedule
          ) -> list[Path]:
     """Writes the graphs, the tasks and schedule of a decode step, and the worker's source, machine
     code where there is some; returns the files."""

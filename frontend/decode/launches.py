@@ -26,6 +26,7 @@ from frontend.decode.watcher import RequestWatcher
 from frontend.graph.control import Control
 from frontend.graph.operators import Operators
 from frontend.graph.tiles import ATTENTION_ROWS, choose_kv_splits
+from persistent_runtime.graph_schedules import GraphSchedules
 from persistent_runtime.launch.launch import Launch
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
@@ -38,10 +39,10 @@ SHORTEST_POLL_S, LONGEST_POLL_S = 0.0005, 0.005
 
 
 class Launches:
-    """decode: the kernel of decode steps; prefill: the same with schedules of steps whose rows see
-    each other."""
+    """decode: the kernel of decode steps; prefill: its schedules of steps whose rows see each
+    other."""
 
-    def __init__(self, operators: Operators, decode: Megakernel, prefill: Megakernel,
+    def __init__(self, operators: Operators, decode: Megakernel, prefill: GraphSchedules,
                  buffers: Buffers, phases: Phases) -> None:
         self.control: Control[Any] = operators.control.each(buffers.array)  # host arrays
         self._operators, self._buffers = operators, buffers
@@ -60,8 +61,8 @@ class Launches:
     def segment(self, tokens: int, logit_rows: int, context: int, **rows: int) -> Segment:
         """Of steps with these sizes; `rows` as `Segment` has them."""
         rows_are_apart = tokens == 1 or rows.get("row_advance", 0) > 0
-        kernel = self._decode if rows_are_apart else self._prefill
-        return kernel.segment(self.bindings(tokens, logit_rows, context), self._buffers, **rows)
+        part = self._decode if rows_are_apart else self._prefill
+        return part.segment(self.bindings(tokens, logit_rows, context), self._buffers, **rows)
 
     def interrupt(self) -> None:
         """Has the running generation end; for signal handlers and other threads."""

@@ -10,10 +10,10 @@ from frontend.decode.phases import Phases, Span
 from persistent_runtime.cache.compilations import COMPILATIONS, Compilation
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows.encode import EncodedSchedule
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 
-def start_record(phases: Phases, kernel: Megakernel, schedule: StaticSchedule,
+def start_record(phases: Phases, kernel: Megakernel, schedule: Schedule,
                  schedules: Sequence[EncodedSchedule]) -> dict[str, Any]:
     """Phases sum to wall_s: from the start of the process to the first token or, if none has come
     yet, to now. Spans are seconds since the start of the process. schedule: of a decode step;
@@ -53,7 +53,7 @@ def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) ->
     return [span for span in result if span.end_s > span.begin_s]
 
 
-def count_record(graph: Graph, schedule: StaticSchedule, schedules: Sequence[EncodedSchedule]
+def count_record(graph: Graph, schedule: Schedule, schedules: Sequence[EncodedSchedule]
                  ) -> dict[str, Any]:
     """Sizes of the decode step's schedule, and how many shapes one compilation has served."""
     table = schedule.table

@@ -13,20 +13,9 @@ from event_tensor.printer import format_graph
 from frontend.decode.decoder import Decoder
 from frontend.report.console import Record, print_table
 from persistent_runtime.cache.compilations import COMPILATIONS
+from scheduling.names import SCHEDULES
+from scheduling.schedule import Choice
 from scheduling.simulator import estimate_makespan
-from scheduling.static_schedule import Choice
-
-# policy → what it does and when `--schedule auto` takes it
-REASONS = {
-    "auto": "each part of the graph goes where the cost model expects it to end first",
-    "critical_path": "the ready task with the longest path before it goes to the worker that is "
-                     "free first",
-    "hybrid": "{events} event tensors depend on data, so tasks that wait for them are pushed when "
-              "they fire, and all others have their place",
-    "dynamic": "every task is pushed when its events have fired, by whoever fires the last; chosen "
-               "by hand",
-    "round_robin": "task t goes to worker t mod workers; chosen by hand",
-    "unfused": "a barrier after every operator, the baseline; chosen by hand"}
 
 
 def graph_record(decoder: Decoder) -> Record:
@@ -87,7 +76,8 @@ def schedule_record(decoder: Decoder) -> Record:
     waits = np.diff(table.wait_indptr)
     events = len(data_dependent_events(decoder.graph))
     return {
-        "policy": schedule.policy, "reason": REASONS[schedule.policy].format(events=events),
+        "policy": schedule.policy,
+        "reason": SCHEDULES[schedule.policy].reason.format(events=events),
         "choices": [choice_record(choice) for choice in schedule.choices],
         "makespan_us": round(estimate.makespan_us, 1),
         "utilisation": round(estimate.utilisation, 4),
@@ -110,6 +100,7 @@ def choice_record(choice: Choice) -> Record:
     return {"first_call": choice.calls[0], "last_call": choice.calls[-1], "parts": choice.runs,
             "placement": "queue" if choice.in_queue else "rows",
             "rows_us": round(choice.rows_us, 1), "queue_us": round(choice.queue_us, 1),
+            "early": choice.early,
             "reason": choice.reason}
 
 

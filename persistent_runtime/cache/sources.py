@@ -9,7 +9,7 @@ from pathlib import Path
 
 RUNTIME = Path(__file__).parents[1]
 CPU, GPU = RUNTIME / "cpu", RUNTIME / "gpu"
-SHARED = ("rows/layout.py", "rows/weight_pieces.py", "functions")
+SHARED = ("rows/layout.py", "functions")
 
 
 def source_files(*roots: Path, without: Iterable[Path] = ()) -> list[Path]:

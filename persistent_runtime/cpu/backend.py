@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from event_tensor.device_function import DeviceFunction
-from event_tensor.graph import Graph
+from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.cpu.cores import available_cores, check_workers, find_cores
@@ -32,6 +32,6 @@ class CpuBackend:
     def buffers(self) -> Buffers:
         return Buffers()
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
                 target: Target, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
         return CpuKernel(functions, dtype, target.workers, progress)

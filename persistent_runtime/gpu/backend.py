@@ -10,7 +10,7 @@ import triton
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
-from event_tensor.graph import Graph
+from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
 from persistent_runtime.gpu.compile.compile_only import device_capability
 from persistent_runtime.gpu.compile.registry import configurations
@@ -53,9 +53,9 @@ class CudaBackend:
     def buffers(self) -> DeviceBuffers:
         return DeviceBuffers(self._memory)
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
                 target: Target, progress: Progress | None, is_dynamic: bool) -> GpuKernel:
         return GpuKernel(functions, dtype, target.workers, progress,
-                         configured=configurations(graph, dtype, target=self._tile_target),
+                         configured=configurations(calls, dtype, target=self._tile_target),
                          tiles=TILE_TARGETS[self._tile_target], memory=self._memory,
                          is_dynamic=is_dynamic)

@@ -23,17 +23,17 @@ from triton.runtime import interpreter
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
-from event_tensor.graph import Graph
+from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
-from persistent_runtime.gpu.bodies import arguments
-from persistent_runtime.gpu.bodies import epilogue as finish
+from persistent_runtime.gpu import addresses
+from persistent_runtime.gpu.bodies import arguments, epilogue
 from persistent_runtime.gpu.compile.registry import configurations, kernel_tables
 from persistent_runtime.gpu.ring import streamed
-from persistent_runtime.gpu.worker import actions, queue, sync
-from persistent_runtime.gpu.worker import turn as rows
+from persistent_runtime.gpu.ring.kernel import RingKernel
+from persistent_runtime.gpu.worker import actions, queue, sync, turn
 from persistent_runtime.gpu.worker.worker import run_worker, worker_source
 from persistent_runtime.launch.countdown import Countdown
-from persistent_runtime.launch.launch import Kernel, Launch
+from persistent_runtime.launch.launch import Launch
 from persistent_runtime.launch.memory import Buffers, HostMemory
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.segment import Segment
@@ -60,10 +60,10 @@ class InterpretedBackend:
     def buffers(self) -> Buffers:
         return Buffers()
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
+    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
                 target: Target, progress: Callable[[int, int], None] | None, is_dynamic: bool
                 ) -> InterpretedKernel:
-        configured = configurations(graph, dtype, interpreted=True, ring_pieces=self.ring_pieces)
+        configured = configurations(calls, dtype, interpreted=True, ring_pieces=self.ring_pieces)
         return InterpretedKernel(functions, dtype, target.workers, progress,
                                  configured=configured, is_dynamic=is_dynamic,
                                  ring_pieces=self.ring_pieces)
@@ -112,7 +112,7 @@ class InterpretedLaunch(Launch):
         super().check()
 
 
-class InterpretedKernel(Kernel):
+class InterpretedKernel(RingKernel):
     """The Triton worker, run by the interpreter."""
 
     launch_type = InterpretedLaunch
@@ -125,7 +125,7 @@ class InterpretedKernel(Kernel):
             raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
         self.num_workers, self.is_dynamic = num_workers, is_dynamic
         self.memory = HostMemory()
-        self.ring_pieces, self.streams_weights = ring_pieces, ring_pieces > 0
+        self.ring_pieces, self.configured = ring_pieces, configured
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
         _rewrite_functions(self.bodies)
@@ -146,8 +146,8 @@ class InterpretedKernel(Kernel):
 def _rewrite_functions(bodies: Sequence[Any]) -> None:
     """Has the interpreter parse what the workers will call, once for all processes to come."""
     modules = {body.fn.__module__ for body in bodies} | {
-        run_worker.fn.__module__, rows.__name__, sync.__name__, queue.__name__, actions.__name__,
-        arguments.__name__, finish.__name__, streamed.__name__, standard.__name__}
+        run_worker.fn.__module__, *(module.__name__ for module in (
+            addresses, turn, sync, queue, actions, arguments, epilogue, streamed, standard))}
     for name in modules:
         for value in list(vars(sys.modules[name]).values()):
             if isinstance(value, interpreter.InterpretedFunction):

@@ -22,11 +22,12 @@ from persistent_runtime.gpu.compile.compile_only import compiler_options, make_r
 from persistent_runtime.gpu.compile.ptx import own_pass
 from persistent_runtime.gpu.compile.registry import kernel_tables
 from persistent_runtime.gpu.memory import DeviceMemory
+from persistent_runtime.gpu.ring.kernel import RingKernel
 from persistent_runtime.gpu.ring.ring import ring_bytes
 from persistent_runtime.gpu.target import TileTarget
 from persistent_runtime.gpu.worker.worker import run_worker, worker_source
 from persistent_runtime.launch.countdown import Countdown
-from persistent_runtime.launch.launch import Kernel, Launch
+from persistent_runtime.launch.launch import Launch
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import EncodedSchedule
 from persistent_runtime.rows.segment import Segment
@@ -55,7 +56,7 @@ class GpuLaunch(Launch):
             time.sleep(1e-4)
 
 
-class GpuKernel(Kernel):
+class GpuKernel(RingKernel):
     """The Triton worker, compiled for the device.
 
     configured: device function name → configuration, from `registry.configurations`, and tiles:
@@ -74,7 +75,7 @@ class GpuKernel(Kernel):
         self.memory = memory
         self.kinds = {function.name: k for k, function in enumerate(functions)}
         bodies, values, fingerprint = kernel_tables(functions, configured)
-        self.streams_weights = tiles.ring_pieces > 0
+        self.ring_pieces, self.configured = tiles.ring_pieces, configured
         self._constants = (bodies, values, fingerprint, tiles.ring_pieces, is_dynamic, False)
         self._options = compiler_options(tiles.num_warps)
         self._stream = torch.cuda.Stream(memory.device)

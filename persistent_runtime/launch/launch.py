@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from event_tensor.errors import UserError
+from event_tensor.graph import Graph
 from event_tensor.refusals import LIMITS, reserving
 from persistent_runtime.rows import layout
-from persistent_runtime.rows.encode import EncodedSchedule
+from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule
 from persistent_runtime.rows.segment import (
     Segment,
     describe_launch,
@@ -71,14 +72,12 @@ class Memory(Protocol):
 class Kernel(ABC):
     """Compiled device functions and a worker that calls them: one for every schedule and shape.
 
-    kinds: device function name → index in the function table. streams_weights: whether schedules
-    list the weights of each row for a ring in shared memory.
+    kinds: device function name → index in the function table.
     """
 
     num_workers: int
     kinds: Mapping[str, int]
     memory: Memory
-    streams_weights = False
     launch_type: ClassVar[Callable[..., Launch]]
 
     def launch(self, segments: Sequence[Segment], *,
@@ -98,6 +97,16 @@ class Kernel(ABC):
     def arrays_of(self, encoded: EncodedSchedule) -> Mapping[int, Any]:
         """Word of the segment record → the schedule's array, where workers can read it."""
         return encoded.arrays()
+
+    def streamed_calls(self, graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]:
+        """Indices of the calls whose weights reach a worker by another way than its loads, in steps
+        of these sizes; none where a backend has no such way."""
+        return ()
+
+    def with_streams(self, encoded: EncodedSchedule, arguments: ArgumentEncoder,
+                     calls: Sequence[int]) -> EncodedSchedule:
+        """The schedule with all that workers need for that way."""
+        return encoded
 
     @abstractmethod
     def sources(self) -> dict[str, str]:

@@ -19,7 +19,8 @@ from event_tensor.task_table import IntArray
 from event_tensor.tensors import TensorRead, TensorSpec
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.event_index import EventIndex
-from scheduling.static_schedule import StaticSchedule
+from scheduling.early import early_events
+from scheduling.schedule import Schedule
 
 Int32Array = npt.NDArray[np.int32]
 Pairs = tuple[IntArray, IntArray]  # tasks, events
@@ -45,19 +46,18 @@ class EncodedEdges:
     left_over: Int32Array
 
 
-def encode_edges(schedule: StaticSchedule, order: IntArray, address_word: AddressWord,
-                 early_push: bool) -> EncodedEdges:
+def encode_edges(schedule: Schedule, order: IntArray, address_word: AddressWord) -> EncodedEdges:
     """`order`: the task of every row. `address_word`: tensor → argument-table word with its
     address. Raises GraphError for a data-dependent edge in a form that does not execute."""
     edges = _Edges(schedule, order, address_word)
     edges.collect()
-    if early_push:
-        edges.push_early()
+    if schedule.early:
+        edges.push_early(early_events(schedule))
     return edges.encode()
 
 
 class _Edges:
-    def __init__(self, schedule: StaticSchedule, order: IntArray, address_word: AddressWord
+    def __init__(self, schedule: Schedule, order: IntArray, address_word: AddressWord
                  ) -> None:
         self.table, self.queued = schedule.table, schedule.queued
         self.address_word = address_word
@@ -193,16 +193,10 @@ class _Edges:
             words[:, place] = value
         self.actions.append((task, words))
 
-    def push_early(self) -> None:
-        """Events whose producers and consumers are all queued get a twin that counts dispatched
-        producers and pushes; the consumer then waits for the event where it runs. Tickets are
-        first in, first out, so the producers of a popped task have all been popped before it."""
-        table = self.table
-        suits = np.zeros(len(self.events), bool)
-        suits[:table.num_events] = table.event_count > 0
-        unfit = ~self.is_queued | np.isin(table.call, self.conditional)
-        suits[table.notify_event[unfit[table.notify_task]]] = False
-        suits[table.wait_event[~self.is_queued[table.wait_task]]] = False
+    def push_early(self, suits: npt.NDArray[np.bool_]) -> None:
+        """The events of the table that suit get a twin that counts dispatched producers and
+        pushes; the consumer then waits for the event where it runs (scheduling/early.py)."""
+        suits = np.concatenate([suits, np.zeros(len(self.events) - len(suits), bool)])
         task, event = _concatenated(self.pushes)
         is_early = suits[event]
         early = np.unique(event[is_early])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,7 @@ from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.edges import EncodedEdges, encode_edges
-from persistent_runtime.rows.weight_pieces import encode_streams
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -24,12 +23,12 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedSchedule:
-    schedule: StaticSchedule
+    schedule: Schedule
     rows: Int32Array  # [tasks, ROW_WORDS], worker after worker, then the queued tasks
     row_begin: Int64Array  # [workers + 1]
     edges: EncodedEdges
-    stream: Int32Array  # [pieces, STREAM_WORDS], worker after worker
-    stream_begin: Int64Array  # [workers + 1]
+    # word of the segment record → an array that only one backend's workers read
+    of_backend: Mapping[int, npt.NDArray[Any]] = field(default_factory=dict)
 
     @property
     def waits(self) -> Int32Array:
@@ -55,8 +54,7 @@ class EncodedSchedule:
                 layout.ACTIONS: edges.actions, layout.EVENT_RECORDS: edges.event_records,
                 layout.CONSUMERS: edges.consumers, layout.TRIGGERS: edges.triggers,
                 layout.JOINS: edges.joins, layout.ROOTS: edges.roots,
-                layout.LEFT_OVER: edges.left_over, layout.STREAM: self.stream,
-                layout.STREAM_BEGIN: self.stream_begin}
+                layout.LEFT_OVER: edges.left_over, **self.of_backend}
 
     def sizes(self) -> dict[int, int]:
         """Word of the segment record → its value."""
@@ -67,17 +65,14 @@ class EncodedSchedule:
                 layout.NUM_CALLS: len(self.schedule.table.graph.calls)}
 
 
-def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
-                    arguments: ArgumentEncoder, early_push: bool = False,
-                    streamed: Sequence[int] = ()) -> EncodedSchedule:
-    """`kinds`: device function name → index in the function table. `early_push`: queued tasks are
-    pushed when the last producer is dispatched and wait where they run (paper section 11).
-    `streamed`: calls whose weights go through the workers' rings."""
+def encode_schedule(schedule: Schedule, kinds: Mapping[str, int],
+                    arguments: ArgumentEncoder) -> EncodedSchedule:
+    """`kinds`: device function name → index in the function table."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
     kind_of_call = np.array([kinds[c.function.name] for c in table.graph.calls], np.int64)
-    edges = encode_edges(schedule, order, arguments.address_word, early_push)
+    edges = encode_edges(schedule, order, arguments.address_word)
     rows = np.zeros((len(order), layout.ROW_WORDS), np.int32)
     rows[:, layout.ARGUMENTS] = arguments.begin[call]
     rows[:, layout.TILE:layout.TILE + layout.MAX_TILE_RANK] = table.tile[order]
@@ -91,12 +86,8 @@ def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
         rows[:, layout.ACTION_BEGIN] < rows[:, layout.ACTION_END])
     rows[:, layout.TASK] = order
     rows[:, layout.CALL] = call
-    stream, stream_begin, streamed_rows = encode_streams(table, schedule.orders, arguments.begin,
-                                                         streamed)
-    rows[:len(streamed_rows), [layout.STREAM_FIRST, layout.STREAM_COUNT]] = streamed_rows
     row_begin = np.cumsum([0, *(len(o) for o in schedule.orders)], dtype=np.int64)
-    return EncodedSchedule(schedule, rows, row_begin, edges, stream.astype(np.int32),
-                           stream_begin)
+    return EncodedSchedule(schedule, rows, row_begin, edges)
 
 
 class ArgumentEncoder:

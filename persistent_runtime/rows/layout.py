@@ -38,7 +38,7 @@ WAIT_EVENT = 0
 WAIT_COUNT = 1
 WAIT_WORDS = 2
 
-# Stream list, int32 words per piece of a weight (weight_pieces.py).
+# Stream list, int32 words per piece of a weight (gpu/ring/pieces.py).
 STREAM_TENSOR = 0  # where the argument table has the tensor's address, in words
 STREAM_PLACE = 1  # first byte * STREAM_LENGTHS + length, both in units of STREAM_UNIT
 STREAM_WORDS = 2

@@ -10,7 +10,7 @@ from event_tensor.conservative import conservative, conservative_events
 from event_tensor.derive import derive_events
 from event_tensor.instantiate import instantiate
 from event_tensor.races import _overlap
-from event_tensor.reachability import waves
+from event_tensor.waves import waves
 
 
 def sets_of(table):

@@ -11,21 +11,20 @@ from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout
 
 WORKERS = (1, 2, 5)
-SCHEDULES = [("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True),
-             ("auto", False)]
+SCHEDULES = ("static", "hybrid", "dynamic", "dynamic_early", "hybrid_early", "auto")
 
 
-@pytest.mark.parametrize("policy, early_push", SCHEDULES)
-def test_every_task_runs_once_after_its_producers(policy, early_push):
+@pytest.mark.parametrize("policy", SCHEDULES)
+def test_every_task_runs_once_after_its_producers(policy):
     """20 steps wrap the tickets around a queue that holds one step's tasks, and no more."""
     for seed in range(60):
         made = dispatch_graph(seed)
         kernel = Megakernel(made.graph, policy=policy, workers=WORKERS[seed % 3],
-                            early_push=early_push, samples=made.samples)
+                            samples=made.samples)
         assert not run_and_check(made, kernel, steps=20), f"seed {seed}"
 
 
-@pytest.mark.parametrize("policy", ("critical_path", "hybrid", "dynamic"))
+@pytest.mark.parametrize("policy", ("static", "hybrid", "dynamic"))
 def test_a_count_that_the_device_gets_wrong_is_an_error_and_not_a_hang(policy):
     """The values that were proved are not those that came: an expert waits for a row too many."""
     named = 0
@@ -38,10 +37,10 @@ def test_a_count_that_the_device_gets_wrong_is_an_error_and_not_a_hang(policy):
         with pytest.raises(DeadlockError) as error:
             run_and_check(made, kernel, steps=1, timeout_s=0.4)
         named += name.replace("counts", "E_expert") in str(error.value)
-    assert named > 5 or policy != "critical_path"
+    assert named > 5 or policy != "static"
 
 
-@pytest.mark.parametrize("policy", ("hybrid", "dynamic"))
+@pytest.mark.parametrize("policy", ("hybrid", "dynamic", "dynamic_early"))
 @pytest.mark.parametrize("late", range(3))
 def test_a_worker_that_starts_late_holds_up_the_first_step(policy, late, monkeypatch):
     """The others can finish several tasks of the step before it is there."""

@@ -7,10 +7,11 @@ from task_counts import task_counts
 
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
+from scheduling.names import SCHEDULES as SCHEDULE_NAMES
 
 LAYERS = 2
-SCHEDULES = [("critical_path", False), ("round_robin", False), ("unfused", False),
-             ("hybrid", False), ("dynamic", False), ("dynamic", True), ("hybrid", True)]
+SCHEDULES = ("static", "round_robin", "unfused", "hybrid", "dynamic", "dynamic_early",
+             "hybrid_early")
 
 
 def random_routes(rng, steps, tokens, top_k):
@@ -39,14 +40,14 @@ def samples(bindings):
 
 @pytest.fixture(scope="module")
 def kernels():
-    """`kernels(policy, early_push, workers)`: one compilation serves every shape and routing."""
+    """`kernels(policy, workers)`: one compilation serves every shape and routing."""
     made = {}
 
-    def make(policy, early_push, workers):
-        key = policy, early_push, workers
+    def make(policy, workers):
+        key = policy, workers
         if key not in made:
             made[key] = Megakernel(moe.moe_graph(LAYERS), policy=policy, workers=workers,
-                                   early_push=early_push, samples=samples)
+                                   samples=samples)
         return made[key]
 
     return make
@@ -69,11 +70,11 @@ def launch(kernel, routes, steps):
 
 
 @pytest.mark.parametrize("workers", (1, 2, 5))
-@pytest.mark.parametrize("policy, early_push", SCHEDULES)
+@pytest.mark.parametrize("policy", SCHEDULES)
 @pytest.mark.parametrize("name", routings())
-def test_numbers_and_tiles(kernels, name, policy, early_push, workers):
+def test_numbers_and_tiles(kernels, name, policy, workers):
     routes, steps = routings()[name], 12
-    kernel = kernels(policy, early_push, workers)
+    kernel = kernels(policy, workers)
     for _ in range(3):
         before, after, running = launch(kernel, routes, steps)
         np.testing.assert_array_equal(
@@ -91,11 +92,11 @@ def check_counts(counts, layer, policy, used_tiles, steps, routes):
     up, down = counts[f"moe_up{suffix}"], counts[f"moe_down{suffix}"]
     bindings = {"n": routes.shape[1], "k": routes.shape[2]}
     all_tiles = int(moe.tiles.evaluate(bindings)) * steps
-    if policy in ("dynamic", "hybrid"):
+    if SCHEDULE_NAMES[policy].queues:
         assert up == down == (2 * used_tiles, 0)
         assert counts[f"moe_group{suffix}"] == (routes[0].size * steps, 0)
         assert counts[f"moe_merge{suffix}"] == (routes.shape[1] * steps, 0)
-        assert counts[f"moe_pick{suffix}"][0] == (steps if policy == "dynamic" else 0)
+        assert counts[f"moe_pick{suffix}"][0] == (steps if policy.startswith("dynamic") else 0)
     elif policy == "unfused":
         assert up == (0, 0)
     else:

@@ -27,10 +27,12 @@ from event_tensor.instantiate import instantiate
 from event_tensor.verify import verify
 from persistent_runtime.launch.launch import Launch
 from persistent_runtime.launch.memory import Buffers
-from persistent_runtime.megakernel import Megakernel, build_schedule
+from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows.encode import encode_schedule
 from persistent_runtime.rows.segment import Segment
 from scheduling.merge import merge_events
+from scheduling.names import SCHEDULES
+from scheduling.pipeline import build_schedule
 from scheduling.policies import POLICIES, remaining_path_us
 from scheduling.prune import prune_waits
 from scheduling.target import generic_cpu, task_costs_us
@@ -99,7 +101,7 @@ def test_pruning_again_finds_nothing():
     for seed in range(40):
         example = random_graph(seed)
         schedule = build_schedule(derive_events(example.graph), example.bindings[-1],
-                                  "critical_path", generic_cpu(3))
+                                  "static", generic_cpu(3))
         again = prune_waits(schedule)
         np.testing.assert_array_equal(again.table.wait_event, schedule.table.wait_event)
         np.testing.assert_array_equal(again.table.notify_event, schedule.table.notify_event)
@@ -128,7 +130,8 @@ def some_calls_queued(monkeypatch):
     """A policy that puts random calls into rows and the others into the queue."""
     rng = random.Random(5)
     monkeypatch.setitem(POLICIES, "mixed", lambda table, target: queue_some_calls(
-        POLICIES["critical_path"](table, target), rng))
+        POLICIES["static"](table, target), rng))
+    monkeypatch.setitem(SCHEDULES, "mixed", SCHEDULES["hybrid"])
 
 
 @pytest.mark.usefixtures("some_calls_queued")
@@ -151,7 +154,7 @@ def test_threads_leave_what_program_order_leaves(policy, workers):
 
 
 @pytest.mark.usefixtures("some_calls_queued")
-@pytest.mark.parametrize("policy", ("critical_path", "dynamic", "mixed"))
+@pytest.mark.parametrize("policy", ("static", "dynamic", "dynamic_early", "mixed"))
 def test_many_steps_in_one_launch_repeat_the_program(policy):
     """Counters never go back: step s waits for count * (s + 1). Steps must not overlap."""
     for seed in (3, 8, 21):

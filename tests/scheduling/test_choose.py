@@ -9,11 +9,11 @@ from test_moe_graph import make_config, make_operators
 from event_tensor.derive import derive_events
 from event_tensor.instantiate import instantiate
 from frontend.graph.routings import sample_routings
-from persistent_runtime.megakernel import build_schedule
 from scheduling import choose
 from scheduling.choose import choose_placement
+from scheduling.pipeline import build_schedule
 from scheduling.policies import dispatched_calls
-from scheduling.static_schedule import Choice
+from scheduling.schedule import Choice
 from scheduling.target import H200, generic_cpu
 
 CHEAP_QUEUE = replace(generic_cpu(4), pop_us=0.0, dependency_us=0.0, spread=0.5)

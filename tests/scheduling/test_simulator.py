@@ -13,10 +13,11 @@ from event_tensor.graph import Graph
 from event_tensor.symbols import Constant
 from event_tensor.tensors import TensorSpec
 from event_tensor.verify import verify
+from scheduling.early import early, early_events
 from scheduling.policies import POLICIES, remaining_path_us
 from scheduling.prune import prune_waits
+from scheduling.schedule import Schedule
 from scheduling.simulator import estimate_makespan
-from scheduling.static_schedule import StaticSchedule
 from scheduling.target import Target, generic_cpu, task_costs_us
 
 # 1 GB/s per worker, so 1000 bytes last 1 us; a dependency 0.5 us, a dispatch 0.25 us
@@ -35,8 +36,20 @@ def two_halves_and_a_sum():
     return verify(derive_events(graph), {})
 
 
+def chain():
+    """half[0] of 2.25 us, then sum[0] of 1.25 us."""
+    x, y = TensorSpec("x", (1,)), TensorSpec("y", (1,))
+    half = DeviceFunction("half", ("i",), (writes("x", Tile("i")),), cost=Cost(Constant(2000)))
+    total = DeviceFunction("sum", ("i",), (reads("x", WHOLE), writes("y", Tile("i"))),
+                           cost=Cost(Constant(1000)))
+    graph = Graph("chain")
+    graph.call_device(half, args=[x])
+    graph.call_device(total, args=[x, y])
+    return verify(derive_events(graph), {})
+
+
 def schedule(table, *orders):
-    return StaticSchedule(table, table, tuple(np.array(o, np.int64) for o in orders), "by hand")
+    return Schedule(table, table, tuple(np.array(o, np.int64) for o in orders), "by hand")
 
 
 def test_by_hand():
@@ -49,6 +62,27 @@ def test_by_hand():
     behind = estimate_makespan(schedule(table, [0, 1], [2]), TARGET)
     assert behind.makespan_us == 4.5 + 0.5 + 1.25 and behind.wait_us == (0.0, 5.0)
     assert apart.utilisation == (3.5 + 2.25) / (4.0 * 2)
+
+
+def dispatches(placed):
+    """Tasks that count themselves as dispatched, for the events that push early."""
+    table = placed.table
+    return len(np.unique(table.notify_task[early_events(placed)[table.notify_event]])
+               ) if placed.early else 0
+
+
+def test_a_task_that_is_pushed_early_has_been_popped_when_its_producer_ends():
+    """The other worker pops while the producer runs, unless the task is pushed at its end."""
+    table = chain()
+    plain = Schedule(table, table, (np.zeros(0, np.int64),) * 2, "dynamic", np.arange(2), 2)
+    pushed_early = early(plain, "dynamic_early")
+    assert early_events(pushed_early).tolist() == [True]
+    at_end = estimate_makespan(plain, TARGET)
+    assert at_end.makespan_us == (1.0 + 2.25) + 1.0 + 1.25  # pop, half, pop, sum
+    ahead = estimate_makespan(pushed_early, TARGET)
+    # popped and told of in 2 us; the other worker's pop ends before the half does
+    assert ahead.makespan_us == (2.0 + 2.25) + 0.5 + 1.25
+    assert ahead.task_worker == (0, 1)
 
 
 def test_an_event_notified_from_both_sides():
@@ -83,8 +117,9 @@ def test_bounds(policy):
         table = verify(derive_events(example.graph), example.bindings[-1])
         target = generic_cpu(1)
         costs = task_costs_us(table, target)
-        one = estimate_makespan(POLICIES[policy](table, target), target)
-        pops = target.pop_us * len(POLICIES[policy](table, target).queued)
+        placed = POLICIES[policy](table, target)
+        one = estimate_makespan(placed, target)
+        pops = target.pop_us * (len(placed.queued) + dispatches(placed))
         assert one.makespan_us == pytest.approx(costs.sum() + pops)
         assert one.wait_us == pytest.approx((pops,))
         for workers in (2, 5):

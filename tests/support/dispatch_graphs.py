@@ -33,6 +33,7 @@ from persistent_runtime.cpu.vectors.intrinsics import monotonic_ns
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.rows import layout
+from scheduling.names import SCHEDULES
 
 BEGIN, END, RUNS, LOG_WORDS = 0, 1, 2, 3
 COPIES = 4
@@ -250,6 +251,6 @@ def run_and_check(made: DispatchGraph, kernel: Megakernel, steps: int,
                   timeout_s=timeout_s).wait()
     logs = {t.name: buffers.array(t) for t in kernel.graph.tensors() if t.name.startswith("log_")}
     tables = [instantiate(kernel.graph, bindings, made.runtime(s)) for s in range(made.variants)]
-    return check_log(made, tables, logs, steps, kernel.policy not in ("dynamic", "hybrid"))
+    return check_log(made, tables, logs, steps, not SCHEDULES[kernel.policy].queues)
 
 

@@ -134,10 +134,10 @@ def launch(kernel, routes, steps):
     return before, buffers.array(x), running
 
 
-def check_routings(backend, workers, policy, early_push, steps):
+def check_routings(backend, workers, policy, steps):
     """All routings of test_moe_schedules: exact integers, and exactly the routed tiles ran."""
     kernel = Megakernel(moe.moe_graph(references.LAYERS), backend=backend, policy=policy,
-                        workers=workers, early_push=early_push, samples=references.samples)
+                        workers=workers, samples=references.samples)
     for name, routes in references.routings().items():
         before, after, running = launch(kernel, routes, steps)
         expected = moe.run_reference(before, routes, steps, references.LAYERS)

@@ -18,7 +18,7 @@ from event_tensor.symbols import Constant
 from event_tensor.task_table import Runtime, TaskTable
 from event_tensor.tensors import EventTensor
 from event_tensor.verify import verify_table
-from scheduling.static_schedule import StaticSchedule
+from scheduling.schedule import Schedule
 from scheduling.verify_schedule import verify_schedule
 
 
@@ -174,7 +174,7 @@ def change_choice(runtime: Runtime, name: str, rng: random.Random) -> Runtime:
 # schedules
 
 
-def swap_tasks(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
+def swap_tasks(schedule: Schedule, rng: random.Random) -> Schedule | None:
     workers = [w for w, order in enumerate(schedule.orders) if len(order) > 1]
     if not workers:
         return None
@@ -185,7 +185,7 @@ def swap_tasks(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule |
     return _with_order(schedule, w, order)
 
 
-def move_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
+def move_task(schedule: Schedule, rng: random.Random) -> Schedule | None:
     """A task goes to another place on another worker."""
     workers = [w for w, order in enumerate(schedule.orders) if len(order)]
     if len(schedule.orders) < 2 or not workers:
@@ -199,7 +199,7 @@ def move_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | 
     return _with_order(moved, target, _with(moved.orders[target], at, task))
 
 
-def duplicate_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
+def duplicate_task(schedule: Schedule, rng: random.Random) -> Schedule | None:
     if not schedule.table.num_tasks:
         return None
     if len(schedule.queued) and rng.random() < 0.5:
@@ -211,7 +211,7 @@ def duplicate_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedu
     return _with_order(schedule, w, _with(schedule.orders[w], at, task))
 
 
-def lose_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
+def lose_task(schedule: Schedule, rng: random.Random) -> Schedule | None:
     workers = [w for w, order in enumerate(schedule.orders) if len(order)]
     if len(schedule.queued) and (not workers or rng.random() < 0.5):
         k = rng.randrange(len(schedule.queued))
@@ -223,13 +223,13 @@ def lose_task(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | 
     return _with_order(schedule, w, _without(order, rng.randrange(len(order))))
 
 
-def _with_order(schedule: StaticSchedule, worker: int, order: np.ndarray) -> StaticSchedule:
+def _with_order(schedule: Schedule, worker: int, order: np.ndarray) -> Schedule:
     orders = list(schedule.orders)
     orders[worker] = order
     return replace(schedule, orders=tuple(orders))
 
 
-def shrink_queue(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule | None:
+def shrink_queue(schedule: Schedule, rng: random.Random) -> Schedule | None:
     """A queue that a step may overflow, or one that tickets cannot wrap around."""
     if not len(schedule.queued):
         return None
@@ -241,7 +241,7 @@ ORDERS = (swap_tasks, move_task)
 PLACEMENTS = (duplicate_task, lose_task)
 
 
-def schedule_is_harmless(schedule: StaticSchedule) -> bool:
+def schedule_is_harmless(schedule: Schedule) -> bool:
     """Counts are met, no worker blocks for ever, and whatever the proved table makes a task wait
     for has ended when that task starts."""
     table, source = schedule.table, schedule.source
@@ -256,7 +256,7 @@ def schedule_is_harmless(schedule: StaticSchedule) -> bool:
                for p in producer[producer_indptr[e]:producer_indptr[e + 1]])
 
 
-def is_accepted_schedule(schedule: StaticSchedule) -> bool:
+def is_accepted_schedule(schedule: Schedule) -> bool:
     try:
         verify_schedule(schedule)
     except EventTensorError:

@@ -27,7 +27,7 @@ from event_tensor.device_function import (
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr, Symbol, ceil_div, minimum
 from event_tensor.tensors import TensorSpec
-from scheduling.static_schedule import StaticSchedule, queue_capacity
+from scheduling.schedule import Schedule, queue_capacity
 
 SIZES = (1, 2, 3, 4, 6, 8, 12)
 MAX_TILES = 24  # of one call
@@ -55,7 +55,7 @@ def random_graph(seed: int) -> RandomGraph:
     return build_graph(random.Random(seed))
 
 
-def queue_some_calls(schedule: StaticSchedule, rng: random.Random) -> StaticSchedule:
+def queue_some_calls(schedule: Schedule, rng: random.Random) -> Schedule:
     """The schedule with every task of some random calls in the queue."""
     table = schedule.table
     calls = [call for call in range(len(table.graph.calls)) if rng.random() < 0.5]

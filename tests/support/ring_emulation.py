@@ -16,8 +16,9 @@ import numpy as np
 import triton.language as tl
 from triton.runtime.interpreter import TensorHandle
 
+from persistent_runtime.gpu.ring import pieces as streams
 from persistent_runtime.gpu.ring import ring, streamed
-from persistent_runtime.rows import weight_pieces as streams
+from persistent_runtime.rows import layout
 
 THREADS, WARPS = 256, 8
 GARBAGE = 0xFF  # what a slot holds beyond its piece: NaN, in pairs of two-byte floats
@@ -138,11 +139,11 @@ def main(directory):
         result = decoder.generate([5, 91, 17, 4, 250, 33], max_new_tokens=4, ignore_eos=True)
         outputs.append(result.output_ids)
         encoded = decoder.kernel.schedule(decoder.bindings(1, 1, 1))
-        streamed_pieces = len(encoded.stream)
+        streamed_pieces = len(encoded.of_backend.get(layout.STREAM, ()))
     calls = encoded.schedule.table.graph.calls
     left_out = [call.name for call in calls if call.function.name in streams.MATRICES
-                and call.index not in streams.streamed_calls(decoder.graph,
-                                                             decoder.bindings(1, 1, 1))]
+                and call.index not in decoder.kernel.kernel.streamed_calls(
+                    decoder.graph, decoder.bindings(1, 1, 1))]
     print(json.dumps({"without": outputs[0], "with": outputs[1], "pieces": streamed_pieces,
                       "left_out": left_out}))
 

@@ -19,11 +19,6 @@ STEP_INDEX = tl.constexpr(layout.STEP_INDEX)
 ROW_BASE = tl.constexpr(layout.ROW_BASE)
 LOGIT_BASE = tl.constexpr(layout.LOGIT_BASE)
 ROW_ADVANCE = tl.constexpr(layout.ROW_ADVANCE)
-# Behind them, for the ring alone: a pointer to the segment record, and the worker.
-SEGMENT, WORKER = tl.constexpr(4), tl.constexpr(5)
-# Behind a tile's coordinates, for the ring alone: what a row has there.
-STREAM_FIRST = tl.constexpr(layout.MAX_TILE_RANK)
-STREAM_COUNT = tl.constexpr(layout.MAX_TILE_RANK + 1)
 
 
 class Constants(tl.constexpr):

@@ -16,7 +16,8 @@ import triton.language as tl
 
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.gpu.bodies.arguments import (
-    STREAM_COUNT,
+    LOGIT_BASE,
+    STEP_INDEX,
     dim,
     float_parameter,
     operand,
@@ -24,11 +25,12 @@ from persistent_runtime.gpu.bodies.arguments import (
     tile_range,
     word,
 )
-from persistent_runtime.gpu.bodies.epilogue import finish
+from persistent_runtime.gpu.bodies.epilogue import activate, finish
 from persistent_runtime.gpu.compile.registry import Shape, gpu_body
+from persistent_runtime.gpu.ring.pieces import Period, can_stream, period_of
+from persistent_runtime.gpu.ring.ring import PIECE_COUNT
 from persistent_runtime.gpu.ring.streamed import multiply_streamed
 from persistent_runtime.gpu.target import RowBlock
-from persistent_runtime.rows.weight_pieces import Period, can_stream, period_of
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
@@ -207,14 +209,14 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
     rows, columns = last - first, end - begin
     alone = rows == 1
     if CONFIG.ring:
-        alone = tile[STREAM_COUNT] > 0
+        alone = tile[PIECE_COUNT] > 0
     if alone:
         if GATHERED:
             x += tl.load(x_rows) * length
         if CONFIG.ring:
             for k in tl.static_range(len(CONFIG.periods)):
-                multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step, NORMED,
-                                  GATED, ACCUMULATE, k, CONFIG)
+                multiply_streamed(x, norm, biases, out, length, columns, eps, tile,
+                                  step[STEP_INDEX], NORMED, GATED, ACCUMULATE, k, activate, CONFIG)
         else:
             multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
                          ACCUMULATE, CONFIG)
@@ -321,7 +323,7 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     begin, end = tile_range(tile[1], word(arguments, LM_HEAD.tile_n), vocab)
     weight = operand(arguments, LM_HEAD.weight, CONFIG.weight)
     logits = operand(arguments, LM_HEAD.logits, tl.float32)
-    rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[2]
+    rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[LOGIT_BASE]
     multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
              operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
              weight, logits, vocab, length, first, last, begin, end,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import triton.language as tl
 
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
-from event_tensor.graph import Call, Graph
+from event_tensor.graph import Call
 from event_tensor.symbols import Expr
 from persistent_runtime.cache.sources import GPU, compiled_sources
 from persistent_runtime.formats import format_of
@@ -112,23 +112,23 @@ def make_configuration(declaration: DeviceFunction, shape: Shape) -> Any:
     return body_of(declaration).configure(shape)
 
 
-def configurations(graph: Graph, dtype: str, *, target: str = "generic", interpreted: bool = False,
-                   ring_pieces: int | None = None) -> dict[str, Any]:
-    """Device function name → its configuration for the calls of a graph.
+def configurations(calls: Iterable[Call], dtype: str, *, target: str = "generic",
+                   interpreted: bool = False, ring_pieces: int | None = None) -> dict[str, Any]:
+    """Device function name → its configuration for these calls.
 
     dtype: how weights and KV cache are stored. target: a key of `TILE_TARGETS`. ring_pieces: in
     the place of the target's.
     """
     weight = weight_type(dtype)
-    calls: dict[DeviceFunction, list[Call]] = {}
-    for call in graph.calls:
-        calls.setdefault(call.function, []).append(call)
+    calls_of: dict[DeviceFunction, list[Call]] = {}
+    for call in calls:
+        calls_of.setdefault(call.function, []).append(call)
     tiles = TILE_TARGETS[target]
     if ring_pieces is not None:
         tiles = replace(tiles, ring_pieces=ring_pieces)
     return {function.name: make_configuration(
         function, Shape(tuple(of_function), weight, interpreted, tiles))
-        for function, of_function in calls.items()}
+        for function, of_function in calls_of.items()}
 
 
 def kernel_fingerprint(functions: Sequence[Any], configured: Sequence[Any] = ()) -> str:

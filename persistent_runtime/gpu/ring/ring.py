@@ -19,11 +19,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from persistent_runtime.gpu.addresses import counter_at, segment_at, words
+from persistent_runtime.gpu.ring.pieces import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUMS, WARPS
 from persistent_runtime.gpu.target import MOST_PIECES
-from persistent_runtime.gpu.worker.queue import segment_at
-from persistent_runtime.gpu.worker.sync import counter_at, words
 from persistent_runtime.rows import layout
-from persistent_runtime.rows.weight_pieces import LINE_BYTES, PIECE_BYTES, PIECE_LINES, SUMS, WARPS
 
 # From the end of shared memory downwards: 16 bytes of barriers per slot and the number of pieces
 # asked for; the warps' sums of squares; partial sums; slots.
@@ -32,6 +31,11 @@ ASKED, BARRIERS, SQUARES = 8, 256, 512
 SUMS_AT = SQUARES + 4 * SUMS
 LOST_NS = 4_000_000_000  # a copy that has not come by then never will
 EVERY_THREAD = tl.constexpr(WARPS * 32)
+
+# Behind a tile's coordinates, where the kernel has a ring: the first of the row's pieces among its
+# worker's, how many they are, a pointer to the segment record, and the worker.
+FIRST_PIECE, PIECE_COUNT, SEGMENT, WORKER = (
+    tl.constexpr(layout.MAX_TILE_RANK + k) for k in range(4))
 
 # $0 the address one past the end of this worker's shared memory
 END = tl.constexpr("""{
@@ -179,6 +183,12 @@ def ring_bytes(pieces: int) -> int:
 def ring_end():
     """The address one past the end of shared memory, from which all of the ring is addressed."""
     return tl.inline_asm_elementwise(END, "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def pieces_of(row):
+    """A row's words FIRST_PIECE and PIECE_COUNT."""
+    return tl.load(row + layout.STREAM_FIRST), tl.load(row + layout.STREAM_COUNT)
 
 
 @triton.jit

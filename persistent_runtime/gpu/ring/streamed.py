@@ -1,4 +1,4 @@
-"""The matrix-vector product whose weights come through the ring (ring.py, streams.py).
+"""The matrix-vector product whose weights come through the ring (ring.py, pieces.py).
 
 A thread holds the activations that meet its 16 bytes of each line, times the norm's weight, in
 registers for the whole tile. Warps take pieces at their own pace and leave partial sums in shared
@@ -10,19 +10,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.bodies.arguments import (
-    SEGMENT,
-    STEP_INDEX,
-    STREAM_COUNT,
-    STREAM_FIRST,
-    WORKER,
+from persistent_runtime.gpu.ring.pieces import (
+    ELEMENT_BYTES,
+    LINE_BYTES,
+    PIECE_LINES,
+    SUMS,
+    WARPS,
 )
-from persistent_runtime.gpu.bodies.epilogue import activate
 from persistent_runtime.gpu.ring.ring import (
     BARRIERS,
     EVERY_THREAD,
+    FIRST_PIECE,
+    PIECE_COUNT,
+    SEGMENT,
     SQUARES,
     SUMS_AT,
+    WORKER,
     ask,
     piece_at,
     place_after,
@@ -30,13 +33,6 @@ from persistent_runtime.gpu.ring.ring import (
     ring_end,
     stream_of,
     take,
-)
-from persistent_runtime.rows.weight_pieces import (
-    ELEMENT_BYTES,
-    LINE_BYTES,
-    PIECE_LINES,
-    SUMS,
-    WARPS,
 )
 
 LINE = tl.constexpr(LINE_BYTES // ELEMENT_BYTES)  # elements
@@ -219,10 +215,10 @@ def add_up(address, COUNT: tl.constexpr):
 
 
 @triton.jit
-def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.constexpr,
+def stream_row(x, norm, tile, index, NORMED: tl.constexpr, GATED: tl.constexpr,
                PERIOD: tl.constexpr, PIECES: tl.constexpr, TYPE: tl.constexpr):
-    """Uses up the `count` pieces of a tile, the worker's pieces from `first` on, against one row
-    x [PERIOD.in_features]; leaves partial sums behind. PIECES: slots of the ring."""
+    """Uses up the pieces of a tile against one row x [PERIOD.in_features] in step `index` of the
+    segment; leaves partial sums behind. PIECES: slots of the ring."""
     ALL_LINES: tl.constexpr = PERIOD.lines
     TOGETHER: tl.constexpr = PERIOD.lines_per_sum
     IN_TWO: tl.constexpr = ALL_LINES > LINES
@@ -234,8 +230,9 @@ def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.cons
     values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES, TYPE)
     if NORMED:
         leave_squares(squares, end)
-    stream = stream_of(step[SEGMENT], step[WORKER])
-    number = step[STEP_INDEX] * stream[1] + first
+    stream = stream_of(tile[SEGMENT], tile[WORKER])
+    first, count = tile[FIRST_PIECE], tile[PIECE_COUNT]
+    number = index * stream[1] + first
     # what the slots of a round are filled with again: asked for a round late, when all warps have
     # read them
     place = (first + PIECES) % stream[1]
@@ -294,18 +291,18 @@ def inverse_norm(eps, PERIOD: tl.constexpr):
 
 
 @triton.jit
-def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step,
+def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, index,
                       NORMED: tl.constexpr, GATED: tl.constexpr, ACCUMULATE: tl.constexpr,
-                      K: tl.constexpr, CONFIG: tl.constexpr):
-    """multiply_row with weights that come through the ring, if `length` is that of period K."""
+                      K: tl.constexpr, ACTIVATE: tl.constexpr, CONFIG: tl.constexpr):
+    """multiply_row with weights that come through the ring, if `length` is that of period K.
+    ACTIVATE: what finishes sums (bodies/epilogue.py)."""
     PERIOD: tl.constexpr = CONFIG.periods[K]
     if length == PERIOD.in_features:
         lane = tl.arange(0, EVERY_THREAD)
         residual = tl.zeros([EVERY_THREAD], tl.float32)
         if ACCUMULATE:  # arrives while the product is on its way
             residual = tl.load(out + lane, mask=lane < columns, other=0)
-        stream_row(x, norm, step, tile[STREAM_FIRST], tile[STREAM_COUNT], NORMED, GATED, PERIOD,
-                   CONFIG.ring, CONFIG.weight)
+        stream_row(x, norm, tile, index, NORMED, GATED, PERIOD, CONFIG.ring, CONFIG.weight)
         factor = 1.0
         if NORMED:
             factor = inverse_norm(eps, PERIOD)
@@ -317,7 +314,7 @@ def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step,
             ups = sums
             if GATED:
                 ups = row_sums(there, True, PERIOD)
-            sums = activate(sums, ups, factor, biases, n, mask, GATED, CONFIG)
+            sums = ACTIVATE(sums, ups, factor, biases, n, mask, GATED, CONFIG)
             if ACCUMULATE:
                 if first > 0:
                     residual = tl.load(out + n, mask=mask, other=0)

@@ -10,16 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from persistent_runtime.gpu.addresses import counter_at, segment_at, setting, words
 from persistent_runtime.gpu.worker.queue import (
     LANES,
     argument_values,
     counter_of,
     notify_lanes,
-    segment_at,
-    setting,
     target_of,
 )
-from persistent_runtime.gpu.worker.sync import LEAVE, READY, SERVE, counter_at, wait_event, words
+from persistent_runtime.gpu.worker.sync import LEAVE, READY, SERVE, wait_event
 from persistent_runtime.rows import layout
 
 SKIP = tl.constexpr(3)  # beside READY, SERVE and LEAVE: no event releases the row's tile

@@ -21,24 +21,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from persistent_runtime.gpu.worker.sync import counter_at, flag_at, ticket_of, words
+from persistent_runtime.gpu.addresses import (
+    COUNTER_BYTES,
+    counter_at,
+    flag_at,
+    setting,
+    ticket_of,
+    words,
+)
 from persistent_runtime.rows import layout
 
 INT64_BYTES = tl.constexpr(8)
-COUNTER_BYTES = tl.constexpr(layout.EVENT_STRIDE * 4)
 LANES = tl.constexpr(128)
-
-
-@triton.jit
-def setting(record, WORD: tl.constexpr):
-    """A count in a record of int64 words, as an int32."""
-    return tl.load(record + WORD).to(tl.int32)
-
-
-@triton.jit
-def segment_at(launch, s):
-    """Pointer to the record of segment s."""
-    return words(tl.load(launch + layout.SEGMENTS)) + s * layout.SEGMENT_WORDS
 
 
 @triton.jit

@@ -18,10 +18,10 @@ import time
 import triton
 import triton.language as tl
 
+from persistent_runtime.gpu.addresses import counter_at, flag_at, ticket_of, words
 from persistent_runtime.rows import layout
 
 READY, SERVE, LEAVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what a wait came to
-INT32_BYTES = tl.constexpr(4)
 POLL_AGAIN = tl.constexpr(-1)  # of the interpreter's
 PAUSE_S = 2e-3  # a poll costs an interpreted worker about as much
 
@@ -126,30 +126,6 @@ def fresh_words(pointer, INTERPRETED: tl.constexpr):
                                             dtype=tl.int64, is_pure=False, pack=1)
         pointer = words(address)
     return pointer
-
-
-@triton.jit
-def counter_at(address):
-    """int64 address → pointer to an int32 counter or flag."""
-    return address.to(tl.pointer_type(tl.int32))
-
-
-@triton.jit
-def words(address):
-    """int64 address → pointer to int64 words."""
-    return address.to(tl.pointer_type(tl.int64))
-
-
-@triton.jit
-def flag_at(launch, flag):
-    """Address of a word of the control block."""
-    return tl.load(launch + layout.CONTROL) + flag * INT32_BYTES
-
-
-@triton.jit
-def ticket_of(launch, worker):
-    """Pointer to a worker's ticket for the ready queue, behind the control block."""
-    return words(flag_at(launch, layout.CONTROL_WORDS + worker * layout.EVENT_STRIDE))
 
 
 @triton.jit

@@ -9,19 +9,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from persistent_runtime.gpu.addresses import COUNTER_BYTES, counter_at, segment_at, words
+from persistent_runtime.gpu.ring.ring import pieces_of
 from persistent_runtime.gpu.worker.actions import SKIP, act, await_actions, count_task, record_stuck
-from persistent_runtime.gpu.worker.queue import COUNTER_BYTES, segment_at, take_ticket
+from persistent_runtime.gpu.worker.queue import take_ticket
 from persistent_runtime.gpu.worker.sync import (
     LEAVE,
     READY,
-    counter_at,
     fresh,
     fresh_words,
     globaltimer,
     notify_event,
     ticks,
     wait_event,
-    words,
 )
 from persistent_runtime.rows import layout
 
@@ -30,9 +30,9 @@ from persistent_runtime.rows import layout
 def wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
              INTERPRETED: tl.constexpr):
     """Waits for all events of a row in the wait list."""
-    w = head[2]
+    _, _, w, wait_end = head
     status = tl.full((), READY, tl.int32)
-    while (w < head[3]) & (status == READY):
+    while (w < wait_end) & (status == READY):
         wait = counter_at(waits) + w * layout.WAIT_WORDS
         event = tl.load(wait + layout.WAIT_EVENT).to(tl.int64)
         target = tl.load(wait + layout.WAIT_COUNT) * (index + 1)
@@ -78,13 +78,16 @@ def load_head(rows, k, end):
 
 
 @triton.jit
-def load_tile(row, RING: tl.constexpr):
-    """The coordinates of a row's tile, and behind them what the ring has for it."""
-    tile = (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
+def has_actions(head):
+    kind, _, _, _ = head
+    return kind >= layout.ACTS
+
+
+@triton.jit
+def load_tile(row):
+    """The coordinates of a row's tile: MAX_TILE_RANK words."""
+    return (tl.load(row + layout.TILE), tl.load(row + (layout.TILE + 1)),
             tl.load(row + (layout.TILE + 2)), tl.load(row + (layout.TILE + 3)))
-    if RING:
-        tile = tile + (tl.load(row + layout.STREAM_FIRST), tl.load(row + layout.STREAM_COUNT))
-    return tile
 
 
 @triton.jit
@@ -100,11 +103,12 @@ def run_task(table, head, tile, step, FUNCTIONS: tl.constexpr, CONFIGURATIONS: t
     """Dispatches on the device function: one branch per kind, never per call or tile."""
     # a task may read what this worker's last one wrote, without an event between the two
     tl.debug_barrier()
-    arguments = words(table) + head[1]
-    function = head[0] & (layout.ACTS - 1)
-    for kind in tl.static_range(len(FUNCTIONS)):
-        if function == kind:
-            call_body(arguments, tile, step, kind, FUNCTIONS, CONFIGURATIONS)
+    kind, offset, _, _ = head
+    arguments = words(table) + offset
+    function = kind & (layout.ACTS - 1)
+    for k in tl.static_range(len(FUNCTIONS)):
+        if function == k:
+            call_body(arguments, tile, step, k, FUNCTIONS, CONFIGURATIONS)
 
 
 @triton.jit
@@ -142,7 +146,9 @@ def fresh_turn(turn, INTERPRETED: tl.constexpr):
 @triton.jit
 def fresh_step(step, INTERPRETED: tl.constexpr):
     """`fresh` for the words of the step record after the first."""
-    return (fresh(step[0], INTERPRETED), fresh(step[1], INTERPRETED), fresh(step[2], INTERPRETED))
+    row_base, logit_base, row_advance = step
+    return (fresh(row_base, INTERPRETED), fresh(logit_base, INTERPRETED),
+            fresh(row_advance, INTERPRETED))
 
 
 @triton.jit
@@ -157,7 +163,9 @@ def try_row(turn, step, bases, k, end, popped, head, is_traced, FUNCTIONS: tl.co
     rows, events, waits, notifies, table = bases
     launch, worker, s, index, epoch = turn
     row = row_at(rows, k, popped)
-    tile = load_tile(row, RING)
+    tile = load_tile(row)
+    if RING:
+        tile = tile + pieces_of(row)
     n, notify_end = tl.load(row + layout.NOTIFY_BEGIN), tl.load(row + layout.NOTIFY_END)
     # arrives while this row waits: a body is a call, before which everything has to be there
     own = (popped < 0).to(tl.int32)
@@ -169,21 +177,20 @@ def try_row(turn, step, bases, k, end, popped, head, is_traced, FUNCTIONS: tl.co
     status = wait_row(launch, worker, s, row, head, events, waits, index, epoch, serving,
                       INTERPRETED)
     if DYNAMIC:
-        if (head[0] >= layout.ACTS) & (status == READY):
+        if has_actions(head) & (status == READY):
             status = await_actions(launch, worker, s, row.to(tl.int64), index, epoch, serving,
                                    INTERPRETED)
     k += ((status == READY) | (status == SKIP)).to(tl.int32) * own
     if status == READY:
         if is_traced:
             record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
-        record = (index, step[0], step[1], step[2])
         if RING:
-            record = record + (segment_at(launch, s), worker)
-        run_task(table, head, tile, record, FUNCTIONS, CONFIGURATIONS)
+            tile = tile + (segment_at(launch, s), worker)
+        run_task(table, head, tile, (index,) + step, FUNCTIONS, CONFIGURATIONS)
         launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
         row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
         if DYNAMIC:
-            if head[0] >= layout.ACTS:
+            if has_actions(head):
                 act(launch, s, row.to(tl.int64), index, status)
         notify_row(events, notifies, n, notify_end)
         if is_traced:

@@ -16,27 +16,19 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
+from persistent_runtime.gpu.addresses import counter_at, flag_at, segment_at, setting, words
 from persistent_runtime.gpu.ring.ring import close_ring, open_ring
 from persistent_runtime.gpu.worker.actions import SKIP, act, record_stuck
-from persistent_runtime.gpu.worker.queue import (
-    popped_row,
-    push_roots,
-    segment_at,
-    setting,
-    take_ticket,
+from persistent_runtime.gpu.worker.queue import popped_row, push_roots, take_ticket
+from persistent_runtime.gpu.worker.sync import LEAVE, READY, SERVE, fresh, fresh_words, wait_event
+from persistent_runtime.gpu.worker.turn import (
+    fresh_step,
+    fresh_turn,
+    has_actions,
+    load_head,
+    row_at,
+    try_row,
 )
-from persistent_runtime.gpu.worker.sync import (
-    LEAVE,
-    READY,
-    SERVE,
-    counter_at,
-    flag_at,
-    fresh,
-    fresh_words,
-    wait_event,
-    words,
-)
-from persistent_runtime.gpu.worker.turn import fresh_step, fresh_turn, load_head, row_at, try_row
 from persistent_runtime.rows import layout
 
 REQUEST_BLOCK = tl.constexpr(128)
@@ -174,7 +166,7 @@ def run_step(turn, FUNCTIONS: tl.constexpr, CONFIGURATIONS: tl.constexpr, RING: 
             if status == SERVE:
                 popped = popped_row(launch, worker)
                 head = load_head(rows, popped, popped + 1)
-                if head[0] >= layout.ACTS:
+                if has_actions(head):
                     act(launch, s, row_at(rows, k, popped).to(tl.int64), index, status)
             going = going & (status != LEAVE)
     else:

@@ -36,7 +36,7 @@ from persistent_runtime.gpu.compile.registry import (
 from persistent_runtime.gpu.single_tile import call_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.gpu.worker.worker import run_worker
-from persistent_runtime.megakernel import build_schedule
+from scheduling.pipeline import build_schedule
 from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.target import H200
@@ -109,7 +109,7 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
     functions = tuple({call.function: None for call in graph.calls
                        if call.function is not device_functions.norm_gate_up_silu})
-    configured = configurations(graph, "bfloat16", target=tile_target_of(arch))
+    configured = configurations(graph.calls, "bfloat16", target=tile_target_of(arch))
     worker = compile_worker(functions + declared(moe_functions),
                             configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
@@ -176,8 +176,8 @@ def test_a_task_of_a_decode_step_waits_for_one_event(shape):
     """Each wait is a look at memory that other multiprocessors write, one after the other."""
     graph = derive_events(decoder_graph(shape, "bfloat16", H200.workers))
     bindings = {"tokens": 1, "logit_rows": 1, "context": 128, "kv_splits": 2}
-    pruned = prune_waits(POLICIES["critical_path"](instantiate(graph, bindings), H200))
-    schedule = build_schedule(graph, bindings, "critical_path", H200)
+    pruned = prune_waits(POLICIES["static"](instantiate(graph, bindings), H200))
+    schedule = build_schedule(graph, bindings, "static", H200)
     assert np.diff(pruned.table.wait_indptr).max() > 1 == np.diff(schedule.table.wait_indptr).max()
 
 
@@ -235,7 +235,7 @@ def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, 
 def test_the_fingerprint_covers_configurations():
     graph = decoder_graph("qwen3-0.6b", "bfloat16", 132)
     functions = tuple({call.function: None for call in graph.calls})
-    prints = {kernel_tables(functions, configurations(graph, dtype))[2]
+    prints = {kernel_tables(functions, configurations(graph.calls, dtype))[2]
               for dtype in ("bfloat16", "float16", "float32")}
     assert len(prints) == 3
 

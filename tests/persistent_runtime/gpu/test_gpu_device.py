@@ -156,15 +156,14 @@ def test_logits_that_are_no_numbers_are_an_error(tiny_model):
         decoder.generate([1, 2, 3], max_new_tokens=4)
 
 
-@pytest.mark.parametrize("policy, early_push", [
-    ("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True)])
-def test_routed_tiles_run_once_and_integers_are_exact(policy, early_push):
+@pytest.mark.parametrize("policy", ["static", "hybrid", "dynamic", "dynamic_early"])
+def test_routed_tiles_run_once_and_integers_are_exact(policy):
     from moe_kernel_gpu import check_routings
 
     from persistent_runtime.gpu.backend import CudaBackend
 
     for workers in (1, 3, None):
-        check_routings(CudaBackend(), workers, policy, early_push, steps=200)
+        check_routings(CudaBackend(), workers, policy, steps=200)
 
 
 def test_leaving_a_stream_early_ends_the_launch(tiny_model):

@@ -102,10 +102,9 @@ def test_random_models_choose_the_tokens_of_transformers(first, tiny_model):
     print(interpreted("random", first, *directories))
 
 
-@pytest.mark.parametrize("policy, early_push", [
-    ("critical_path", False), ("hybrid", False), ("dynamic", False), ("dynamic", True)])
-def test_routed_tiles_run_once_and_integers_are_exact(policy, early_push):
-    print(interpreted("routed", policy, int(early_push)))
+@pytest.mark.parametrize("policy", ["static", "hybrid", "dynamic", "dynamic_early"])
+def test_routed_tiles_run_once_and_integers_are_exact(policy):
+    print(interpreted("routed", policy))
 
 
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
@@ -275,12 +274,12 @@ def run_trace(directory, schedule="static"):
     assert (trace.wait_us[1].min() >= trace.end_us[0].max())
 
 
-def run_routed(policy, early_push):
+def run_routed(policy):
     from moe_kernel_gpu import check_routings
 
     from persistent_runtime.gpu.interpret import InterpretedBackend
 
-    check_routings(InterpretedBackend(), WORKERS, policy, early_push == "1", steps=2)
+    check_routings(InterpretedBackend(), WORKERS, policy, steps=2)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,20 @@ from benchmarks.gpu.compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
 from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.compile.registry import configurations
+from persistent_runtime.gpu.ring import pieces as streams
+from persistent_runtime.gpu.ring.pieces import (
+    MATRICES,
+    PIECE_BYTES,
+    can_stream,
+    period_of,
+    streamed_calls,
+    with_streams,
+)
 from persistent_runtime.gpu.ring.streamed import leave_sums
 from persistent_runtime.gpu.target import tile_target_of
-from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.rows import layout
-from persistent_runtime.rows import weight_pieces as streams
 from persistent_runtime.rows.encode import ArgumentEncoder, encode_schedule
-from persistent_runtime.rows.weight_pieces import MATRICES, PIECE_BYTES, period_of, streamed_calls
+from scheduling.pipeline import build_schedule
 from scheduling.target import H200
 
 PIECES = 9
@@ -56,16 +63,19 @@ def test_rows_end_where_periods_and_warps_say(in_features):
 @pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
 def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
     graph = derive_events(decoder_graph(shape, "bfloat16", 132))
-    calls = streamed_calls(graph, BINDINGS)
+    calls = streamed_calls(graph, BINDINGS, MATRICES.keys())
     assert {graph.calls[k].function.name for k in calls} == set(MATRICES)
-    assert not streamed_calls(graph, BINDINGS | {"tokens": 2, "logit_rows": 2})
-    schedule = build_schedule(graph, BINDINGS, "critical_path", H200)
+    assert all(can_stream([graph.calls[k]]) for k in calls)
+    assert not streamed_calls(graph, BINDINGS | {"tokens": 2, "logit_rows": 2}, MATRICES.keys())
+    schedule = build_schedule(graph, BINDINGS, "static", H200)
     arguments = ArgumentEncoder(graph)
     kinds = {call.function.name: 0 for call in graph.calls}
-    encoded = encode_schedule(schedule, kinds, arguments, streamed=calls)
+    encoded = with_streams(encode_schedule(schedule, kinds, arguments), arguments, calls)
+    stream, stream_begin = (encoded.of_backend[word] for word
+                            in (layout.STREAM, layout.STREAM_BEGIN))
     covered = {}
     for worker, order in enumerate(schedule.orders):
-        begin, end = encoded.stream_begin[worker:worker + 2]
+        begin, end = stream_begin[worker:worker + 2]
         at = 0
         for row in encoded.rows[encoded.row_begin[worker]:encoded.row_begin[worker + 1]]:
             if row[layout.CALL] not in calls:
@@ -73,7 +83,7 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
             assert row[layout.STREAM_FIRST] == at and row[layout.STREAM_COUNT] > 0
             at += row[layout.STREAM_COUNT]
         assert at == end - begin and len(order)
-    for word, place in encoded.stream.tolist():
+    for word, place in stream.tolist():
         first, size = divmod(place, layout.STREAM_LENGTHS)
         assert 0 < size * layout.STREAM_UNIT <= PIECE_BYTES
         covered.setdefault(word, []).append((first, first + size))
@@ -115,7 +125,7 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
     functions = tuple({call.function: None for call in graph.calls
                        if call.function.name in MATRICES})
     worker = compile_worker(functions, configurations(
-        graph, "bfloat16", target=tile_target_of(arch)), arch)
+        graph.calls, "bfloat16", target=tile_target_of(arch)), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
     assert "cp.async.bulk.shared::cluster.global.mbarrier" in worker.ptx

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks.gpu.compile import ring
+from persistent_runtime.rows import layout
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available() or
@@ -49,8 +50,8 @@ def decoders(request, tiny_model):
 def test_tokens_are_those_of_the_worker_without_a_ring(decoders):
     with_ring, without = decoders
     expected = without.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True).output_ids
-    assert len(with_ring.kernel.schedule(with_ring.bindings(1, 1, 1)).stream)
-    assert not len(without.kernel.schedule(without.bindings(1, 1, 1)).stream)
+    assert len(with_ring.kernel.schedule(with_ring.bindings(1, 1, 1)).of_backend[layout.STREAM])
+    assert not without.kernel.schedule(without.bindings(1, 1, 1)).of_backend
     for _ in range(3):
         result = with_ring.generate(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True,
                                     trace_steps=2)
@@ -87,7 +88,6 @@ def test_every_end_leaves_nothing_on_its_way(decoders):
 
 def test_a_missing_notify_ends_in_a_deadlock_error(tiny_model):
     from event_tensor.errors import DeadlockError
-    from persistent_runtime.rows import layout
 
     decoder = decoder_with(tiny_model("qwen3", seed=1, dtype="bfloat16", initializer_range=0.02,
                                       **MODELS["qwen3"]), PIECES)

@@ -3,8 +3,7 @@
 Weights depend on no event, and the tile of a matrix product reads whole rows that follow one
 another in memory. So the weights of a worker's tasks that have one row of activations, in the order
 of its rows, are one stream of bytes that starts over with every step. It is cut into pieces of at
-most PIECE_BYTES; the GPU's ring (gpu/ring/ring.py) holds the next few of them, whatever the worker
-is at.
+most PIECE_BYTES; the ring (ring.py) holds the next few of them, whatever the worker is at.
 
 In shared memory a piece is up to PIECE_LINES *lines*: 16 bytes for each of 256 threads. Every
 `period.lines` lines hold `period.rows` rows of the matrix exactly, so that a thread meets the same
@@ -14,8 +13,8 @@ elements of the activations again and again and keeps them in registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from event_tensor.symbols import as_expr
 from event_tensor.task_table import IntArray, TaskTable
 from persistent_runtime.formats import format_of
 from persistent_runtime.rows import layout
+from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule
 
 LINE_BYTES = 16 * 256
 PIECE_LINES = 4
@@ -107,18 +107,27 @@ def _has_elements_of(size: int, call: Call) -> bool:
     return bool(stored) and all(f.is_elementwise and f.block_bytes == size for f in stored)
 
 
-def streamed_calls(graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]:
-    """Indices of the calls whose weights go through the ring in steps of these sizes."""
-    calls: dict[str, list[Call]] = {}
-    for call in graph.calls:
-        if call.function.name in MATRICES:
-            calls.setdefault(call.function.name, []).append(call)
-    return tuple(call.index for of_function in calls.values() if can_stream(of_function)
-                 for call in of_function
-                 if int(as_expr(call.parameters["rows"]).evaluate(bindings)) == 1)
+def streamed_calls(graph: Graph, bindings: Mapping[str, int], functions: Set[str]
+                   ) -> tuple[int, ...]:
+    """Indices of the calls whose weights go through the ring in steps of these sizes. functions:
+    names of the device functions whose bodies were compiled for it."""
+    return tuple(call.index for call in graph.calls if call.function.name in functions
+                 and int(as_expr(call.parameters["rows"]).evaluate(bindings)) == 1)
 
 
-def encode_streams(table: TaskTable, orders: Sequence[IntArray], argument_begin: IntArray,
+def with_streams(encoded: EncodedSchedule, arguments: ArgumentEncoder, calls: Sequence[int]
+                 ) -> EncodedSchedule:
+    """The schedule with the stream list, in which each row of these calls finds its pieces."""
+    schedule = encoded.schedule
+    stream, begin, of_rows = _encode_streams(schedule.table, schedule.orders, arguments.begin,
+                                             calls)
+    rows = encoded.rows.copy()
+    rows[:len(of_rows), [layout.STREAM_FIRST, layout.STREAM_COUNT]] = of_rows
+    return replace(encoded, rows=rows, of_backend={layout.STREAM: stream.astype(np.int32),
+                                                   layout.STREAM_BEGIN: begin})
+
+
+def _encode_streams(table: TaskTable, orders: Sequence[IntArray], argument_begin: IntArray,
                    calls: Sequence[int]) -> tuple[IntArray, IntArray, IntArray]:
     """(pieces [pieces, STREAM_WORDS], range of each worker [workers + 1], of each row its first
     piece within its worker's and how many it has [rows, 2]). calls: from `streamed_calls`."""

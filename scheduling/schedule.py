@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from event_tensor.task_table import IntArray, TaskTable
+from scheduling.names import SCHEDULES
 
 Orders: TypeAlias = tuple[IntArray, ...]
 
@@ -24,14 +25,17 @@ class Choice:
     rows_us: float
     queue_us: float
     reason: str
+    early_us: float | None = None  # queue_us with early pushes; None where not estimated
+    early: bool = False  # weighed with early pushes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StaticSchedule:
+class Schedule:
     """`orders[w]` lists worker w's tasks, `queued` those that any worker pops, in program order.
 
     `table` is what runs: its waits may be fewer than those of `source`, the proved table, but must
-    order the same tasks. The queue has `queue_capacity` slots, a power of two.
+    order the same tasks. The queue has `queue_capacity` slots, a power of two. policy: a name of
+    names.py. early: whether queued tasks are pushed early (early.py).
     """
 
     source: TaskTable
@@ -41,6 +45,7 @@ class StaticSchedule:
     queued: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
     queue_capacity: int = 0
     choices: tuple[Choice, ...] = ()  # where a policy weighed rows against the queue
+    early: bool = False
 
     @property
     def num_workers(self) -> int:
@@ -48,10 +53,17 @@ class StaticSchedule:
 
     @property
     def kind(self) -> str:
-        """"static", "dynamic" or "hybrid": whether none, all or some of the tasks are queued."""
+        """"static", "dynamic" or "hybrid": whether none, all or some of the tasks are queued; with
+        early pushes "dynamic_early" or "hybrid_early"."""
         if not len(self.queued):
             return "static"
-        return "hybrid" if any(len(order) for order in self.orders) else "dynamic"
+        kind = "hybrid" if any(len(order) for order in self.orders) else "dynamic"
+        return f"{kind}_early" if self.early else kind
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the name it was asked for by, or what that came to."""
+        return self.kind if SCHEDULES[self.policy].is_kind else self.policy
 
 
 def queue_capacity(queued: int) -> int:
