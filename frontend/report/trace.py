@@ -15,6 +15,7 @@ from frontend.decode.decoder import Decoder
 from frontend.report.bench.run import random_prompt
 from frontend.report.bench.table import QUIET_SHARE
 from frontend.report.console import print_table
+from frontend.report.layers import layer_record
 from frontend.report.machine import Contention, provenance
 from frontend.report.trace_summary import summarise
 from persistent_runtime.trace.chrome_trace import chrome_trace, write_trace
@@ -63,7 +64,7 @@ def run_trace(options: TraceOptions, progress: Progress | None = None) -> dict[s
         **provenance()}
     if options.output is not None:
         try:
-            write_trace(chrome_trace(traces, summary), options.output)
+            write_trace(chrome_trace(traces, summary, layer_record), options.output)
         except OSError as error:
             raise UserError(f"cannot write {options.output}: {error.strerror}; give another "
                             f"file to -o") from None
