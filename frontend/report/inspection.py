@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -12,6 +11,7 @@ from event_tensor.conservative import data_dependent_events
 from event_tensor.printer import format_graph
 from frontend.decode.decoder import Decoder
 from frontend.report.console import Record, print_table
+from frontend.report.layers import any_layer
 from persistent_runtime.cache.compilations import COMPILATIONS
 from scheduling.names import SCHEDULES
 from scheduling.schedule import Choice
@@ -60,11 +60,6 @@ def show_graph(record: Record) -> None:
                 [[name, len(like), f"[{', '.join(like[0]['shape'])}]", like[0]["sizes"],
                   "-".join(map(str, sorted({n for e in like for n in e["counts"] or ()})))]
                  for name, like in tensors.items()])
-
-
-def any_layer(name: str) -> str:
-    """`model.layers.3.mlp` → `model.layers.*.mlp`"""
-    return re.sub(r"\blayers\.\d+\.", "layers.*.", name)
 
 
 def schedule_record(decoder: Decoder) -> Record:

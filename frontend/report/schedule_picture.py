@@ -10,9 +10,10 @@ import numpy as np
 from event_tensor.errors import UserError
 from event_tensor.task_table import TaskTable
 from frontend.decode.decoder import Decoder
+from frontend.report.layers import layer_of
 from frontend.report.trace_summary import median_step, step_bounds_us
 from persistent_runtime.trace.record import SegmentTrace
-from persistent_runtime.trace.timeline import Slice, function_of, layer_of, timeline
+from persistent_runtime.trace.timeline import Slice, function_of, timeline
 from scheduling.simulator import estimate_makespan
 
 WIDTH, LEFT, TOP, LANE, LANE_GAP, LEGEND_ROW, LEGEND_COLUMN = 1000, 80, 34, 26, 6, 20, 190

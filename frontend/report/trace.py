@@ -14,6 +14,7 @@ from frontend.compile import Progress, compile_decode_loop
 from frontend.decode.decoder import Decoder
 from frontend.report.bench.table import QUIET_SHARE
 from frontend.report.console import print_table
+from frontend.report.layers import layer_record
 from frontend.report.machine import Contention, provenance
 from frontend.report.random_prompt import random_prompt
 from frontend.report.trace_summary import summarise
@@ -63,7 +64,7 @@ def run_trace(options: TraceOptions, progress: Progress | None = None) -> dict[s
         **provenance()}
     if options.output is not None:
         try:
-            write_trace(chrome_trace(traces, summary), options.output)
+            write_trace(chrome_trace(traces, summary, layer_record), options.output)
         except OSError as error:
             raise UserError(f"cannot write {options.output}: {error.strerror}; give another "
                             f"file to -o") from None

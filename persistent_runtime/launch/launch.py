@@ -18,11 +18,11 @@ import numpy.typing as npt
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.refusals import LIMITS, reserving
+from persistent_runtime.launch.diagnose import describe_launch
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule
 from persistent_runtime.rows.segment import (
     Segment,
-    describe_launch,
     fill_segment,
     new_counters,
     outstanding,

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from persistent_runtime.trace.record import SegmentTrace
-from persistent_runtime.trace.timeline import Slice, function_of, layer_of, timeline
+from persistent_runtime.trace.timeline import Slice, function_of, timeline
 
 PROCESS = 1
 Event = dict[str, Any]
 
 
-def chrome_trace(traces: Sequence[SegmentTrace], metadata: dict[str, Any]) -> dict[str, Any]:
+def no_more(call_name: str) -> Event:
+    """Nothing to say of a call beside its name."""
+    return {}
+
+
+def chrome_trace(traces: Sequence[SegmentTrace], metadata: dict[str, Any],
+                 say_more: Callable[[str], Event] = no_more) -> dict[str, Any]:
     """The JSON object: one thread per worker and one above them for the steps.
 
-    ts and dur are microseconds; a worker's slices never overlap. `metadata` goes into the file.
+    ts and dur are microseconds; a worker's slices never overlap. `metadata` goes into the file;
+    say_more: name of a call → what its slices say beside it.
     """
     workers = max(trace.segment.encoded.schedule.num_workers for trace in traces)
     origin_us = min(float(trace.wait_us[trace.worker >= 0].min(initial=np.inf))
@@ -36,7 +43,7 @@ def chrome_trace(traces: Sequence[SegmentTrace], metadata: dict[str, Any]) -> di
             if not slices:  # the launch ended before
                 break
             events.append(_step(trace, slices, origin_us, place))
-            events += [_slice(trace, each, origin_us, place) for each in slices]
+            events += [_slice(trace, each, origin_us, place, say_more) for each in slices]
     return {"traceEvents": events, "displayTimeUnit": "ns", "otherData": metadata}
 
 
@@ -67,7 +74,8 @@ def _step(trace: SegmentTrace, slices: Sequence[Slice], origin_us: float, place:
                      max(each.end_us for each in tasks) - origin_us, {**place, **bindings})
 
 
-def _slice(trace: SegmentTrace, each: Slice, origin_us: float, place: Event) -> Event:
+def _slice(trace: SegmentTrace, each: Slice, origin_us: float, place: Event,
+           say_more: Callable[[str], Event]) -> Event:
     table = trace.table
     begin, end = each.begin_us - origin_us, each.end_us - origin_us
     if each.task is None:
@@ -75,5 +83,5 @@ def _slice(trace: SegmentTrace, each: Slice, origin_us: float, place: Event) -> 
     call = table.graph.calls[int(table.call[each.task])]
     tile = table.tile[each.task, :len(call.tile_num)].tolist()
     return _complete(each.worker + 1, function_of(table, each.task), "task", begin, end, {
-        "call": call.name, "layer": layer_of(call.name), "tile": tile, "task": each.task,
+        "call": call.name, **say_more(call.name), "tile": tile, "task": each.task,
         "bytes": int(table.bytes[each.task]), **place})

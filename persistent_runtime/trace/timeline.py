@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +21,6 @@ class Slice:
     end_us: float
     task: int | None
     wait: str = ""
-
-
-def layer_of(call_name: str) -> int | None:
-    """`model.layers.3.mlp.down_proj` → 3; None for a call outside the layers."""
-    found = re.search(r"\blayers\.(\d+)\.", call_name)
-    return int(found[1]) if found else None
 
 
 def function_of(table: TaskTable, task: int) -> str:

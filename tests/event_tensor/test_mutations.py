@@ -28,6 +28,10 @@ SEEDS = range(200)
 SCHEDULE_ERRORS = (ScheduleError, CountError, CycleError)
 
 
+# early pushes change no place
+PLACEMENTS = ("static", "dynamic", "hybrid", "round_robin", "unfused")
+
+
 def derived(seed):
     example = random_graph(seed)
     graph = derive_events(example.graph)
@@ -37,9 +41,9 @@ def derived(seed):
 def schedules(seed):
     """A proved schedule of a random graph, pruned every other time, on 1 to 4 workers."""
     graph, bindings = derived(seed)
-    policy = POLICIES[sorted(POLICIES)[seed % len(POLICIES)]]
+    policy = POLICIES[PLACEMENTS[seed % len(PLACEMENTS)]]
     schedule = policy(verify(graph, bindings), generic_cpu(1 + seed % 4))
-    if schedule.policy.startswith("hybrid"):  # nothing here depends on data
+    if schedule.policy == "hybrid":  # nothing here depends on data
         schedule = queue_some_calls(schedule, random.Random(seed))
     return merge_events(prune_waits(schedule)) if seed % 2 else schedule
 

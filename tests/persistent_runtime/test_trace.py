@@ -11,9 +11,10 @@ pytest.importorskip("numba")
 
 from event_tensor.conservative import conditional_calls, conservative_events
 from frontend.compile import compile_decode_loop
+from frontend.report.layers import layer_of, layer_record
 from frontend.report.trace_summary import critical_path, summarise
 from persistent_runtime.trace.chrome_trace import chrome_trace
-from persistent_runtime.trace.timeline import END_OF_STEP, READY_QUEUE, layer_of, timeline
+from persistent_runtime.trace.timeline import END_OF_STEP, READY_QUEUE, timeline
 
 STEPS = 4
 PROMPT = [5, 91, 17, 4] * 66  # two chunks of prefill, or five
@@ -90,7 +91,7 @@ def test_slices_cover_a_worker_without_overlap(traced):
 
 def test_chrome_trace_is_well_formed(traced):
     decoder, traces = traced
-    record = json.loads(json.dumps(chrome_trace(traces, {"model": "demo"})))
+    record = json.loads(json.dumps(chrome_trace(traces, {"model": "demo"}, layer_record)))
     check_chrome_trace(record, decoder.num_workers)
     functions = {call.function.name for call in decoder.graph.calls}
     tasks = [event for event in record["traceEvents"] if event.get("cat") == "task"]

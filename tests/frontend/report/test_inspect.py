@@ -10,9 +10,9 @@ pytest.importorskip("numba")
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from frontend.report.inspection import any_layer, graph_record, queued_record, schedule_record
+from frontend.report.inspection import graph_record, queued_record, schedule_record
+from frontend.report.layers import any_layer, layer_of
 from frontend.report.schedule_picture import draw, layer_picture, simulated_slices
-from persistent_runtime.trace.timeline import layer_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 
