@@ -122,7 +122,7 @@ class Megakernel:
         return other
 
     def _serve(self, graph: Graph) -> None:
-        """What there is for each graph."""
+        """Sets what belongs to one graph: its argument encoder and its schedules."""
         self.graph = graph
         self.arguments = ArgumentEncoder(graph)
         self._schedule_inputs = _schedule_inputs(graph)

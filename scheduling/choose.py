@@ -23,7 +23,7 @@ from scheduling.static_schedule import Choice, StaticSchedule, queue_capacity
 from scheduling.target import Target
 
 SEEDS = 3  # draws of task times per sample
-MAX_TASKS = 600  # of a run that are estimated: its first calls stand for the rest
+MAX_TASKS = 600  # tasks of a run that are estimated: its first calls stand for the rest
 
 
 def auto(graph: Graph, table: TaskTable, samples: Sequence[Runtime], target: Target
@@ -134,7 +134,7 @@ def _is_needed(call: Call, run: list[Call]) -> bool:
 
 
 def _as_it_may_go(table: TaskTable, target: Target, seed: int) -> TaskTable:
-    """The table with task times that differ from what they should be, as on a real machine."""
+    """The table with task times that vary around the estimates, as on a real machine."""
     factor = np.random.default_rng(seed).lognormal(0.0, target.spread, table.num_tasks)
     return replace(table, bytes=table.bytes * factor, flops=table.flops * factor)
 

@@ -1,4 +1,4 @@
-"""Discrete-event estimate of a schedule under the cost model: how long, and who waits."""
+"""Discrete-event estimate of a schedule under the cost model: its length and its waits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Arrival:
             self.end_us, self.worker = end_us, worker
 
     def seen_us(self, worker: int, dependency_us: float) -> float:
-        """When `worker` may go on."""
+        """The time from which `worker` sees that the event has fired."""
         if worker != self.worker:
             return self.end_us + dependency_us if self.worker >= 0 else 0.0
         return max(self.end_us, self.other_end_us + dependency_us if self.has_other else 0.0)
@@ -98,7 +98,7 @@ class _QueueEstimate:
     """Always the action that can start first comes next: a worker's next row or a pop."""
 
     def __init__(self, schedule: StaticSchedule, target: Target) -> None:
-        execution_order(schedule)  # raises where workers would block
+        execution_order(schedule)  # raises ScheduleError where workers would block
         self.table, self.target = schedule.table, target
         self.costs = task_costs_us(self.table, target).tolist()
         self.arrivals = [_Arrival() for _ in range(self.table.num_events)]

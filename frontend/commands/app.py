@@ -68,7 +68,7 @@ def options_of_all_commands(version: Annotated[bool, typer.Option(
 
 
 def compile_model(model: str, **options: Any) -> Decoder:
-    """compile_decode_loop with a progress bar for whoever watches."""
+    """compile_decode_loop with a progress bar on a terminal."""
     from frontend.compile import compile_decode_loop
 
     with Progress() as progress:
