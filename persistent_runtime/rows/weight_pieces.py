@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from event_tensor.graph import Call, Graph
-from event_tensor.symbols import as_expr
 from event_tensor.task_table import IntArray, TaskTable
 from persistent_runtime.rows import layout
 
@@ -105,7 +104,7 @@ def streamed_calls(graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]
             calls.setdefault(call.function.name, []).append(call)
     return tuple(call.index for of_function in calls.values() if can_stream(of_function)
                  for call in of_function
-                 if int(as_expr(call.parameters["rows"]).evaluate(bindings)) == 1)
+                 if int(call.sizes["rows"].evaluate(bindings)) == 1)
 
 
 def encode_streams(table: TaskTable, orders: Sequence[IntArray], argument_begin: IntArray,
@@ -177,4 +176,4 @@ class _Matrices:
 
 
 def _parameter(call: Call, name: str) -> int:
-    return int(as_expr(call.parameters[name]).evaluate({}))
+    return int(call.sizes[name].evaluate({}))
