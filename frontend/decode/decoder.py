@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -163,7 +163,7 @@ class Decoder:
                ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
                eos_token_id: TokenIds = None, result: Generation | None = None,
                keep_cache: bool | None = False, is_answer: bool = False, **sampling: Any
-               ) -> Iterator[Token]:
+               ) -> Generator[Token, None, None]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
         One prompt, options as in `generate`. `result`, if given, collects ids and times on the way.
@@ -188,7 +188,7 @@ class Decoder:
         self._interrupted.set()
 
     def _run(self, results: list[Generation], options: RunOptions, *, keep_cache: bool = False
-             ) -> Iterator[Token]:
+             ) -> Generator[Token, None, None]:
         """One launch; a generator, so that tokens stream. Arguments are checked at once."""
         check_request(self, [len(result.prompt_ids) for result in results], options)
         for row, result in enumerate(results):
@@ -210,7 +210,7 @@ class Decoder:
             self._busy.release()
 
     def _tokens(self, watchers: list[RequestWatcher], options: RunOptions, rules: Rules,
-                keep_cache: bool) -> Iterator[Token]:
+                keep_cache: bool) -> Generator[Token, None, None]:
         with self._exclusive():
             self._interrupted.clear()
             start_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
