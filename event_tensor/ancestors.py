@@ -1,9 +1,8 @@
 """Which tasks are finished before which, in every execution: ancestor sets of a task table.
 
-A set is a row of bits, one for each task in the order of waves. The rows of a wave begin alike: all
-of its tasks have the same tasks of earlier layers behind them, or not. So a wave keeps that prefix
-once, and what its rows differ in for each: memory and time grow with the number of tasks, not with
-its square.
+A set is a row of bits, one for each task in the order of waves. The rows of a wave share a prefix,
+because they depend on the same tasks of earlier layers. A wave stores that prefix once and only the
+rest for each row, so memory and time grow with the number of tasks, not with its square.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ Bytes = npt.NDArray[np.uint8]
 class _Rows:
     """Sets in groups: row r of group g is prefixes[g] and then bits[g][r]; all beyond is 0."""
 
-    group: IntArray  # [rows]: of each row, and its place there
+    group: IntArray  # [rows]: the group of each row; `place`: its place in the group
     place: IntArray
     prefixes: list[Bytes] = field(default_factory=list)
     bits: list[Bytes] = field(default_factory=list)  # [rows of the group, width]
 
     def add(self, rows: IntArray, prefix: Bytes, bits: Bytes) -> None:
-        """A group of rows, given as what they begin with and all that follows."""
+        """Adds a group of rows: their common prefix, and the bytes that follow it in each."""
         differs = (bits != bits[:1]).any(axis=0)
         alike = int(np.argmax(differs)) if differs.any() else bits.shape[1]
         self.group[rows], self.place[rows] = len(self.bits), np.arange(len(rows))
@@ -38,7 +37,7 @@ class _Rows:
         self.bits.append(bits[:, alike:].copy())
 
     def read(self, rows: IntArray, begin: int, width: int) -> Bytes:
-        """[rows, width]: bytes from `begin` on, which lies in the prefix of all the rows."""
+        """[rows, width]: the bytes from `begin` on; `begin` lies in the prefix of every row."""
         result = np.zeros((len(rows), width), np.uint8)
         for group in np.unique(self.group[rows]).tolist():
             of_group = np.flatnonzero(self.group[rows] == group)
@@ -49,7 +48,7 @@ class _Rows:
         return result
 
     def end(self, rows: IntArray) -> int:
-        """Bytes that the longest of the rows has."""
+        """The length of the longest of the rows, in bytes."""
         return max((len(self.prefixes[g]) + self.bits[g].shape[1]
                     for g in np.unique(self.group[rows]).tolist()), default=0)
 
@@ -74,7 +73,7 @@ class _Sets:
         self._group, self._place = rows.group, rows.place
         self._shared, self._width = (np.array(sizes, np.int64) for sizes in (
             [len(prefix) for prefix in rows.prefixes], [bits.shape[1] for bits in rows.bits]))
-        # rows of no group, of events that nobody waits for, come last and are empty
+        # events that no task waits for have no group; their rows come last and are empty
         self._shared, self._width = np.append(self._shared, 0), np.append(self._width, 0)
         nothing = np.zeros(0, np.uint8)
         parts = [*rows.prefixes, nothing, *(bits.ravel() for bits in rows.bits), nothing,
@@ -95,7 +94,7 @@ class _Sets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ancestors:
-    """What is finished before each task starts, and once each event has fired."""
+    """The tasks that are finished before each task starts, and when each event has fired."""
 
     position: IntArray  # [tasks]: in the order of waves
     _tasks: _Sets
@@ -106,7 +105,7 @@ class Ancestors:
         return self._tasks.contain(later, self.position[earlier])
 
     def all_behind(self, tasks: IntArray, events: IntArray) -> bool:
-        """Whether all the tasks are finished once the events have fired."""
+        """Whether all these tasks are finished when the events have fired."""
         found = self._events.contain(events[None, :], self.position[tasks][:, None])
         return bool(found.any(axis=1).all())
 
@@ -114,8 +113,8 @@ class Ancestors:
 def ancestors(table: TaskTable) -> Ancestors:
     """The ancestor set of every task, wave by wave.
 
-    Behind an event that stands for a whole event tensor only what all its producers have behind
-    them is certain: a task that waits for one of the tensor's events meets at least one producer.
+    An event that stands for a whole event tensor proves only what all its producers have in common:
+    a task that waits for one of the tensor's events waits for at least one producer.
     """
     order = waves(table)
     position = np.empty(table.num_tasks, np.int64)

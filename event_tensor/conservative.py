@@ -5,7 +5,7 @@ and all its waits (the paper's static rewriting). A schedule that this graph acc
 for any values: what really happens waits for less. The runtime puts the real edges back.
 
 Tensors that edges read are written by one call each; an event of their own tells when they are
-complete, so that nobody reads what the last step left there.
+complete, so that no task reads what the last step left there.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def conservative(graph: Graph) -> Graph:
 
 
 def values_read(edge: Edge) -> tuple[TensorSpec, ...]:
-    """Tensors that must be complete before a task uses the edge: those its map reads, and the
+    """Tensors that must be complete before a task uses the edge: those that its map reads, and the
     counts of its event."""
     counts = (edge.event.count_from,) if edge.event.count_from is not None else ()
     return (*edge.map.tensors_read(), *counts)
 
 
 def conditional_calls(graph: Graph) -> frozenset[int]:
-    """Calls whose tiles may not run: triggered ones, and those that wait for tiles of such."""
+    """Calls whose tiles may not run: triggered calls, and calls that wait for tiles of these."""
     result: set[int] = set()
     events: set[EventTensor] = set()
     for call in graph.calls:
@@ -88,7 +88,7 @@ def conservative_events(table: TaskTable) -> npt.NDArray[np.bool_]:
 
 
 def _check_device_counts(graph: Graph) -> None:
-    """A static schedule runs idle the tiles that wait for unused ones, and nobody may count them;
+    """A static schedule skips tiles that wait for unused ones, and no event may count them;
     a triggered tile's own row knows that it is unused."""
     conditional = conditional_calls(graph)
     for call in graph.calls:

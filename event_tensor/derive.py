@@ -112,7 +112,7 @@ def _tile_ordering(p: _Access, c: _Access, tensor: TensorSpec) -> Ordering:
             continue
         comparable = (size_ratio(p_part.size, c_part.size) is not None
                       or size_ratio(c_part.size, p_part.size) is not None)
-        # where the producer leaves part of the dimension out, some events would never be notified
+        # a producer that does not cover the dimension would leave some events without a notify
         complete = p_grid[p_part.axis] == ceil_div(dim, p_part.size)
         repeated = ("p", p_part.axis) in used or ("c", c_part.axis) in used
         if comparable and complete and not repeated:

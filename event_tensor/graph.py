@@ -36,7 +36,7 @@ class Call:
 
     @property
     def sizes(self) -> dict[str, Expr]:
-        """Parameters that are sizes, as replacements for symbols in regions and costs."""
+        """The parameters that are sizes, to replace symbols in regions and costs."""
         return {k: v for k, v in self.parameters.items() if isinstance(v, Expr)}
 
     @property
@@ -213,6 +213,6 @@ def covers(call: Call, operand: Operand, tensor: TensorSpec) -> bool:
                 return False
         elif isinstance(part, (Indexed, Rows)):
             return False
-    # an axis that tiles nothing may be empty, and then the call has no tasks
+    # an axis that tiles no dimension may be empty; the call then has no tasks
     return len(set(axes)) == len(axes) and all(
         lower_bound(tiles) >= 1 for axis, tiles in grid.items() if axis not in axes)

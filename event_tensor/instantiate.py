@@ -39,7 +39,7 @@ def instantiate(graph: Graph, bindings: Mapping[str, int], runtime: Runtime | No
 
 
 def with_costs_at(table: TaskTable, bindings: Mapping[str, int]) -> TaskTable:
-    """The same tasks, as large as they are for other sizes that come to the same tiles."""
+    """The same tasks with the costs of other sizes that give the same tiles."""
     other = instantiate(table.graph, bindings, table.runtime)
     return replace(table, bindings=other.bindings, bytes=other.bytes, flops=other.flops)
 
@@ -53,7 +53,7 @@ class _Instantiation:
         self.event_begin: dict[EventTensor, int] = {}
         self.event_shape: dict[EventTensor, tuple[int, ...]] = {}
         self.num_events = 0
-        self.left_out: list[IntArray] = []  # events that a task which was left out would notify
+        self.left_out: list[IntArray] = []  # events that left-out tasks notify
         for event in graph.events():
             shape = tuple(int(d.evaluate(self.values)) for d in event.shape)
             self.event_begin[event], self.event_shape[event] = self.num_events, shape
@@ -117,7 +117,7 @@ class _Instantiation:
 
     def _waits_in_vain(self, call: Call, coordinates: IntArray,
                        notifies: list[tuple[IntArray, IntArray]]) -> npt.NDArray[np.bool_]:
-        """[tasks]: whether a task waits for an event that only tasks which are left out notify."""
+        """[tasks]: whether a task waits for an event that only left-out tasks notify."""
         lost = np.bincount(np.concatenate(self.left_out), minlength=self.num_events)
         edges = tuple(edge for edge in call.in_edges
                       if not edge.is_trigger and not edge.is_data_dependent)

@@ -120,7 +120,7 @@ class OrderingIndex:
         self._grids: list[dict[str, Expr]] = []
         self._ids: dict[Ordering, int] = {}
         self._orderings: list[Ordering] = []
-        self._conditional: set[int] = set()  # calls whose tiles may not run
+        self._conditional: set[int] = set()  # calls of which some tiles may not run
         self._behind_choice: dict[int, set[int]] = defaultdict(set)
         self._earlier: dict[int, set[int]] = defaultdict(set)
         self._notifiers: dict[EventTensor, list[tuple[int, Edge]]] = defaultdict(list)
@@ -175,7 +175,7 @@ class OrderingIndex:
                 if self._implies(ordering, wanted_id):
                     return True
                 continue
-            if middle in self._conditional:  # the tile in between may never run
+            if middle in self._conditional:  # the tile between them may not run
                 continue
             for earlier, first in self._direct[middle]:
                 if earlier < producer:

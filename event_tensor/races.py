@@ -29,10 +29,10 @@ class _Boxes:
     """The boxes that the tiles of a call access through one operand."""
 
     key: Hashable  # equal keys mean equal boxes
-    tile: IntArray  # [boxes]: whose it is; one each, but for regions of rows that a tensor names
+    tile: IntArray  # [boxes]: the tile of each box; one box per tile, except for `Rows` regions
     low: IntArray  # [boxes, rank]
     high: IntArray
-    own_conflict: tuple[int, int] | None  # two tiles of the call that write one place
+    own_conflict: tuple[int, int] | None  # two tiles of the call that write the same place
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _overlap(low_a: IntArray, high_a: IntArray, low_b: IntArray, high_b: IntArra
               for d, order in enumerate(orders)]
     counts = [np.maximum(np.searchsorted(low_b[order, d], high_a[:, d]) - begins[d], 0)
               for d, order in enumerate(orders)]
-    if not dimensions:  # a tensor of one element
+    if not dimensions:  # a tensor without dimensions has one element
         orders, begins, counts = ([np.arange(len(low_b))], [np.zeros(len(low_a), np.int64)],
                                   [np.full(len(low_a), len(low_b))])
     best = min(range(len(counts)), key=lambda d: int(counts[d].sum()))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from event_tensor.errors import EventTensorError, UserError
 
 LIMITS = "raise the limit on memory (ulimit -v, a container's limit)"
-# how libraries say it that have no exception of their own for it
+# messages of libraries that have no exception class for it
 PHRASES = ("allocate memory", "out of memory", "memory allocation", "unable to allocate",
            "failed to map segment", "start new thread")
 

@@ -1,4 +1,4 @@
-"""The waves of a task table: what can run once all before it has."""
+"""The waves of a task table: the tasks of a wave can run when all earlier waves have run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def waves(table: TaskTable) -> list[IntArray]:
 
 def _describe_stuck(table: TaskTable, stuck: IntArray, remaining: IntArray) -> str:
     """Names a circle of tasks or, where the stuck tasks form none, a count out of reach."""
-    import networkx as nx  # only a broken graph needs it, and importing it takes a while
+    import networkx as nx  # the import is slow, and only a broken graph needs it
 
     stuck_set = set(stuck.tolist())
     producer_indptr, producer = table.producers()

@@ -26,7 +26,7 @@ from scheduling.simulator import estimate_makespan
 from scheduling.target import Target
 
 SEEDS = 3  # draws of task times per sample
-MAX_TASKS = 600  # of a run that are estimated: its first calls stand for the rest
+MAX_TASKS = 600  # tasks of a run that are estimated: its first calls stand for the rest
 
 
 def auto(graph: Graph, table: TaskTable, samples: Sequence[Runtime], target: Target
@@ -161,7 +161,7 @@ def _first_tasks(run: list[Call], bindings: Mapping[str, int]) -> list[Call]:
 
 
 def _as_it_may_go(table: TaskTable, target: Target, seed: int) -> TaskTable:
-    """The table with task times that differ from what they should be, as on a real machine."""
+    """The table with task times that vary around the estimates, as on a real machine."""
     factor = np.random.default_rng(seed).lognormal(0.0, target.spread, table.num_tasks)
     return replace(table, bytes=table.bytes * factor, flops=table.flops * factor)
 

@@ -113,7 +113,7 @@ class ClockBuilder:
         self._tells = (~conservative_events(self.table)).tolist()
 
     def start(self, task: int) -> Clocks:
-        """What the task's worker knows before it waits; nobody knows who pops a queued task."""
+        """The clock of the task's worker before it waits; 0 for a queued task, popped by any."""
         worker = self.worker[task]
         return self.current[worker].copy() if worker >= 0 else np.zeros_like(self.current[0])
 

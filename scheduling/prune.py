@@ -35,7 +35,7 @@ def prune_waits(schedule: Schedule) -> Schedule:
                 np.maximum(clock, clocks.event[event], out=clock)
             clocks.finish(task, clock, notify_event[notify_indptr[task]:notify_indptr[task + 1]])
             continue
-        # an event that adds most to what the worker knows often covers the others
+        # the event that advances the clock most often covers the others
         if len(awaited) > 1:
             known = {e: int(np.maximum(clocks.event[e], clock).sum()) for e in awaited}
             awaited = sorted(known, key=lambda e: -known[e])

@@ -1,4 +1,4 @@
-"""Discrete-event estimate of a schedule under the cost model: how long, and who waits."""
+"""Discrete-event estimate of a schedule under the cost model: its length and its waits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Arrival:
             self.end_us, self.worker = end_us, worker
 
     def seen_us(self, worker: int, dependency_us: float) -> float:
-        """When `worker` may go on."""
+        """The time from which `worker` sees that the event has fired."""
         if worker != self.worker:
             return self.end_us + dependency_us if self.worker >= 0 else 0.0
         return max(self.end_us, self.other_end_us + dependency_us if self.has_other else 0.0)

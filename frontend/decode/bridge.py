@@ -23,7 +23,7 @@ from frontend.decode.generation import Generation
 from frontend.decode.prompts import read_prompt, without_padding
 
 if TYPE_CHECKING:
-    from transformers.generation import BaseStreamer
+    from transformers.generation.streamers import BaseStreamer
 
 SEED_LIMIT = 2**62
 

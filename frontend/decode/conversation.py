@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,7 +80,8 @@ class Conversation:
 
     def send(self, text: str, *, max_new_tokens: int | None = None,
              ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
-             eos_token_id: TokenIds = None, **sampling: Any) -> Iterator[Token]:
+             eos_token_id: TokenIds = None, **sampling: Any
+             ) -> Generator[Token, None, None]:
         """Streams the answer to `text`. Leaving the loop early, or `interrupt`, ends the launch.
 
         The answer joins the history as far as it was seen; if nothing was, neither does `text`.
@@ -137,7 +138,7 @@ class Conversation:
             + (" or compile with a larger --max-context" if larger else ""))
 
     def _answer(self, message: Message, tokens: Iterator[Token], result: Generation
-                ) -> Iterator[Token]:
+                ) -> Generator[Token, None, None]:
         try:
             yield from tokens
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -149,7 +149,7 @@ class Decoder:
                ignore_eos: bool | None = False, stop: str | Sequence[str] | None = (),
                eos_token_id: TokenIds = None, result: Generation | None = None,
                keep_cache: bool | None = False, is_answer: bool = False, **sampling: Any
-               ) -> Iterator[Token]:
+               ) -> Generator[Token, None, None]:
         """Yields each token while the kernel runs. Leaving the loop early ends the launch.
 
         One prompt, options as in `generate`. `result`, if given, collects ids and times on the way.
@@ -174,7 +174,7 @@ class Decoder:
         self._launches.interrupt()
 
     def _run(self, results: list[Generation], options: RunOptions, *, keep_cache: bool = False
-             ) -> Iterator[Token]:
+             ) -> Generator[Token, None, None]:
         """One launch; a generator, so that tokens stream. Arguments are checked at once."""
         check_request(self, [len(result.prompt_ids) for result in results], options)
         for row, result in enumerate(results):

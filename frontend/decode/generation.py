@@ -49,7 +49,8 @@ class Generation:
 
     @property
     def inter_token_ms(self) -> npt.NDArray[np.float64]:
-        return np.diff(np.array(self.token_times_ns, np.int64)) / 1e6
+        times_ns: npt.NDArray[np.int64] = np.array(self.token_times_ns, np.int64)
+        return (times_ns[1:] - times_ns[:-1]) / 1e6
 
     @property
     def tpot_ms(self) -> dict[str, float] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,7 +69,7 @@ class Launches:
         self._interrupted.set()
 
     def tokens(self, watchers: Sequence[RequestWatcher], options: RunOptions, rules: Rules,
-               keep_cache: bool) -> Iterator[Token]:
+               keep_cache: bool) -> Generator[Token, None, None]:
         """One launch that answers the watchers' prompts, each token as soon as it is there."""
         results = [watcher.result for watcher in watchers]
         with self._exclusive():

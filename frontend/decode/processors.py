@@ -75,11 +75,11 @@ def biases_of(sampling: Sampling, end_ids: Sequence[int], vocab_size: int) -> It
         require_vocabulary("bad_words_ids", tokens, vocab_size)
         if len(tokens) > 1 or tokens[0] not in end_ids:  # an end token is no bad word
             yield tokens, -math.inf, always
-    banned = ((sampling.suppress_tokens, always),
-              (sampling.begin_suppress_tokens, layout.FIRST_LIMIT),
-              (end_ids if sampling.has_minimum else (), layout.MINIMUM_LIMIT))
-    for tokens, limit in banned:
-        for token in tokens:
+    banned: tuple[tuple[Sequence[int], int], ...] = (
+        (sampling.suppress_tokens, always), (sampling.begin_suppress_tokens, layout.FIRST_LIMIT),
+        (end_ids if sampling.has_minimum else (), layout.MINIMUM_LIMIT))
+    for ids, limit in banned:
+        for token in ids:
             if 0 <= token < vocab_size:  # there is no other to suppress
                 yield (token,), -math.inf, limit
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from frontend.config.decoder_config import DecoderConfig
 from frontend.families.registry import family_named
-from frontend.graph.operators import Limits, Operators
+from frontend.graph.control import Limits
+from frontend.graph.operators import Operators
 from frontend.graph.tiles import choose_tiles
 from scheduling.target import generic_cpu
 
@@ -27,7 +28,7 @@ def build_step(ops: Operators) -> None:
 
 def required_tensors(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """`Operators.weight_shapes` of a decoder, for those who need no more of its graph."""
-    dtype_bytes, limits = 4, Limits(1, 2, 3, 1)  # neither changes a shape
-    ops = Operators(config, choose_tiles(config, generic_cpu(1), dtype_bytes), limits, "float32")
+    dtype, limits = "float32", Limits(1, 2, 3, 1)  # neither changes a shape
+    ops = Operators(config, choose_tiles(config, generic_cpu(1), dtype), limits, dtype)
     build_step(ops)
     return ops.weight_shapes

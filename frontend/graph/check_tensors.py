@@ -62,9 +62,9 @@ def check_tied(checkpoint: Checkpoint, where: str) -> None:
     if checkpoint.share_memory(*names):
         return
     dtypes = [checkpoint.dtype(name) for name in names]
-    arrays = [checkpoint.read(name) for name in names]
-    if (dtypes[0] != dtypes[1] or not np.array_equal(*arrays)) and not np.array_equal(
-            *(converted(*given, "float32") for given in zip(arrays, dtypes, strict=True))):
+    one, other = (checkpoint.read(name) for name in names)
+    if (dtypes[0] != dtypes[1] or not np.array_equal(one, other)) and not np.array_equal(
+            converted(one, dtypes[0], "float32"), converted(other, dtypes[1], "float32")):
         raise UserError(
             f"{where}: lm_head.weight differs from model.embed_tokens.weight, but config.json "
             "ties the two; set tie_word_embeddings to false there"

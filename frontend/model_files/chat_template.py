@@ -33,10 +33,12 @@ class ChatTemplate:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        names: dict[str, Any] = dict(self.special_tokens)
         try:
-            (rendered,), _ = render_jinja_template(
+            answer: Any = render_jinja_template(
                 conversations=[list(messages)], chat_template=self.text,
-                add_generation_prompt=True, **self.special_tokens)
+                add_generation_prompt=True, **names)
+            (rendered,), _ = answer
         except Exception as error:  # a template is a program, and may fail in any way
             reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             raise UserError(f"the chat template of {self.source} fails on this conversation "

@@ -129,7 +129,7 @@ class Checkpoint:
         if len(data) < entry.nbytes:
             raise UserError(f"{describe(entry)} cannot be read: the file has become shorter; "
                             "download it again")
-        array = data.view(storage).reshape(entry.shape)
+        array: NDArray[Any] = data.view(storage).reshape(entry.shape)
         return array if array.flags.aligned else array.copy()
 
     def on_device(self, name: str) -> "torch.Tensor | None":
@@ -139,8 +139,8 @@ class Checkpoint:
 
     def share_memory(self, first: str, second: str) -> bool:
         """Whether two names stand for one tensor of a loaded model."""
-        tensors = self._entry(first).tensor, self._entry(second).tensor
-        return None not in tensors and tensors[0].data_ptr() == tensors[1].data_ptr()
+        one, other = self._entry(first).tensor, self._entry(second).tensor
+        return one is not None and other is not None and one.data_ptr() == other.data_ptr()
 
     def close(self) -> None:
         self._mapped.clear()

@@ -28,7 +28,7 @@ def provide_home() -> None:
 
 
 def temporary_folder(what: str) -> TemporaryDirectory[str]:
-    """what: for whoever has to set TMPDIR when UserError is raised."""
+    """what: names, in the UserError, the thing that needs the directory."""
     import tempfile
 
     try:

@@ -46,7 +46,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show_warning(message: Warning | str, *_: Any) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """In the place of `warnings.showwarning`, which names a line of our source."""
     print(f"warning: {message}", file=sys.stderr)
 

@@ -24,7 +24,7 @@ NOTABLE_FEATURES = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-b
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages whose version matters here; None where one is missing."""
+    """Versions of Python and of our main packages; None where one is missing."""
     return {"python": platform.python_version(),
             **{name: package_version(name) for name in PACKAGES}}
 

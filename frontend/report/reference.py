@@ -48,4 +48,5 @@ def last_logits(model: Any, token_ids: Sequence[int], keep: int) -> npt.NDArray[
     """Logits after each of the last `keep` tokens, from one forward pass: [keep, vocab]."""
     logits = model(input_ids=torch.tensor([list(token_ids)]), use_cache=False,
                    logits_to_keep=keep).logits
-    return logits[0].float().numpy()
+    result: npt.NDArray[np.float32] = logits[0].float().numpy()
+    return result

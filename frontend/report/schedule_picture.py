@@ -68,7 +68,7 @@ def draw(slices: Sequence[Slice], table: TaskTable, workers: int, layer: int, ti
     own = [each for each in tasks if layers[table.call[each.task]] == layer]
     begin, end = min(each.begin_us for each in own), max(each.end_us for each in own)
     shown = [each for each in tasks if each.end_us > begin and each.begin_us < end]
-    present = {function_of(table, each.task) for each in own}
+    present = {function_of(table, each.task) for each in own if each.task is not None}
     functions = [name for name in dict.fromkeys(c.function.name for c in table.graph.calls)
                  if name in present]
     colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(functions)}
@@ -79,6 +79,7 @@ def draw(slices: Sequence[Slice], table: TaskTable, workers: int, layer: int, ti
     parts += [f'<text x="{LEFT - 8}" y="{_lane(worker) + LANE * 0.68:.1f}" text-anchor="end">'
               f'worker {worker}</text>' for worker in range(workers)]
     for each in sorted(shown, key=lambda s: (s.worker, s.begin_us)):
+        assert each.task is not None
         x = LEFT + (max(each.begin_us, begin) - begin) * scale
         width = max((min(each.end_us, end) - max(each.begin_us, begin)) * scale, SMALLEST)
         is_own = layers[table.call[each.task]] == layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -104,10 +104,11 @@ def critical_path(trace: SegmentTrace, step: int) -> list[int]:
 def path_record(table: TaskTable, run_us: FloatArray, path: list[int], step_us: float) -> Record:
     """What the critical path consists of; between_us: from one task's end to the next one's start
     and before the first."""
-    functions: Counter[str] = Counter()
+    functions: dict[str, float] = defaultdict(float)  # µs
     for task in path:
         functions[function_of(table, task)] += float(run_us[task])
     total_us = sum(functions.values())
     return {"tasks": len(path), "run_us": round(total_us, 3),
             "between_us": round(step_us - total_us, 3),
-            "functions": {name: round(us, 3) for name, us in functions.most_common()}}
+            "functions": {name: round(us, 3) for name, us in
+                          sorted(functions.items(), key=lambda item: item[1], reverse=True)}}

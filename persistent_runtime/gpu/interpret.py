@@ -164,7 +164,8 @@ class _LastingPatch:
 def patch_language_once() -> None:
     """Lets the interpreter patch Triton's language once, for good. It does so again at every call
     of a device function, which takes most of the time. For processes that only interpret."""
-    original, patched = interpreter._patch_lang, set()
+    original = interpreter._patch_lang
+    patched: set[int] = set()
 
     def patch(function: Any) -> _LastingPatch:
         modules = {id(value) for value in function.__globals__.values()

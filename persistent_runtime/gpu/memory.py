@@ -140,6 +140,8 @@ class DeviceBuffers:
 
     def allocate(self, tensor: TensorSpec, shape: tuple[int, ...]) -> Any:
         """Fresh zeroed memory for a tensor; a host array for control, else a device tensor."""
+        array: Any
+        owner: Any
         if tensor.role in HOST_WRITTEN:
             array, owner = self.memory.pair(tensor, shape)
         else:

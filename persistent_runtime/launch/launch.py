@@ -49,7 +49,7 @@ class Memory(Protocol):
         ...
 
     def address(self, memory: Any) -> int:
-        """Of what `zeros`, `upload` and `device_side` return, as workers see it."""
+        """Address of such memory in the workers' address space."""
         ...
 
     def write(self, memory: Any, index: int, value: int) -> None:

@@ -80,7 +80,7 @@ class _Edges:
         chosen[[b for e, b in table.event_begin.items() if e.stands_for is not None]] = True
         kept = ~chosen[table.wait_event]
         task, event = table.wait_task[kept], table.wait_event[kept]
-        # nobody notifies an event of count 0, and a queued task must not hope for it
+        # an event of count 0 never fires, so it must not gate a push
         kept = ~self.is_queued[task] | (table.event_count[event] > 0)
         self._add_waits(task[kept], event[kept])
         kept = ~chosen[table.notify_event]
@@ -146,7 +146,7 @@ class _Edges:
             self.awaited_in_rows[self.events.range_of(edge.event)] = True
 
     def _add_clears(self, call: Call) -> None:
-        """Whoever writes the counts of events clears their counters: every notify comes later."""
+        """The call that writes events' counts clears their counters: every notify comes later."""
         written = {tensor for operand, tensor in call.accesses() if operand.writes}
         for event, begin in self.events.begin.items():
             if event.count_from in written and not isinstance(event.wait_count, Expr):

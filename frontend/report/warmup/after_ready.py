@@ -25,7 +25,7 @@ def numba_names(names: list[str]) -> AbstractContextManager[Any]:
     """Adds the name of each function that numba compiles meanwhile."""
     from numba.core import event
 
-    class Listener(event.Listener):  # type: ignore[misc]
+    class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
             names.append(str(getattr(event.data["dispatcher"], "__name__", "?")))
 

@@ -172,7 +172,7 @@ def entry_of(declaration: DeviceFunction, dtype: str) -> Entry:
     return Entry(function, ENTRY_SIGNATURE, declaration.name, dtype, (body, dtype))
 
 
-def worker_entry(worker: FunctionType, signature: Any) -> Entry:
+def worker_entry(worker: Any, signature: Any) -> Entry:
     """A worker is the same for all weights."""
     return Entry(worker, signature, worker.__name__, "", (worker, ""))
 

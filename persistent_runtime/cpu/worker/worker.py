@@ -7,9 +7,9 @@ serves the ready queue (queue.py). Memory order, in one place:
 - counters never go back while anyone polls them. In step s of a segment an event has fired when
   its counter has reached count * (s + 1), so no worker can reset what another still waits for. The
   end of a step is a barrier, hence no notify of step s + 1 can reach a counter that step s uses;
-- who brings OUTSTANDING to zero alone decides whether the launch goes on, and publishes that
-  before it opens the barrier: all workers leave after the same step. The first tasks of the next
-  step are pushed after that, so a worker that finds one in its slot also sees the barrier open.
+- one worker brings OUTSTANDING to zero. It alone decides whether the launch goes on, and publishes
+  that before it opens the barrier: all workers leave after the same step. The first tasks of the
+  next step are pushed after that: a worker that finds one in its slot also sees the barrier open.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def run_row(state, row):
     decision = await_row(state, row)
     if decision == LEAVE:
         return False
-    if decision == SKIP:  # those who count tiles count this one as well
+    if decision == SKIP:  # skipped tiles notify too: event counts include them
         count_task(state, row, layout.SKIPPED)
         notify_events(state, row)
         return True

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from event_tensor.graph import Call, Graph
-from event_tensor.symbols import as_expr
 from event_tensor.task_table import IntArray, TaskTable
 from persistent_runtime.formats import format_of
 from persistent_runtime.rows import layout
@@ -112,7 +111,7 @@ def streamed_calls(graph: Graph, bindings: Mapping[str, int], functions: Set[str
     """Indices of the calls whose weights go through the ring in steps of these sizes. functions:
     names of the device functions whose bodies were compiled for it."""
     return tuple(call.index for call in graph.calls if call.function.name in functions
-                 and int(as_expr(call.parameters["rows"]).evaluate(bindings)) == 1)
+                 and int(call.sizes["rows"].evaluate(bindings)) == 1)
 
 
 def with_streams(encoded: EncodedSchedule, arguments: ArgumentEncoder, calls: Sequence[int]
@@ -196,4 +195,4 @@ class _Matrices:
 
 
 def _parameter(call: Call, name: str) -> int:
-    return int(as_expr(call.parameters[name]).evaluate({}))
+    return int(call.sizes[name].evaluate({}))

@@ -200,7 +200,7 @@ def try_row(turn, step, bases, k, end, popped, head, is_traced, FUNCTIONS: tl.co
                 count_task(launch, worker, s, row.to(tl.int64), layout.POPPED)
                 take_ticket(launch, worker)
     if DYNAMIC:
-        if status == SKIP:  # those who count tiles count this one as well
+        if status == SKIP:  # skipped tiles notify too: event counts include them
             count_task(launch, worker, s, row_at(rows, k - 1, popped).to(tl.int64), layout.SKIPPED)
             notify_row(events, notifies, n, notify_end)
     return status, k, following

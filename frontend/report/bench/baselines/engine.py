@@ -13,7 +13,7 @@ import numpy.typing as npt
 from frontend.config.sampling import Sampling
 
 GREEDY, SAMPLED = "greedy", "sampled"
-SAMPLED_OPTIONS = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
+SAMPLED_OPTIONS: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
 
 
 @dataclass(frozen=True, slots=True)
