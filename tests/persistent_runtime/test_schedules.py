@@ -67,7 +67,7 @@ def test_policies_keep_program_order(policy, workers):
         pruned_waits += len(pruned.table.wait_event)
         merged_waits += len(merged.table.wait_event)
     assert merged_waits <= pruned_waits
-    if policy in ("dynamic", "hybrid"):
+    if SCHEDULES[policy].queues:
         assert pruned_waits <= waits
     else:
         assert pruned_waits < waits

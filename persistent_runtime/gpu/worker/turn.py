@@ -184,9 +184,10 @@ def try_row(turn, step, bases, k, end, popped, head, is_traced, FUNCTIONS: tl.co
     if status == READY:
         if is_traced:
             record_begin(trace_record(launch, s, index, row), worker, turned, INTERPRETED)
+        place = tile
         if RING:
-            tile = tile + (segment_at(launch, s), worker)
-        run_task(table, head, tile, (index,) + step, FUNCTIONS, CONFIGURATIONS)
+            place = tile + (segment_at(launch, s), worker)
+        run_task(table, head, place, (index,) + step, FUNCTIONS, CONFIGURATIONS)
         launch, worker, s, index, epoch = fresh_turn(turn, INTERPRETED)
         row = row_at(rows, k - 1, popped)  # again, to keep registers free while the tile runs
         if DYNAMIC:
