@@ -22,6 +22,7 @@ FILTERS = {"temperature": 1.0, "top_k": TRANSFORMERS_TOP_K, "top_p": 1.0, "min_p
 # with which they change nothing. Those of the second table count only where the file samples.
 UNSERVED: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,), "num_beam_groups": (1,), "penalty_alpha": (0,), "dola_layers": (),
+    "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),  # of the prompt
     "constraints": (), "force_words_ids": (), "forced_bos_token_id": (), "forced_eos_token_id": (),
     "forced_decoder_ids": (), "exponential_decay_length_penalty": (), "guidance_scale": (1,),
     "watermarking_config": (), "token_healing": (False,), "remove_invalid_values": (False,),

@@ -56,6 +56,7 @@ def generate_with(decoder: Decoder, streamer: BaseStreamer | None = None
             options = stopping_options(stopping_criteria, width)
             options |= processor_options(logits_processor, samples, width,
                                          options["eos_token_id"] or ())
+            options |= ends_in_vocabulary(options["eos_token_id"], decoder.config.vocab_size)
             if samples:
                 options["seed"] = int(torch.randint(SEED_LIMIT, ()))
             into = one_streamer(streamer, theirs, len(prompts))
@@ -153,8 +154,13 @@ def stopping_options(criteria: Iterable[Any], prompt_tokens: int) -> dict[str, A
         else:
             raise UserError(f"the megakernel does not run the stopping criterion {name}; leave it "
                             f"out, or leave out custom_generate")
-    return {"max_new_tokens": min(lengths) - prompt_tokens, "ignore_eos": not ends,
-            "eos_token_id": ends or None}
+    return {"max_new_tokens": min(lengths) - prompt_tokens, "eos_token_id": ends or None}
+
+
+def ends_in_vocabulary(ends: Iterable[int] | None, vocab_size: int) -> dict[str, Any]:
+    """Stale configs name ids that no token has, and -1 for none: nothing ends there."""
+    found = [token_id for token_id in ends or () if 0 <= token_id < vocab_size]
+    return {"eos_token_id": found or None, "ignore_eos": not found}
 
 
 def join(input_ids: torch.Tensor, outputs: Sequence[Sequence[int]], pad: int) -> torch.Tensor:

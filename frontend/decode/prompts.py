@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import UserString
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from numbers import Number
 from typing import Any
@@ -18,8 +19,10 @@ from frontend.decode.served import Served
 Encode = Callable[[str], list[int]]
 Rows = tuple[list[list[int]], bool]  # ids of each prompt, and whether they came as a batch
 TAKEN = "give a text, token ids as a list or an integer tensor, or what a tokenizer returns"
+BYTES = (bytes, bytearray, memoryview)
 REMEDIES: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    ((bytes, bytearray, memoryview), "decode it to a text, or give a list of token ids"),
+    (BYTES, "decode it to a text, or give a list of token ids"),
+    (UserString, "give its text, str(…)"),
     (Set, "a set has no order; give a list"),
     (Iterator, "it can be read only once; give a list of it"))
 # keys of a BatchEncoding that describe its text and change no token
@@ -77,7 +80,7 @@ def read(prompt: Any, encode: Encode, name: str) -> Rows:
         return [without_padding(prompt.ids, prompt.attention_mask, name)], False
     if is_array(prompt):
         return read_array(prompt, name)
-    if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray, memoryview)):
+    if isinstance(prompt, Sequence) and not isinstance(prompt, (*BYTES, UserString)):
         return read_list(prompt, encode, name)
     remedy = next((remedy for kind, remedy in REMEDIES if isinstance(prompt, kind)), TAKEN)
     raise UserError(f"{name} is {spelled(prompt)}; {remedy}")

@@ -19,11 +19,13 @@ COMPILED = "_orig_mod"  # torch.compile's name for the module inside
 # Attributes that differ without changing a token of a model that is not being trained.
 OF_TRAINING = {"training", "gradient_checkpointing", "padding_idx", "attention_dropout", "dropout",
                "p", "inplace", "jitter_noise", "router_jitter_noise", "router_aux_loss_coef",
-               "max_seq_len_cached"}
+               "max_seq_len_cached", "vocab_size"}  # resize_token_embeddings leaves the last one
 PASSIVE_HOOKS = {"output_capturing_hook", "make_inputs_require_grads", "make_inputs_require_grad"}
 ATTENTIONS = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3",
               "flash_attention_4", "flex_attention"}
 CONSTANTS = (bool, int, float, str)
+# What `.to(bfloat16)` may do to a frequency, relatively, and `.half()` to a small one
+ROUNDING, STEP = 2.0**-7, 2.0**-24
 
 
 def refuse_changes(model: Any, classes: tuple[str, ...]) -> None:
@@ -35,6 +37,10 @@ def refuse_changes(model: Any, classes: tuple[str, ...]) -> None:
     if attention not in ATTENTIONS:
         raise UserError(f"the loaded model computes attention by {attention!r}, which may be any "
                         f"function; load it with attn_implementation='sdpa'")
+    function = sys.modules["transformers.modeling_utils"].ALL_ATTENTION_FUNCTIONS.get(attention)
+    if function is not None and not function.__module__.startswith("transformers."):
+        raise UserError(f"transformers' attention {attention!r} was replaced by "
+                        f"{name_of(function)} of {function.__module__}; {REMEDY}")
     refuse_hooks(model)
     found = dict(named_modules(model))
     for name, expected in named_modules(stock_model(model, classes)):
@@ -43,6 +49,7 @@ def refuse_changes(model: Any, classes: tuple[str, ...]) -> None:
                             f"{REMEDY}")
         refuse_forward(name, found[name], expected)
         refuse_constants(name, found[name], expected)
+        refuse_frequencies(name, found[name], model.config)
     refuse_tensors(model)
 
 
@@ -102,7 +109,8 @@ def is_weight_hook(hook: Any) -> bool:
 
 def refuse_forward(name: str, module: Any, expected: Any) -> None:
     kind, wanted = type(module), type(expected)
-    if kind.forward is not wanted.forward or kind.__call__ is not wanted.__call__:
+    forward = getattr(kind, "forward", None)  # a scripted module has none
+    if forward is not wanted.forward or kind.__call__ is not wanted.__call__:
         raise UserError(f"{shown(name)} is a {kind.__module__.partition('.')[0]} {kind.__name__}, "
                         f"where the config makes it a {wanted.__name__}; {REMEDY}")
     if kind.forward.__module__.partition(".")[0] not in ("transformers", "torch"):
@@ -135,6 +143,21 @@ def refuse_constants(name: str, module: Any, expected: Any) -> None:
         if given != wanted:
             raise UserError(f"{shown(name)} has {key}={given}, where the config makes it {wanted}; "
                             f"{REMEDY}")
+
+
+def refuse_frequencies(name: str, module: Any, config: Any) -> None:
+    """Rotary frequencies are in no checkpoint: the megakernel takes them from the config. It does
+    not follow a cast of the model, which rounds them."""
+    from torch import allclose
+
+    found = getattr(module, "inv_freq", None)
+    if found is None or found.device.type == "meta":
+        return
+    wanted = type(module)(config).inv_freq
+    given = found.detach().to(wanted)
+    if given.shape != wanted.shape or not allclose(given, wanted, rtol=ROUNDING, atol=STEP):
+        raise UserError(f"{shown(name)} has other frequencies (inv_freq) than the rope_parameters "
+                        f"of the config make; set them there and load the model again")
 
 
 def refuse_tensors(model: Any) -> None:

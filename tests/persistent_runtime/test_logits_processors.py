@@ -140,6 +140,8 @@ FIELDS = OPTIONS.flatmap(lambda options: st.fixed_dictionaries({
     "forced_eos_token_id": TOKENS, "penalty_alpha": st.sampled_from([0.0, 0.6]),
     "dola_layers": st.just("low"), "use_cache": st.booleans(), "pad_token_id": TOKENS,
     "exponential_decay_length_penalty": st.just((2, 1.1)),
+    "encoder_repetition_penalty": st.sampled_from([1.0, 1.5]),
+    "encoder_no_repeat_ngram_size": st.integers(0, 2),
 }).map(lambda fields: fields | options))
 
 
@@ -171,7 +173,8 @@ def test_every_field_of_a_generation_config_is_served_or_named(fields):
 
 
 GENERATION_NEUTRAL = {"num_beams": 1, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-                      "guidance_scale": 1.0, "penalty_alpha": 0.0}
+                      "guidance_scale": 1.0, "penalty_alpha": 0.0,
+                      "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0}
 
 
 def test_transformers_own_defaults_ask_for_nothing_that_is_not_served():

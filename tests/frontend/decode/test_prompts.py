@@ -1,7 +1,7 @@
 """Prompts of every kind that transformers takes give its ids; the rest is refused by name."""
 
 import array
-from collections import deque
+from collections import UserString, deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,7 +83,8 @@ def test_a_range_and_a_table_are_read(holder):
 
 REFUSED = {
     "is None": None, "is a bytes; decode": b"ab", "is a bytearray": bytearray(b"ab"),
-    "is a memoryview": memoryview(b"ab"), "is a set; a set has no order": {1, 2},
+    "is a memoryview": memoryview(b"ab"), r"is an UserString; .* str\(": UserString("ab"),
+    "prompt 0 is an UserString": [UserString("ab")], "is a set; a set has no order": {1, 2},
     "is a generator; it can be read only once": (i for i in (1, 2)),
     "is a map": map(int, "12"), "is a dict_keys": {1: 2}.keys(), r"is 5 \(int\)": 5,
     r"is True \(bool\)": True, r"is 2.5 \(float\)": 2.5, "single number": np.int64(5),

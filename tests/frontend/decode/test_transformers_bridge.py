@@ -39,7 +39,9 @@ def both(model, decoder, *inputs, **options):
     {"max_new_tokens": 30}, {"max_length": 20}, {"max_new_tokens": 1},
     {"max_new_tokens": 30, "repetition_penalty": 1.6},
     {"max_new_tokens": 30, "do_sample": True, "top_k": 1},
-    {"max_new_tokens": 30, "eos_token_id": list(range(8, 24)), "pad_token_id": None}])
+    {"max_new_tokens": 30, "eos_token_id": list(range(8, 24)), "pad_token_id": None},
+    {"max_new_tokens": 9, "eos_token_id": -1}, {"max_new_tokens": 9, "eos_token_id": 99999},
+    {"max_new_tokens": 9, "eos_token_id": [-1, *range(8, 90)][:24], "min_new_tokens": 4}])
 def test_tokens_are_those_of_transformers(tiny, decoder, options):
     ours, theirs = both(tiny, decoder, PROMPT, **options)
     assert ours == theirs

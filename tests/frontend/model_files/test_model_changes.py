@@ -305,7 +305,23 @@ def other_epsilon(model):
     model.config.rms_norm_eps = 1e-3
 
 
+def other_theta(model):
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 50.0}
+
+
+def other_frequencies(model):
+    model.model.rotary_emb.inv_freq /= 2
+
+
+def scripted(model):
+    up_proj = model.model.layers[0].mlp.up_proj
+    model.model.layers[0].mlp.up_proj = torch.jit.trace(up_proj, torch.ones(1, 32))
+
+
 REFUSED = {
+    "model.rotary_emb has other frequencies .inv_freq. than": other_frequencies,
+    "other frequencies .* than the rope_parameters": other_theta,
+    r"up_proj is a torch \w+, where the config makes it a Linear": scripted,
     r"model.layers.0.mlp.up_proj is a \w+ Linear4bit, where": quantized,
     "has no module model.layers.1": remove_layer, "lm_head.weight is a Parameter": sparse,
     "model.norm.weight is a Packed": packed, "computes attention by 'sinks'": own_attention,
@@ -329,6 +345,26 @@ def test_hooks_for_all_modules_and_patched_classes_are_refused(monkeypatch):
     monkeypatch.setattr(type(model.model.norm), "forward", lambda self, x: x)
     with pytest.raises(UserError, match="LlamaRMSNorm.forward was replaced by .*lambda"):
         check(model)
+
+
+def test_attention_replaced_under_its_name_is_refused(monkeypatch):
+    model = make_model()
+    functions = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    monkeypatch.setitem(functions, model.config._attn_implementation, hook)
+    with pytest.raises(UserError, match="attention 'sdpa' was replaced by hook of"):
+        check(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_of_the_whole_model_is_accepted(dtype):
+    for theta in (100.0, 1e4, 1e6, 5e7):
+        check(make_model(rope_theta=theta, head_dim=64).to(dtype))
+
+
+def test_a_resized_vocabulary_is_accepted():
+    model = make_model()
+    model.resize_token_embeddings(320)
+    same_logits(compile_decode_loop(model), model)
 
 
 def test_other_classes_are_refused_by_name():
