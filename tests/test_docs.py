@@ -41,5 +41,8 @@ def test_files_that_are_named_exist():
         for path in re.findall(r"`((?:[\w]+/)+[\w]+\.py)`", text):
             assert any((ROOT / folder / path).exists() for folder in (
                 "", "persistent_runtime", "frontend")), f"{name} names {path}"
+        for folder in re.findall(r"`((?:[\w]+/)+)`", text):
+            assert any((ROOT / above / folder).is_dir() for above in (
+                "", "persistent_runtime/cpu", "persistent_runtime/gpu")), f"{name} names {folder}"
         for link in re.findall(r"\]\(([\w./-]+\.md)\)", text):
             assert (ROOT / "docs" / link).exists(), f"{name} links to {link}"
