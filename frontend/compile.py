@@ -92,7 +92,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         _bind_rope_tables(operators, buffers, context, phases)
     kernel = Megakernel(
         decoding.graph, backend=runs_on, workers=workers, policy=POLICY_OF_SCHEDULE[schedule],
-        dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
+        samples=partial(sample_routings, config), keep_schedules=True,
         phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     with phases("weights"), reserving(

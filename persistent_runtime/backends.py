@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.cpu.cores import GIVEN, available_cores, check_workers, find_cores
 from persistent_runtime.cpu.launch import CpuKernel
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.launch.launch import Kernel, Progress
 from persistent_runtime.launch.memory import Buffers
 from scheduling.target import Target, generic_cpu
@@ -35,10 +34,11 @@ class Backend(Protocol):
         """Memory for tensors, with the interface of `Buffers`."""
         ...
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
-        """target: what the kernel's schedules are made for; is_dynamic: whether they may queue
-        tasks or have edges that read a tensor."""
+    def compile(self, graph: Graph, kinds: FunctionTable, target: Target,
+                progress: Progress | None, is_dynamic: bool) -> Kernel:
+        """kinds: the function table to compile, of the graph's calls; target: what the kernel's
+        schedules are made for; is_dynamic: whether they may queue tasks or have edges that read a
+        tensor."""
         ...
 
 
@@ -56,9 +56,9 @@ class CpuBackend:
     def buffers(self) -> Buffers:
         return Buffers()
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
-        return CpuKernel(functions, dtype, target.workers, progress)
+    def compile(self, graph: Graph, kinds: FunctionTable, target: Target,
+                progress: Progress | None, is_dynamic: bool) -> CpuKernel:
+        return CpuKernel(kinds, target.workers, progress)
 
 
 def has_cuda_driver() -> bool:

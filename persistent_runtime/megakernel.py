@@ -10,7 +10,6 @@ from typing import Any
 
 from event_tensor.conservative import conservative, data_dependent_events
 from event_tensor.derive import derive_events
-from event_tensor.device_function import DeviceFunction
 from event_tensor.edges import IndexRange
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
@@ -21,6 +20,7 @@ from event_tensor.verify import verify_structure, verify_table
 from persistent_runtime.backends import Backend, CpuBackend
 from persistent_runtime.cache.schedules import KeptSchedules
 from persistent_runtime.formats import format_of
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule, encode_schedule
@@ -78,7 +78,7 @@ class Megakernel:
     """One compilation of a graph's device functions, and a schedule for each shape it meets.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: "auto" or a key of `scheduling.policies.POLICIES`; dtype: how weights are stored;
+    once; policy: "auto" or a key of `scheduling.policies.POLICIES`;
     samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
     to prove; early_push: queued tasks are pushed when their producers are dispatched;
     keep_schedules: whether proved schedules stay on disk for other processes; phase: told what
@@ -87,7 +87,7 @@ class Megakernel:
 
     def __init__(self, graph: Graph, *, backend: Backend | None = None,
                  workers: int | None = None, policy: str = "critical_path",
-                 dtype: str = "float32", progress: Progress | None = None,
+                 progress: Progress | None = None,
                  samples: Samples | None = None, early_push: bool = False,
                  keep_schedules: bool = False, phase: Phase = no_phase) -> None:
         if policy not in (AUTO, *POLICIES):
@@ -103,20 +103,20 @@ class Megakernel:
         self._keeps_schedules = keep_schedules
         with phase("derive events"):
             self.graph = _derived(graph)
-        self.functions = _functions(self.graph)
         self.compilations = 0
         self.launches = 0
         with phase("compile"):
-            self.kernel = self._compile(dtype, progress)
+            self.kernel = self._compile(progress)
         self._serve(self.graph)
 
     def for_graph(self, graph: Graph) -> Megakernel:
         """The same compilation with schedules of another graph, one launch's segments with those
         of this one. Raises UserError for a graph of device functions that it does not have."""
-        missing = [f.name for f in _functions(graph) if f not in self.functions]
+        missing = [call.function.name for call in graph.calls if not self.kernel.kinds.serves(call)]
         if missing:
-            raise UserError(f"graph {graph.name} calls {', '.join(missing)}, which the kernel of "
-                            f"{self.graph.name} does not have; compile it by itself")
+            raise UserError(f"graph {graph.name} calls {', '.join(dict.fromkeys(missing))} in "
+                            f"formats that the kernel of {self.graph.name} does not have; compile "
+                            f"it by itself")
         other = copy.copy(self)
         with self._phase("derive events"):
             other._serve(_derived(graph))
@@ -134,12 +134,12 @@ class Megakernel:
                 self._kept = KeptSchedules(graph, self.policy, self.target, self.kernel.kinds,
                                            self.early_push)
 
-    def _compile(self, dtype: str, progress: Progress | None) -> Kernel:
+    def _compile(self, progress: Progress | None) -> Kernel:
         """The only place that compiles: whatever shape comes later must do with what this made."""
         self.compilations += 1
         is_dynamic = (self.policy in QUEUED_POLICIES or bool(data_dependent_events(self.graph))
                       or (self.policy == AUTO and self.target.queues_dense_parts))
-        return self.backend.compile(self.graph, self.functions, dtype, self.target, progress,
+        return self.backend.compile(self.graph, FunctionTable.of(self.graph), self.target, progress,
                                     is_dynamic)
 
     @property
@@ -224,10 +224,6 @@ def _derived(graph: Graph) -> Graph:
     derived = derive_events(graph)
     verify_structure(derived)
     return derived
-
-
-def _functions(graph: Graph) -> tuple[DeviceFunction, ...]:
-    return tuple({call.function: None for call in graph.calls})
 
 
 def _schedule_inputs(graph: Graph) -> tuple[Expr, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import numpy as np
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from persistent_runtime.cpu.compile.registry import compile_body
+from persistent_runtime.formats import FLOAT32
 from persistent_runtime.rows import layout
 
+OperandFormats = str | Mapping[str, str]
 _ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
 
 
@@ -46,17 +48,18 @@ def pack_arguments(declaration: DeviceFunction, values: dict[str, Any]) -> np.nd
     return record
 
 
-def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
+def run_tile(declaration: DeviceFunction, formats: OperandFormats, values: dict[str, Any],
              tile: Sequence[int], scratch_bytes: int = 0,
              step: dict[int, int] | None = None) -> None:
     """Executes the tile at coordinates `tile`; results appear in the arrays of `values`.
 
-    `step` maps offsets of the step record (layout.py) to values, 0 where not given.
+    `formats`: of the operands, see `operand_formats`. `step` maps offsets of the step record
+    (layout.py) to values, 0 where not given.
     """
-    run_tiles(declaration, dtype, values, [tile], scratch_bytes, step)
+    run_tiles(declaration, formats, values, [tile], scratch_bytes, step)
 
 
-def run_tiles(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
+def run_tiles(declaration: DeviceFunction, formats: OperandFormats, values: dict[str, Any],
               tiles: Sequence[Sequence[int]], scratch_bytes: int = 0,
               step: dict[int, int] | None = None) -> None:
     """The same for several tiles of one call, one after the other."""
@@ -65,7 +68,7 @@ def run_tiles(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
     for offset, value in (step or {}).items():
         step_record[offset] = value
     scratch = np.empty(scratch_bytes // 4 + 1, np.float32)
-    function = c_function(declaration, dtype)
+    function = c_function(declaration, formats)
     of_record, of_step, of_scratch = (a.ctypes.data for a in (record, step_record, scratch))
     for tile in tiles:
         coordinates = np.zeros(layout.MAX_TILE_RANK, np.int32)
@@ -73,6 +76,15 @@ def run_tiles(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
         function(of_record, coordinates.ctypes.data, of_step, of_scratch)
 
 
-def c_function(declaration: DeviceFunction, dtype: str) -> Callable[[int, int, int, int], None]:
+def c_function(declaration: DeviceFunction, formats: OperandFormats
+               ) -> Callable[[int, int, int, int], None]:
     """The compiled body, which takes the addresses that a worker hands to it."""
-    return _ENTRY(compile_body(declaration, dtype).address)
+    return _ENTRY(compile_body(declaration, operand_formats(declaration, formats)).address)
+
+
+def operand_formats(declaration: DeviceFunction, formats: OperandFormats) -> list[str]:
+    """A format for each operand: one name stands for all whose format a body asks for; else those
+    named by operand, and float32."""
+    if isinstance(formats, str):
+        return [formats] * len(declaration.operands)
+    return [formats.get(operand.name, FLOAT32.name) for operand in declaration.operands]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from persistent_runtime.cpu.cores import GIVEN
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.gpu.compile.compile_only import device_capability
 from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.launch import GpuKernel
@@ -49,9 +48,9 @@ class CudaBackend:
     def buffers(self) -> DeviceBuffers:
         return DeviceBuffers(self._memory)
 
-    def compile(self, graph: Graph, functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> GpuKernel:
-        return GpuKernel(functions, dtype, target.workers, progress,
-                         configured=configurations(graph, dtype, target=self._tile_target),
+    def compile(self, graph: Graph, kinds: FunctionTable, target: Target,
+                progress: Progress | None, is_dynamic: bool) -> GpuKernel:
+        return GpuKernel(kinds, target.workers, progress,
+                         configured=configurations(graph, kinds, target=self._tile_target),
                          tiles=TILE_TARGETS[self._tile_target], memory=self._memory,
                          is_dynamic=is_dynamic, prefetches=target.prefetch_bytes > 0)

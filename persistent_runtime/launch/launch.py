@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from event_tensor.errors import UserError
 from event_tensor.refusals import LIMITS, reserving
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import EncodedSchedule
 from persistent_runtime.rows.segment import (
@@ -72,12 +73,12 @@ class Memory(Protocol):
 class Kernel(ABC):
     """Compiled device functions and a worker that calls them: one for every schedule and shape.
 
-    kinds: device function name → index in the function table. streams_weights: whether schedules
+    kinds: the function table, which says what runs each call. streams_weights: whether schedules
     list the weights of each row for a ring in shared memory.
     """
 
     num_workers: int
-    kinds: Mapping[str, int]
+    kinds: FunctionTable
     memory: Memory
     streams_weights = False
     launch_type: ClassVar[Callable[..., Launch]]

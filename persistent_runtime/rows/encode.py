@@ -13,6 +13,7 @@ import numpy.typing as npt
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.edges import EncodedEdges, encode_edges
 from persistent_runtime.rows.prefetch import encode_prefetches
@@ -69,17 +70,17 @@ class EncodedSchedule:
                 layout.NUM_CALLS: len(self.schedule.table.graph.calls)}
 
 
-def encode_schedule(schedule: StaticSchedule, kinds: Mapping[str, int],
+def encode_schedule(schedule: StaticSchedule, kinds: FunctionTable,
                     arguments: ArgumentEncoder, early_push: bool = False,
                     prefetch_bytes: int = 0, streamed: Sequence[int] = ()) -> EncodedSchedule:
-    """`kinds`: device function name → index in the function table. `early_push`: queued tasks are
+    """`kinds`: the kernel's function table. `early_push`: queued tasks are
     pushed when the last producer is dispatched and wait where they run (paper section 11).
     `prefetch_bytes`: how far ahead a worker asks for weights. `streamed`: calls whose weights go
     through the workers' rings."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
-    kind_of_call = np.array([kinds[c.function.name] for c in table.graph.calls], np.int64)
+    kind_of_call = np.array([kinds.kind_of(c) for c in table.graph.calls], np.int64)
     edges = encode_edges(schedule, order, arguments.address_word, early_push)
     rows = np.zeros((len(order), layout.ROW_WORDS), np.int32)
     rows[:, layout.ARGUMENTS] = arguments.begin[call]

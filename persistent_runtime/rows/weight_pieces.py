@@ -99,12 +99,12 @@ def _can_stream(call: Call) -> bool:
 
 
 def _has_elements_of(size: int, call: Call) -> bool:
-    """Whether all matrices of a call have single elements of so many bytes."""
+    """Whether all matrices of a call have one format, of single elements of so many bytes."""
     names = MATRICES.get(call.function.name, ())
     stored = [format_of(tensor.dtype)
               for operand, tensor in zip(call.function.operands, call.args, strict=True)
               if operand.name in names and tensor is not None]
-    return bool(stored) and all(f.is_elementwise and f.block_bytes == size for f in stored)
+    return len(set(stored)) == 1 and stored[0].is_elementwise and stored[0].block_bytes == size
 
 
 def streamed_calls(graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]:

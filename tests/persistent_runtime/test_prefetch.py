@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.megakernel import build_schedule
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import ArgumentEncoder, encode_schedule
@@ -52,7 +53,7 @@ def test_pieces_lie_inside_the_weights_and_cover_them(tiny_model):
     arguments = ArgumentEncoder(graph)
     schedule = build_schedule(graph, {"tokens": 1, "logit_rows": 1, "context": 8, "kv_splits": 1},
                               "critical_path", target)
-    encoded = encode_schedule(schedule, {c.function.name: 0 for c in graph.calls}, arguments,
+    encoded = encode_schedule(schedule, FunctionTable.of(graph), arguments,
                               prefetch_bytes=2048)
     at = {}  # position in the argument table → the tensor whose address stands there
     for call in graph.calls:

@@ -17,6 +17,7 @@ from ptx_lanes import run
 
 from benchmarks.gpu_compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.ring.streamed import leave_sums
@@ -61,8 +62,7 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
     assert not streamed_calls(graph, BINDINGS | {"tokens": 2, "logit_rows": 2})
     schedule = build_schedule(graph, BINDINGS, "critical_path", H200)
     arguments = ArgumentEncoder(graph)
-    kinds = {call.function.name: 0 for call in graph.calls}
-    encoded = encode_schedule(schedule, kinds, arguments, streamed=calls)
+    encoded = encode_schedule(schedule, FunctionTable.of(graph), arguments, streamed=calls)
     covered = {}
     for worker, order in enumerate(schedule.orders):
         begin, end = encoded.stream_begin[worker:worker + 2]
@@ -112,10 +112,9 @@ def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hi
 @pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
 def test_what_reads_the_ring_needs_no_stack(shape, arch):
     graph = decoder_graph(shape, "bfloat16", 132)
-    functions = tuple({call.function: None for call in graph.calls
-                       if call.function.name in MATRICES})
-    worker = compile_worker(functions, configurations(
-        graph, "bfloat16", target=tile_target_of(arch)), arch)
+    configured = configurations(graph, target=tile_target_of(arch))
+    worker = compile_worker({of: value for of, value in configured.items()
+                             if of.function.name in MATRICES}, arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
     assert "cp.async.bulk.shared::cluster.global.mbarrier" in worker.ptx
