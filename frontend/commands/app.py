@@ -28,8 +28,10 @@ Schedule = Annotated[str, typer.Option(
 Workers = Annotated[int | None, typer.Option(
     help="Threads of the kernel.", show_default="one per core")]
 Dtype = Annotated[str, typer.Option(
-    metavar="auto|float32|bfloat16|float16", help="Type of weights and KV cache; auto takes the "
+    metavar="auto|float32|bfloat16|float16", help="Type of weights; auto takes the "
     "checkpoint's.")]
+KvDtype = Annotated[str, typer.Option(
+    metavar="auto|float32|bfloat16|float16", help="Type of the KV cache; auto takes the weights'.")]
 MaxContext = Annotated[int | None, typer.Option(
     help="Positions of the KV cache.", show_default="the model's limit, at most 4096")]
 Temperature = Annotated[float | None, typer.Option(

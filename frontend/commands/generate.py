@@ -16,6 +16,7 @@ from frontend.commands.app import (
     Dtype,
     EosTokenId,
     Json,
+    KvDtype,
     MaxContext,
     MinP,
     Model,
@@ -62,6 +63,7 @@ def generate(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     max_context: MaxContext = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -101,7 +103,7 @@ def generate(
                "eos_token_id": given_ids(eos_token_id, "--eos-token-id")}
     check_options(options)
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
-                            max_context=max_context)
+                            kv_dtype=kv_dtype, max_context=max_context)
     if json_output:
         result = decoder.generate(given, **options)
     else:
@@ -124,6 +126,7 @@ def chat(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     max_context: MaxContext = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -147,7 +150,7 @@ def chat(
     require_text(system or "", "--system")
     load_chat_template(resolve_model(model))  # a model without one is refused before it is compiled
     decoder = compile_model(model, backend=backend, schedule=schedule, workers=workers, dtype=dtype,
-                            max_context=max_context)
+                            kv_dtype=kv_dtype, max_context=max_context)
     chat_on_terminal(decoder.chat(system), options)
 
 

@@ -11,6 +11,7 @@ from frontend.commands.app import (
     Backend,
     Dtype,
     Json,
+    KvDtype,
     MaxContext,
     Model,
     Schedule,
@@ -37,6 +38,7 @@ def inspect_model(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     max_context: MaxContext = None,
     json_output: Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def inspect_model(
     if what not in VIEWS:
         raise UserError(f"--what {what} is unknown; use one of {', '.join(VIEWS)}")
     decoder = compile_model(model, schedule=schedule, workers=workers, dtype=dtype,
-                            max_context=max_context)
+                            kv_dtype=kv_dtype, max_context=max_context)
     record_of, show = VIEWS[what]
     record = {"what": what, "model": model, **record_of(decoder)}
     if svg is not None:
@@ -74,6 +76,7 @@ def trace(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     json_output: Json = False,
 ) -> None:
     """Record a timeline of the real kernel, task by task and worker by worker."""
@@ -84,7 +87,7 @@ def trace(
     if output is None and not (summary or json_output):
         raise UserError("give -o FILE.json.gz to write the timeline, --summary, or both")
     options = TraceOptions(model, Path(output) if output else None, prompt_tokens, steps, rounds,
-                           backend, schedule, workers, dtype)
+                           backend, schedule, workers, dtype, kv_dtype)
     with Progress() as progress:
         record = run_trace(options, progress)
     if json_output:
@@ -107,6 +110,7 @@ def warmup(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     max_context: MaxContext = None,
     compare: Annotated[str, typer.Option(
         metavar="transformers,torch-compile,cuda-graph",
@@ -118,7 +122,7 @@ def warmup(
     from frontend.report.warmup.runs import WarmupOptions, check_strict, run_warmup, show
 
     compile_options = {"backend": backend, "schedule": schedule, "workers": workers, "dtype": dtype,
-                       "max_context": max_context}
+                       "kv_dtype": kv_dtype, "max_context": max_context}
     delays = {name: float(seconds) for name, _, seconds in (s.rpartition("=") for s in slow or [])}
     record = run_warmup(WarmupOptions(model, prompt_tokens, compile_options, delays,
                                       tuple(name for name in compare.split(",") if name)))
@@ -182,6 +186,7 @@ def bench(
     backend: Backend = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     schedule: Schedule = "auto",
     seed: Annotated[int, typer.Option(
         help="Of the prompt, the draws and the order of turns.")] = 0,
@@ -194,7 +199,7 @@ def bench(
 
     options = BenchOptions(
         model, prompt_tokens, new_tokens, depth, repeats, workers, backend, dtype, schedule, seed,
-        sampled, tuple(name for name in compare.split(",") if name))
+        sampled, tuple(name for name in compare.split(",") if name), kv_dtype)
     with Progress() as progress:
         record = run_bench(options, progress)
     if json_output:

@@ -56,7 +56,8 @@ class Decoder:
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
         self.max_requests = operators.limits.max_requests
-        self.dtype = operators.dtype
+        self.dtype = operators.dtype  # of matrices
+        self.kv_dtype = operators.kv_dtype or operators.dtype
         self.backend = kernel.backend.name
         self.phases = phases  # of the start, up to the first token
         self._operators = operators
@@ -290,7 +291,7 @@ class Decoder:
                 failed[request] = len(watcher.result.output_ids)
                 watcher.result.finish_reason = "error"
         if failed:
-            raise not_finite_error(failed, len(watchers), self.dtype,
+            raise not_finite_error(failed, len(watchers), self.dtype, self.kv_dtype,
                                    self._operators.weights.values(),
                                    self._buffers.owners().__getitem__)
 

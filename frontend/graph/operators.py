@@ -15,7 +15,7 @@ from event_tensor.tensors import RUNTIME, EventTensor, TensorSpec
 from frontend.config.decoder_config import DecoderConfig
 from frontend.graph.tiles import TileConfig
 from frontend.model_files.expert_weights import is_packed
-from persistent_runtime.formats import row_bytes, shape_of, stored_bytes
+from persistent_runtime.formats import FLOAT32, row_bytes, shape_of, stored_bytes
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 from persistent_runtime.rows import layout
@@ -51,12 +51,16 @@ class Routing:
 
 @dataclass(slots=True)
 class Operators:
-    """rows_are_apart: that no row of a step sees another one of it; see `for_decoding`."""
+    """dtype: the format of matrices, and of vectors (norms, biases) that are not among
+    float32_vectors. kv_dtype: that of the KV cache, by default `dtype`. rows_are_apart: that no row
+    of a step sees another one of it; see `for_decoding`."""
 
     config: DecoderConfig
     tiles: TileConfig
     limits: Limits
-    dtype: str  # of weights and KV cache
+    dtype: str
+    kv_dtype: str | None = None
+    float32_vectors: frozenset[str] = frozenset()
     rows_are_apart: bool = False
     graph: Graph = field(default_factory=lambda: Graph("prefill_step"))
     weights: dict[str, TensorSpec] = field(default_factory=dict)
@@ -69,7 +73,8 @@ class Operators:
 
     def weight(self, name: str, *shape: int) -> TensorSpec:
         """A tensor of the checkpoint, under its checkpoint name."""
-        return self.weights.setdefault(name, TensorSpec(name, shape, self.dtype, "weight"))
+        dtype = FLOAT32.name if name in self.float32_vectors else self.dtype
+        return self.weights.setdefault(name, TensorSpec(name, shape, dtype, "weight"))
 
     def control(self, name: str, *shape: int, dtype: str = "int32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype, "control"))
@@ -228,7 +233,7 @@ class Operators:
         """[requests, kv_heads, max_context, head_dim]"""
         return self.kv_caches.setdefault(name, TensorSpec(
             name, (self.limits.max_requests, self.config.num_kv_heads, self.limits.max_context,
-                   self.config.head_dim), self.dtype, "kv_cache"))
+                   self.config.head_dim), self.kv_dtype or self.dtype, "kv_cache"))
 
     def attention(self, name: str, q: TensorSpec, k: TensorSpec, v: TensorSpec,
                   q_norm: TensorSpec | None, k_norm: TensorSpec | None, window: int | None
