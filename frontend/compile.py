@@ -59,8 +59,9 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     checkpoint of 16-bit matrices has in float32 stay so beside 16-bit matrices. kv_dtype: of the KV
     cache, auto (that of the matrices) or one of the same. max_context: positions of the KV cache,
     by default the model's own limit but no more than 4096. max_requests: prompts that one launch
-    can serve; the KV cache has room for all of them, which a CPU provides as it is used. workers: threads, by default one per core that it may use. phases: books what start-up
-    takes (`Decoder.warmup`).
+    can serve; the KV cache has room for all of them, which a CPU provides as it is used. workers:
+    threads, by default one per core that it may use. phases: books what start-up takes
+    (`Decoder.warmup`).
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
