@@ -19,6 +19,8 @@ from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.instantiate import instantiate
+from persistent_runtime.body_table import BodyTable
+from persistent_runtime.function_table import variant
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 from persistent_runtime.gpu import backend
@@ -26,12 +28,10 @@ from persistent_runtime.gpu.bodies import tokens
 from persistent_runtime.gpu.compile import registry
 from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.compile.registry import (
-    Shape,
     configurations,
     kernel_fingerprint,
     kernel_tables,
     make_configuration,
-    weight_type,
 )
 from persistent_runtime.gpu.single_tile import call_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
@@ -74,16 +74,15 @@ def moe_configurations(shape, arch):
     parameters = {"tile_m": 16, "tile_n": 32, "hidden_size": hidden, "num_experts": experts,
                   "top_k": top_k}
     target = TILE_TARGETS[tile_target_of(arch)]
-    return {function.name: make_configuration(function, Shape(
-        (call_of(function, parameters | {
-            "in_features": inner if function.name == "expert_down" else hidden}),),
-        weight_type("bfloat16"), False, target)) for function in declared(moe_functions)}
+    return {of: make_configuration(of, [call_of(of.function, parameters | {
+        "in_features": inner if of.function.name == "expert_down" else hidden})], False, target)
+        for of in (variant(function, "bfloat16") for function in declared(moe_functions))}
 
 
 @pytest.mark.parametrize("shape", MOE_SHAPES)
 @pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
 def test_an_moe_block_fits_the_chip(shape, arch):
-    worker = compile_worker(declared(moe_functions), moe_configurations(shape, arch), arch)
+    worker = compile_worker(moe_configurations(shape, arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
 
@@ -107,11 +106,10 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     monkeypatch.setitem(SHAPES, "attention of qwen3-30b-a3b", SHAPES["qwen3-8b"] | {
         "hidden_size": 2048, "num_key_value_heads": 4})
     graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
-    functions = tuple({call.function: None for call in graph.calls
-                       if call.function is not device_functions.norm_gate_up_silu})
-    configured = configurations(graph.calls, "bfloat16", target=tile_target_of(arch))
-    worker = compile_worker(functions + declared(moe_functions),
-                            configured | moe_configurations("qwen3-30b-a3b", arch), arch)
+    configured = {of: value for of, value in configurations(
+        graph.calls, target=tile_target_of(arch)).items()
+        if of.function is not device_functions.norm_gate_up_silu}
+    worker = compile_worker(configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
 
 
@@ -186,8 +184,8 @@ def test_the_variants_that_wait_for_a_gpu_can_be_made():
     text = session.read_text(encoding="utf-8")
     variants = re.findall(r"--variant \w+ ([\w.= ]+)", text.replace("\\\n", " "))
     assert len(variants) > 3
-    for variant in variants:
-        settings = dict(change.split("=") for change in variant.split())
+    for given in variants:
+        settings = dict(change.split("=") for change in given.split())
         with changed({name: int(value) for name, value in settings.items()}):
             tiles = TILE_TARGETS["generic"]
             assert tiles.ring_pieces == int(settings["ring_pieces"])
@@ -221,7 +219,7 @@ def source_hash(function, fingerprint):
     ("value > best", "value >= best"),  # in a helper
 ])
 def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, old, new):
-    monkeypatch.setattr(registry, "_bodies", dict(registry._bodies))
+    monkeypatch.setattr(registry, "_bodies", BodyTable("GPU", "", ()))
     before = edited(tmp_path, "before", old, old).select_token
     after = edited(tmp_path, "after", old, new).select_token
     # the compiler alone does not see the difference …
@@ -233,9 +231,7 @@ def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, 
 
 
 def test_the_fingerprint_covers_configurations():
-    graph = decoder_graph("qwen3-0.6b", "bfloat16", 132)
-    functions = tuple({call.function: None for call in graph.calls})
-    prints = {kernel_tables(functions, configurations(graph.calls, dtype))[2]
+    prints = {kernel_tables(configurations(decoder_graph("qwen3-0.6b", dtype, 132).calls))[2]
               for dtype in ("bfloat16", "float16", "float32")}
     assert len(prints) == 3
 
