@@ -27,10 +27,9 @@ class Megakernel:
     schedule for every shape it meets. A launch may have segments of several graphs.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: a name of `scheduling.names.SCHEDULES`;
-    samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
-    to prove; keep_schedules: whether proved schedules stay on disk for other processes; phase:
-    told what takes time.
+    once; policy: a name of `scheduling.names.SCHEDULES`; samples: bindings → values of the tensors
+    that data-dependent edges read, one mapping per case to prove; keep_schedules: whether proved
+    schedules stay on disk for other processes; phase: told what takes time.
     """
 
     def __init__(self, *graphs: Graph, backend: Backend | None = None, workers: int | None = None,
@@ -66,7 +65,7 @@ class Megakernel:
 
     def add(self, graph: Graph) -> GraphSchedules:
         """Schedules of another graph on the same compilation. Raises UserError, naming the call,
-        for one of a device function, or with sizes, that the kernel was not compiled for."""
+        for one of a device function, or with formats or sizes, that the kernel was not compiled for."""
         with self._recipe.phase("derive events"):
             derived = _derived(graph)
         self._check_calls(derived)
@@ -82,9 +81,9 @@ class Megakernel:
                     f"kernel of {self.graph.name} does not have; give both graphs to Megakernel")
             if _compiled_for(call) not in known:
                 raise UserError(
-                    f"{call.name} of graph {graph.name} calls {call.function.name} with operands "
-                    f"or sizes that the kernel of {self.graph.name} was not compiled for; give "
-                    f"both graphs to Megakernel")
+                    f"{call.name} of graph {graph.name} calls {call.function.name} with operands, "
+                    f"formats or sizes that the kernel of {self.graph.name} was not compiled for; "
+                    f"give both graphs to Megakernel")
 
     @property
     def num_workers(self) -> int:

@@ -57,14 +57,14 @@ def test_one_kernel_runs_one_function_in_several_formats():
 
 def test_a_graph_in_other_formats_needs_a_kernel_of_its_own():
     kernel = Megakernel(linear_graph("float32", "bfloat16"), workers=1)
-    assert kernel.for_graph(linear_graph("bfloat16", name="other")).graph.name == "other"
-    with pytest.raises(UserError, match="linear_residual in formats that the kernel of linears"):
-        kernel.for_graph(linear_graph("float16"))
+    assert kernel.add(linear_graph("bfloat16", name="other")).graph.name == "other"
+    with pytest.raises(UserError, match="linear_residual with operands, formats or sizes that"):
+        kernel.add(linear_graph("float16"))
 
 
 def test_variants_are_few_and_in_the_order_of_their_calls():
-    table = FunctionTable.of(linear_graph("bfloat16", "float32", "bfloat16"),
-                             linear_graph("bfloat16", biases=("float32",)))
+    table = FunctionTable.of([*linear_graph("bfloat16", "float32", "bfloat16").calls,
+                              *linear_graph("bfloat16", biases=("float32",)).calls])
     assert [v.formats for v in table.variants] == [
         ("float32", "bfloat16", "float32", "float32"), ("float32",) * 4]
     graph = linear_graph("float32", "bfloat16")

@@ -154,7 +154,7 @@ def attend_block(arguments, step, row, rows, block, length, q, q_stride, vectors
     following: what is read next; partial: [vectors, head_dim]; stats: [vectors, 2].
     """
     head_dim, scale = arguments[ATTENTION.head_dim], float_parameter(arguments, ATTENTION.scale)
-    matmul_rows(k, length, head_dim, q, q_stride, vectors, scratch, KV_BLOCK, 0, v)
+    matmul_rows(k, length, head_dim, q, q_stride, vectors, scratch, KV_BLOCK, keep=0, ahead=v)
     begin = end = np.int64(0)
     for i in range(vectors):
         if i < rows:
@@ -194,8 +194,9 @@ def attend_own(arguments, step, row, position, q, head, split, scratch, own, par
     k = pointer_to(address_of(own), formats.k_cache)
     v = pointer_to(address_of(advance(k, head_dim)), formats.v_cache)
     key_and_value(arguments, ATTENTION, row, position, head, formats, k, v)
-    attend_block(arguments, step, row, 1, position, 1, q, head_dim, group_heads, k, v, k, split,
-                 scratch, partial, head_dim, stats, 2)
+    attend_block(arguments, step, row, rows=1, block=position, length=1, q=q, q_stride=head_dim,
+                 vectors=group_heads, k=k, v=v, following=k, split=split, scratch=scratch,
+                 partial=partial, partial_stride=head_dim, stats=stats, stats_stride=2)
 
 
 @device_jit
@@ -241,14 +242,18 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, for
         following = next_k if block + length < context_end else pointer_to(address_of(v),
                                                                            formats.k_cache)
         if rows == 1:
-            attend_block(arguments, step, first, 1, block, length, q, head_dim, group_heads, k, v,
-                         following, split, scratch, partial, head_dim, stats, 2)
+            attend_block(arguments, step, first, rows=1, block=block, length=length, q=q,
+                         q_stride=head_dim, vectors=group_heads, k=k, v=v, following=following,
+                         split=split, scratch=scratch, partial=partial, partial_stride=head_dim,
+                         stats=stats, stats_stride=2)
         else:
             for g in range(group_heads):
-                attend_block(arguments, step, first, rows, block, length,
-                             advance(q, g * head_dim), group_width, rows, k, v, following, split,
-                             scratch, advance(partial, g * head_dim), partial_stride,
-                             advance(stats, 2 * g), stats_stride)
+                attend_block(arguments, step, first, rows=rows, block=block, length=length,
+                             q=advance(q, g * head_dim), q_stride=group_width, vectors=rows, k=k,
+                             v=v, following=following, split=split, scratch=scratch,
+                             partial=advance(partial, g * head_dim),
+                             partial_stride=partial_stride, stats=advance(stats, 2 * g),
+                             stats_stride=stats_stride)
     if sees_own:
         attend_own(arguments, step, first, position, q, head, split, scratch, own, partial, stats,
                    formats)

@@ -151,8 +151,10 @@ def expert_gate_up(arguments, tile, step, scratch, formats):
     begin_stream(up_weight)  # waits in the cache until the gate's columns are done
     x = advance(operand(arguments, GATE_UP.grouped, FLOAT32), t * slots * length)
     inner = advance(operand(arguments, GATE_UP.inner, FLOAT32), t * slots * inner_size + begin)
-    matmul_rows(gate_weight, columns, length, x, length, rows, scratch, columns, 0, None)
-    matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, 0, None)
+    matmul_rows(gate_weight, columns, length, x, length, rows, scratch, columns, keep=0,
+                ahead=None)
+    matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, keep=0,
+                ahead=None)
     for m in range(rows):
         silu_times(advance(scratch, m * columns), advance(inner, m * inner_size), columns)
 
@@ -172,7 +174,8 @@ def expert_down(arguments, tile, step, scratch, formats):
     begin_stream(weight)
     x = advance(operand(arguments, DOWN.inner, FLOAT32), t * slots * length)
     out = advance(operand(arguments, DOWN.expert_out, FLOAT32), t * slots * out_stride + begin)
-    matmul_rows(weight, end - begin, length, x, length, rows, out, out_stride, 0, None)
+    matmul_rows(weight, end - begin, length, x, length, rows, out, out_stride, keep=0,
+                ahead=None)
 
 
 @cpu_body(moe_functions.combine_experts)

@@ -90,9 +90,10 @@ def multiply(weight, columns, length, x, rows, out, out_stride, keep, scratch, l
     """out = keep * out + x @ weight.T; x may lie in scratch, where it is rounded if need be."""
     if is_rounded(rows, scratch, like):
         matmul_rows(weight, columns, length, rounded(x, rows * length, scratch, like), length, rows,
-                    out, out_stride, keep, None)
+                    out, out_stride, keep=keep, ahead=None)
     else:
-        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep, None)
+        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep=keep,
+                    ahead=None)
 
 
 @device_jit
@@ -117,8 +118,8 @@ def norm_linear(arguments, tile, step, scratch, formats):  # noqa: ANN201
     eps = float_parameter(arguments, NORM_LINEAR.eps)
     norm_rows(advance(x, first * length), last - first, norm_weight, length, eps, scratch)
     out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
-    multiply(weight, end - begin, length, scratch, last - first, out, out_stride, 0, scratch,
-             formats.weight)
+    multiply(weight, end - begin, length, scratch, last - first, out, out_stride, keep=0,
+             scratch=scratch, like=formats.weight)
     if is_given(arguments, NORM_LINEAR.bias):
         bias = advance(operand(arguments, NORM_LINEAR.bias, formats.bias), begin)
         add_bias(out, out_stride, last - first, bias, end - begin)
@@ -137,8 +138,8 @@ def linear_residual(arguments, tile, step, scratch, formats):
     weight = weight_row(arguments, LINEAR_RESIDUAL.weight, begin, length, formats.weight)
     residual = advance(operand(arguments, LINEAR_RESIDUAL.residual, FLOAT32),
                        first * out_stride + begin)
-    multiply(weight, end - begin, length, x, last - first, residual, out_stride, 1, scratch,
-             formats.weight)
+    multiply(weight, end - begin, length, x, last - first, residual, out_stride, keep=1,
+             scratch=scratch, like=formats.weight)
     if is_given(arguments, LINEAR_RESIDUAL.bias):
         bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, formats.bias), begin)
         add_bias(residual, out_stride, last - first, bias, end - begin)
@@ -162,8 +163,10 @@ def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scr
         up = advance(out, n)
         gate_weight = weight_row(arguments, GATE_UP.gate_weight, n, length, formats.gate_weight)
         up_weight = weight_row(arguments, GATE_UP.up_weight, n, length, formats.up_weight)
-        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, 0, None)
-        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, 0, None)
+        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, keep=0,
+                    ahead=None)
+        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, keep=0,
+                    ahead=None)
         if is_given(arguments, GATE_UP.gate_bias):
             bias = advance(operand(arguments, GATE_UP.gate_bias, formats.gate_bias), n)
             add_bias(gate, width, rows, bias, width)
@@ -215,8 +218,8 @@ def norm_lm_head(arguments, tile, step, scratch, formats):
         rms_norm(advance(x, row * length), norm_weight, length, eps,
                  advance(scratch, (m - first) * length))
     logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
-    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0,
-                None)
+    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, keep=0,
+                ahead=None)
     tiles = dim(arguments, LM_HEAD.tile_max, 1)
     tile_max = operand(arguments, LM_HEAD.tile_max, FLOAT32)
     tile_argmax = operand(arguments, LM_HEAD.tile_argmax, INT32)

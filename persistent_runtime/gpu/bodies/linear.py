@@ -68,10 +68,9 @@ class LinearConfiguration:
     periods: tuple[Period, ...]  # of the lengths that come through it
 
 
-def linear_configuration(shape: Shape, block: RowBlock, *matrix_operands: str
-                         ) -> LinearConfiguration:
+def linear_configuration(shape: Shape, block: RowBlock, *names: str) -> LinearConfiguration:
     """Blocks for tiles that read matrices of these operands at once. block: of the one-row path."""
-    weights = tuple(getattr(shape.formats, name) for name in matrix_operands)
+    weights = tuple(getattr(shape.formats, name) for name in names)
     matrices = len(weights)
     lengths, columns = shape.parameter("in_features"), max(shape.parameter("tile_n"))
     target, widest = shape.target, triton.next_power_of_2(columns)
@@ -327,8 +326,7 @@ def record_best(arguments, tile_n, first, last, begin, end):
         is_finite = tl.sum(odd, axis=0) == 0
         tl.store(tile_max + m * tiles, tl.where(is_finite, top, float("nan")))
         # the lowest column wins a tie
-        tl.store(tile_argmax + m * tiles,
-                 tl.min(tl.where(best == top, place, end - 1), axis=0))
+        tl.store(tile_argmax + m * tiles, tl.min(tl.where(best == top, place, end - 1), axis=0))
 
 
 @gpu_body(device_functions.norm_lm_head,

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from block_formats import FOUR_BITS, register_gpu_loader
 from declared import declared
 from triton.compiler import ASTSource
 
@@ -18,7 +19,9 @@ from benchmarks.gpu.variants import changed
 from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
+from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
+from event_tensor.tensors import TensorSpec
 from persistent_runtime.body_table import BodyTable
 from persistent_runtime.function_table import variant
 from persistent_runtime.functions import dense as device_functions
@@ -41,6 +44,7 @@ from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.target import H200
 
+register_gpu_loader()
 DENSE, MOE = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"), "qwen3-30b-a3b"
 SOME = [("qwen3-0.6b", 80), ("llama-3.2-1b", 90), ("qwen3-8b", 100)]
 COMPILED = [pytest.param((shape, arch), id=f"{shape}-sm{arch}",
@@ -85,6 +89,40 @@ def test_an_moe_block_fits_the_chip(shape, arch):
     worker = compile_worker(moe_configurations(shape, arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
+
+
+def in_formats(graph, changes):
+    """The graph with tensors in other formats: role and rank → format."""
+    changed_tensors, other = {}, Graph(graph.name)
+
+    def changed_tensor(tensor):
+        dtype = changes.get((tensor.role, len(tensor.shape))) if tensor is not None else None
+        if dtype is None or tensor.name.startswith("rope"):
+            return tensor
+        return changed_tensors.setdefault(
+            tensor, TensorSpec(tensor.name, tensor.shape, dtype, tensor.role))
+
+    for call in graph.calls:
+        other.call_device(call.function, name=call.name, args=list(map(changed_tensor, call.args)),
+                          parameters=call.parameters)
+    return other
+
+
+def test_mixed_formats_fit_the_chip():
+    graph = in_formats(decoder_graph("qwen3-0.6b", "bfloat16", 132), {
+        ("weight", 1): "float32", ("kv_cache", 4): "float16"})
+    worker = compile_worker(configurations(graph.calls), 90)
+    print(f"{worker.registers} registers, {worker.shared_bytes} bytes shared")
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
+    assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[90]
+
+
+def test_a_format_of_blocks_compiles():
+    """All that reads matrices takes the loader; how many registers it needs is its own affair."""
+    graph = in_formats(decoder_graph("qwen3-0.6b", "bfloat16", 132), {
+        ("weight", 1): "float32", ("weight", 2): FOUR_BITS.name})
+    worker = compile_worker(configurations(graph.calls), 90)
+    assert worker.spill_bytes == 0 and worker.shared_bytes <= SHARED_MEMORY_LIMIT[90]
 
 
 @pytest.mark.slow
