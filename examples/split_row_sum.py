@@ -35,7 +35,7 @@ PARTIAL, FINAL = record_offsets(partial_sum), record_offsets(final_sum)
 
 
 @cpu_body(partial_sum)
-def partial_sum_body(arguments, tile, step, scratch, like):  # noqa: ANN001, ANN201
+def partial_sum_body(arguments, tile, step, scratch, formats):  # noqa: ANN001, ANN201
     a, b = operand(arguments, PARTIAL.A, FLOAT32), operand(arguments, PARTIAL.B, FLOAT32)
     width = COLUMNS // PARTS
     for row in range(tile[0] * ROWS, (tile[0] + 1) * ROWS):
@@ -46,7 +46,7 @@ def partial_sum_body(arguments, tile, step, scratch, like):  # noqa: ANN001, ANN
 
 
 @cpu_body(final_sum)
-def final_sum_body(arguments, tile, step, scratch, like):  # noqa: ANN001, ANN201
+def final_sum_body(arguments, tile, step, scratch, formats):  # noqa: ANN001, ANN201
     b, c = operand(arguments, FINAL.B, FLOAT32), operand(arguments, FINAL.C, FLOAT32)
     for row in range(tile[0] * ROWS, (tile[0] + 1) * ROWS):
         total = FLOAT32

@@ -34,7 +34,7 @@ from frontend.model_files.model_changes import refuse_changes
 from frontend.model_files.resolve import resolve_model
 from frontend.model_files.tokenizer import Tokenizer, load_tokenizer
 from persistent_runtime.backends import find_backend, may_be_cuda
-from persistent_runtime.formats import DTYPES
+from persistent_runtime.formats import DTYPES, FLOAT32
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel
 from persistent_runtime.storage import torch_dtype
@@ -47,7 +47,8 @@ Progress = Callable[[str, int, int], None]  # phase, done, total
 
 
 def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", schedule: str = "auto",
-                        dtype: str = "auto", max_context: int | None = None,
+                        dtype: str = "auto", kv_dtype: str = "auto",
+                        max_context: int | None = None,
                         max_requests: int = DEFAULT_MAX_REQUESTS, workers: int | None = None,
                         progress: Progress | None = None, phases: Phases | None = None) -> Decoder:
     """Compile the whole decode loop of a decoder-only model into one persistent kernel.
@@ -55,10 +56,12 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     model: a directory in Hugging Face layout, "demo" or "demo-moe", a Hub id, or a loaded
     transformers model, which may be compiled by torch or have adapters that merge.
     schedule: a name of `scheduling.names.SCHEDULES`, which says what each does. dtype: auto (the
-    checkpoint's), float32, bfloat16 or float16. max_context: positions of the KV cache, by default
-    the model's own limit but no more than 4096. max_requests: prompts that one launch can serve;
-    the KV cache has room for all of them, which a CPU provides as it is used. workers: threads, by
-    default one per core that it may use. phases: books what start-up takes (`Decoder.warmup`).
+    checkpoint's), float32, bfloat16 or float16; norms and biases that a checkpoint of 16-bit
+    matrices has in float32 stay so beside 16-bit matrices. kv_dtype: of the KV cache, auto (that of
+    the matrices) or one of the same. max_context: positions of the KV cache, by default the model's
+    own limit but no more than 4096. max_requests: prompts that one launch can serve; the KV cache
+    has room for all of them, which a CPU provides as it is used. workers: threads, by default one
+    per core that it may use. phases: books what start-up takes (`Decoder.warmup`).
 
     Raises UserError for anything that cannot be used, naming it and the remedy.
     """
@@ -72,12 +75,16 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
     check_name(schedule)
     target = runs_on.target(workers)
     config, checkpoint, tokenizer = _open(model, phases)
-    weight_dtype = _choose_dtype(dtype, config, checkpoint)
+    stored_dtype = _stored_dtype(checkpoint)
+    weight_dtype = _choose_dtype("dtype", dtype, stored_dtype)
     context = _choose_context(max_context, config)
     operators = Operators(
         config, choose_tiles(config, target, weight_dtype),
         Limits(_check_requests(max_requests), context, max_requests * (context + 1),
-               MAX_END_TOKENS), weight_dtype)
+               MAX_END_TOKENS), weight_dtype,
+        kv_dtype=_choose_dtype("kv_dtype", kv_dtype, weight_dtype),
+        float32_vectors=(frozenset() if FLOAT32.name in (stored_dtype, weight_dtype)
+                         else checkpoint.vectors(FLOAT32.name)))
     decoding = operators.for_decoding()
     with phases("build graph"):
         build_step(operators)
@@ -90,7 +97,7 @@ def compile_decode_loop(model: str | Path | Any, *, backend: str = "auto", sched
         _bind_rope_tables(operators, buffers, context, phases)
     kernel = Megakernel(
         decoding.graph, operators.graph, backend=runs_on, workers=workers, policy=schedule,
-        dtype=weight_dtype, samples=partial(sample_routings, config), keep_schedules=True,
+        samples=partial(sample_routings, config), keep_schedules=True,
         phase=phases,
         progress=(lambda done, total: progress("compiling", done, total)) if progress else None)
     with phases("weights"), reserving(
@@ -124,13 +131,17 @@ def _open(model: str | Path | Any, phases: Phases
     return config, from_model(model, family.tensor_name), None
 
 
-def _choose_dtype(dtype: str, config: DecoderConfig, checkpoint: Checkpoint) -> str:
-    if dtype == "auto":
-        # without an embedding any will do until check_tensors says so
-        return checkpoint.dtype(EMBEDDING) if EMBEDDING in checkpoint.names() else "float32"
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported; use auto, {', '.join(DTYPES)}")
-    return dtype
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """That of the matrices; without an embedding any will do until check_tensors says so."""
+    return checkpoint.dtype(EMBEDDING) if EMBEDDING in checkpoint.names() else FLOAT32.name
+
+
+def _choose_dtype(option: str, wanted: str, by_default: str) -> str:
+    if wanted == "auto":
+        return by_default
+    if wanted not in DTYPES:
+        raise UserError(f"{option} {wanted!r} is not supported; use auto, {', '.join(DTYPES)}")
+    return wanted
 
 
 def _choose_context(max_context: int | None, config: DecoderConfig) -> int:
@@ -163,8 +174,9 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
     """Weights stay where the file mapping or the loaded model has them; only another dtype, a
     strided layout or experts stored one by one make a copy, one tensor at a time."""
     shapes = operators.weight_shapes
-    if any(checkpoint.dtype(name) != operators.dtype
-           for name in stored_tensors(checkpoint, shapes)):
+    kept = {name: spec.dtype for name, spec in operators.weights.items()}
+    if any(checkpoint.dtype(part) != kept.get(part, operators.dtype)  # else a single expert's
+           for part in stored_tensors(checkpoint, shapes)):
         import_torch(phases)
     total = len(operators.weights)
     for done, (name, spec) in enumerate(operators.weights.items()):
@@ -172,9 +184,9 @@ def _load_weights(operators: Operators, checkpoint: Checkpoint, buffers: Buffers
             progress("weights", done + 1, total)
         on_device = checkpoint.on_device(name)
         if on_device is not None:
-            buffers.bind(spec, on_device.to(torch_dtype(operators.dtype)).contiguous())
+            buffers.bind(spec, on_device.to(torch_dtype(spec.dtype)).contiguous())
         else:
-            weight = read_weight(checkpoint, name, shapes[name], operators.dtype)
+            weight = read_weight(checkpoint, name, shapes[name], spec.dtype)
             buffers.bind(spec, np.ascontiguousarray(weight))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.graph import Call
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.launch.launch import Kernel, Progress
 from scheduling.target import Target
 
@@ -32,9 +32,9 @@ class Backend(Protocol):
         """Memory for tensors, with the interface of `Buffers`."""
         ...
 
-    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> Kernel:
-        """calls: of all graphs that the kernel is to run, of these `functions`; target: what the
-        kernel's schedules are made for; is_dynamic: whether they may queue tasks or have edges that
-        read a tensor."""
+    def compile(self, calls: Sequence[Call], kinds: FunctionTable, target: Target,
+                progress: Progress | None, is_dynamic: bool) -> Kernel:
+        """calls: of all graphs that the kernel is to run; kinds: the function table to compile,
+        which serves them; target: what the kernel's schedules are made for; is_dynamic: whether
+        they may queue tasks or have edges that read a tensor."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from event_tensor.derive import derive_events
@@ -12,6 +12,7 @@ from event_tensor.verify import verify_structure
 from persistent_runtime.backend import Backend
 from persistent_runtime.backends import find_backend
 from persistent_runtime.formats import format_of
+from persistent_runtime.function_table import FunctionTable, formats_of
 from persistent_runtime.graph_schedules import GraphSchedules, Recipe, Samples
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import Buffers
@@ -26,14 +27,13 @@ class Megakernel:
     schedule for every shape it meets. A launch may have segments of several graphs.
 
     backend: where it runs, by default on this processor; workers: by default as many as run at
-    once; policy: a name of `scheduling.names.SCHEDULES`; dtype: how weights are stored;
-    samples: bindings → values of the tensors that data-dependent edges read, one mapping per case
-    to prove; keep_schedules: whether proved schedules stay on disk for other processes; phase:
-    told what takes time.
+    once; policy: a name of `scheduling.names.SCHEDULES`; samples: bindings → values of the tensors
+    that data-dependent edges read, one mapping per case to prove; keep_schedules: whether proved
+    schedules stay on disk for other processes; phase: told what takes time.
     """
 
     def __init__(self, *graphs: Graph, backend: Backend | None = None, workers: int | None = None,
-                 policy: str = "static", dtype: str = "float32", progress: Progress | None = None,
+                 policy: str = "static", progress: Progress | None = None,
                  samples: Samples | None = None, keep_schedules: bool = False,
                  phase: Phase = no_phase) -> None:
         if not graphs:
@@ -52,19 +52,20 @@ class Megakernel:
         self._calls = tuple(call for graph in derived for call in graph.calls)
         self.functions = tuple({call.function: None for call in self._calls})
         with phase("compile"):
-            self.kernel = self._compile(derived, dtype, progress)
+            self.kernel = self._compile(derived, progress)
         self.parts = [GraphSchedules(graph, self.kernel, self._recipe) for graph in derived]
 
-    def _compile(self, graphs: Sequence[Graph], dtype: str, progress: Progress | None) -> Kernel:
+    def _compile(self, graphs: Sequence[Graph], progress: Progress | None) -> Kernel:
         """The only place that compiles: whatever shape comes later must do with what this made."""
         self.compilations += 1
         is_dynamic = any(may_queue(graph, self.policy, self.target) for graph in graphs)
-        return self.backend.compile(self._calls, self.functions, dtype, self.target, progress,
+        kinds = FunctionTable.of(self._calls)
+        return self.backend.compile(self._calls, kinds, self.target, progress,
                                     is_dynamic)
 
     def add(self, graph: Graph) -> GraphSchedules:
         """Schedules of another graph on the same compilation. Raises UserError, naming the call,
-        for one of a device function, or with sizes, that the kernel was not compiled for."""
+        for one of a device function, or with formats or sizes, that the kernel was not compiled for."""
         with self._recipe.phase("derive events"):
             derived = _derived(graph)
         self._check_calls(derived)
@@ -80,9 +81,9 @@ class Megakernel:
                     f"kernel of {self.graph.name} does not have; give both graphs to Megakernel")
             if _compiled_for(call) not in known:
                 raise UserError(
-                    f"{call.name} of graph {graph.name} calls {call.function.name} with operands "
-                    f"or sizes that the kernel of {self.graph.name} was not compiled for; give "
-                    f"both graphs to Megakernel")
+                    f"{call.name} of graph {graph.name} calls {call.function.name} with operands, "
+                    f"formats or sizes that the kernel of {self.graph.name} was not compiled for; "
+                    f"give both graphs to Megakernel")
 
     @property
     def num_workers(self) -> int:
@@ -138,7 +139,7 @@ def _derived(graph: Graph) -> Graph:
 
 
 def _compiled_for(call: Call) -> tuple[object, ...]:
-    """What a backend's configuration may depend on: the function, its sizes, what is bound."""
-    bound: Iterable[bool] = (tensor is not None for tensor in call.args)
+    """What a backend's configuration may depend on: the function, its sizes, which operands are
+    bound, and in which formats."""
     return (call.function, *sorted((name, repr(value)) for name, value in call.parameters.items()),
-            *bound)
+            *formats_of(call))

@@ -1,5 +1,6 @@
 """Every example has a main(), is as short as it promises, and runs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,11 @@ def test_split_row_sum():
     done = run("split_row_sum.py", "--sizes", "1", "3", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same events: True") == 4
+
+
+def test_storage_format():
+    done = run("storage_format.py", "--tokens", "1", "9", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    errors = [float(error) for error in re.findall(r"largest error (\S+)", done.stdout)]
+    assert len(errors) == 2 and max(errors) < 1e-4
+    assert "98304 bytes become 27648" in done.stdout

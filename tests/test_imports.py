@@ -21,9 +21,9 @@ FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"
 ROOMS = {
     "persistent_runtime": [
         ["formats"],
-        ["storage"],
+        ["storage", "function_table"],
         ["functions", "rows"],
-        ["trace"],
+        ["trace", "body_table"],
         ["launch"],
         ["cache", "backend"],
         ["cpu", "gpu"],

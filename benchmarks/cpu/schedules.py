@@ -110,7 +110,7 @@ def dense_case(shape: str, rounds: int, new_tokens: int) -> dict[str, Any]:
 def moe_cases(layer: MoeLayer, rounds: int, rows: tuple[int, ...], target: Target
               ) -> list[dict[str, Any]]:
     kernels = {name: Megakernel(layer.graph, backend=find_backend("cpu"), policy=name,
-                                dtype="bfloat16", samples=layer.samples)
+                                samples=layer.samples)
                for name in SCHEDULES}
     cases = []
     for count in rows:

@@ -62,9 +62,8 @@ def decoder_graph(shape: str, dtype: str, workers: int) -> Graph:
 def compile_shape(shape: str, dtype: str, arch: int, is_dynamic: bool = False) -> CompiledWorker:
     """With the ready queue for a graph that needs it, or if `is_dynamic`."""
     graph = decoder_graph(shape, dtype, WORKERS[arch])
-    functions = tuple({call.function: None for call in graph.calls})
-    configured = configurations(graph.calls, dtype, target=tile_target_of(arch))
-    return compile_worker(functions, configured, arch,
+    configured = configurations(graph.calls, target=tile_target_of(arch))
+    return compile_worker(configured, arch,
                           is_dynamic or bool(data_dependent_events(graph)))
 
 

@@ -59,12 +59,12 @@ GPU_INCREMENT, GPU_PASS_ON = gpu.record_offsets(increment), gpu.record_offsets(p
 
 
 @cpu_body(increment)
-def increment_cpu(arguments, tile, step, scratch, like):  # noqa: ANN001, ANN201
+def increment_cpu(arguments, tile, step, scratch, formats):  # noqa: ANN001, ANN201
     cpu.operand(arguments, INCREMENT.x, cpu.INT32)[tile[0]] += 1
 
 
 @cpu_body(pass_on)
-def pass_on_cpu(arguments, tile, step, scratch, like):  # noqa: ANN001, ANN201
+def pass_on_cpu(arguments, tile, step, scratch, formats):  # noqa: ANN001, ANN201
     x = cpu.operand(arguments, PASS_ON.x, cpu.INT32)
     neighbour = (tile[0] + 1) % cpu.dim(arguments, PASS_ON.x, 0)
     cpu.operand(arguments, PASS_ON.out, cpu.INT32)[tile[0]] = x[neighbour] + 1

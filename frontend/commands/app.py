@@ -32,8 +32,10 @@ Schedule = Annotated[str, typer.Option(
 Workers = Annotated[int | None, typer.Option(
     help="Threads of the kernel.", show_default="one per core")]
 Dtype = Annotated[str, typer.Option(
-    metavar="auto|float32|bfloat16|float16", help="Type of weights and KV cache; auto takes the "
+    metavar="auto|float32|bfloat16|float16", help="Type of weights; auto takes the "
     "checkpoint's.")]
+KvDtype = Annotated[str, typer.Option(
+    metavar="auto|float32|bfloat16|float16", help="Type of the KV cache; auto takes the weights'.")]
 MaxContext = Annotated[int | None, typer.Option(
     help="Positions of the KV cache.", show_default="the model's limit, at most 4096")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
@@ -60,6 +62,7 @@ class CompileOptions:
     schedule: Schedule = "auto"
     workers: Workers = None
     dtype: Dtype = "auto"
+    kv_dtype: KvDtype = "auto"
     max_context: MaxContext = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from frontend.commands.app import Backend, Dtype, Json, Model, Schedule, Workers
+from frontend.commands.app import Backend, Dtype, Json, KvDtype, Model, Schedule, Workers
 from frontend.report.console import ProgressBar, print_json
 
 
@@ -25,6 +25,7 @@ def bench(
     backend: Backend = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     schedule: Schedule = "auto",
     seed: Annotated[int, typer.Option(
         help="Of the prompt, the draws and the order of turns.")] = 0,
@@ -37,7 +38,7 @@ def bench(
 
     options = BenchOptions(
         model, prompt_tokens, new_tokens, depth, repeats, workers, backend, dtype, schedule, seed,
-        sampled, tuple(name for name in compare.split(",") if name))
+        sampled, tuple(name for name in compare.split(",") if name), kv_dtype)
     with ProgressBar() as progress:
         record = run_bench(options, progress)
     if json_output:

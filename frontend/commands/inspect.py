@@ -11,6 +11,7 @@ from frontend.commands.app import (
     CompileOptions,
     Dtype,
     Json,
+    KvDtype,
     MaxContext,
     Model,
     Schedule,
@@ -33,6 +34,7 @@ def inspect_model(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     max_context: MaxContext = None,
     json_output: Json = False,
 ) -> None:
@@ -43,7 +45,8 @@ def inspect_model(
     if what not in VIEWS:
         raise UserError(f"--what {what} is unknown; use one of {', '.join(VIEWS)}")
     decoder = compile_model(model, CompileOptions(
-        schedule=schedule, workers=workers, dtype=dtype, max_context=max_context))
+        schedule=schedule, workers=workers, dtype=dtype, kv_dtype=kv_dtype,
+        max_context=max_context))
     record_of, show = VIEWS[what]
     record = {"what": what, "model": model, **record_of(decoder)}
     if svg is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from event_tensor.errors import UserError
-from frontend.commands.app import Backend, Dtype, Json, Model, Schedule, Workers
+from frontend.commands.app import Backend, Dtype, Json, KvDtype, Model, Schedule, Workers
 from frontend.report.console import ProgressBar, print_json
 
 
@@ -26,6 +26,7 @@ def trace(
     schedule: Schedule = "auto",
     workers: Workers = None,
     dtype: Dtype = "auto",
+    kv_dtype: KvDtype = "auto",
     json_output: Json = False,
 ) -> None:
     """Record a timeline of the real kernel, task by task and worker by worker."""
@@ -36,7 +37,7 @@ def trace(
     if output is None and not (summary or json_output):
         raise UserError("give -o FILE.json.gz to write the timeline, --summary, or both")
     options = TraceOptions(model, Path(output) if output else None, prompt_tokens, steps, rounds,
-                           backend, schedule, workers, dtype)
+                           backend, schedule, workers, dtype, kv_dtype)
     with ProgressBar() as progress:
         record = run_trace(options, progress)
     if json_output:

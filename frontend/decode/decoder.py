@@ -47,7 +47,8 @@ class Decoder:
         self.tokenizer = tokenizer
         self.max_context = operators.limits.max_context
         self.max_requests = operators.limits.max_requests
-        self.dtype = operators.dtype
+        self.dtype = operators.dtype  # of matrices
+        self.kv_dtype = operators.kv_dtype
         self.backend = kernel.backend.name
         self.phases = phases  # of the start, up to the first token
         self._operators = operators

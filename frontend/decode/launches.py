@@ -177,5 +177,6 @@ class Launches:
                 watcher.result.finish_reason = "error"
         if failed:
             raise not_finite_error(failed, len(watchers), self._operators.dtype,
+                                   self._operators.kv_dtype,
                                    self._operators.weights.values(),
                                    self._buffers.owners().__getitem__)

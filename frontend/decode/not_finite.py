@@ -16,16 +16,17 @@ from persistent_runtime.storage import as_array
 CHUNK = 1 << 22  # elements that are looked at together, so that a large weight needs no copy
 
 
-def not_finite_error(failed: Mapping[int, int], requests: int, dtype: str,
+def not_finite_error(failed: Mapping[int, int], requests: int, dtype: str, kv_dtype: str,
                      weights: Iterable[TensorSpec], memory: Callable[[TensorSpec], Any]
                      ) -> NotFiniteError:
     """failed: prompt → new tokens it had when its next logits were not finite; requests: prompts of
-    the launch; weights: are searched for the cause, and `memory` says where each lies."""
+    the launch; dtype, kv_dtype: of matrices and KV cache; weights: are searched for the cause, and
+    `memory` says where each lies."""
     prompt, tokens = min(failed.items(), key=lambda item: item[1])
     where = f"of prompt {prompt} " if requests > 1 else ""
     return NotFiniteError(
         f"the logits {where}for new token {tokens + 1} (decode step {tokens}) are NaN or infinite; "
-        + (damaged_weight(weights, memory) or overflow(dtype)))
+        + (damaged_weight(weights, memory) or overflow(dtype, kv_dtype)))
 
 
 def damaged_weight(weights: Iterable[TensorSpec], memory: Callable[[TensorSpec], Any]
@@ -43,10 +44,11 @@ def damaged_weight(weights: Iterable[TensorSpec], memory: Callable[[TensorSpec],
     return None
 
 
-def overflow(dtype: str) -> str:
-    if dtype == "float16":
+def overflow(dtype: str, kv_dtype: str) -> str:
+    if kv_dtype == "float16":
+        option = "--dtype" if kv_dtype == dtype else "--kv-dtype"
         return ("all weights are finite, so a key or value probably exceeded 65504, the largest "
-                "float16: use --dtype bfloat16 or float32")
+                f"float16: use {option} bfloat16 or float32")
     return ("all weights are finite, so an activation overflowed: check that the model and its "
             "config.json belong together")
 

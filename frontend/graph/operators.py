@@ -18,7 +18,7 @@ from frontend.config.layers import LayerConfig
 from frontend.config.rope import RopeConfig
 from frontend.graph.control import Control, Limits, declare
 from frontend.graph.tiles import TileConfig
-from persistent_runtime.formats import row_bytes, stored_bytes
+from persistent_runtime.formats import FLOAT32, row_bytes, stored_bytes
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 
@@ -51,12 +51,16 @@ class RopeTables:
 
 @dataclass(slots=True)
 class Operators:
-    """rows_are_apart: that no row of a step sees another one of it; see `for_decoding`."""
+    """dtype: the format of matrices, and of vectors (norms, biases) that are not among
+    float32_vectors. kv_dtype: that of the KV cache, `dtype` if it is "". rows_are_apart: that no
+    row of a step sees another one of it; see `for_decoding`."""
 
     config: DecoderConfig
     tiles: TileConfig
     limits: Limits
-    dtype: str  # of weights and KV cache
+    dtype: str
+    kv_dtype: str = ""
+    float32_vectors: frozenset[str] = frozenset()
     rows_are_apart: bool = False
     graph: Graph = field(default_factory=lambda: Graph("prefill_step"))
     weights: dict[str, TensorSpec] = field(default_factory=dict)
@@ -68,6 +72,7 @@ class Operators:
     control: Control[TensorSpec] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.kv_dtype = self.kv_dtype or self.dtype
         # those of another Operators with the same tensors, if there is one
         self.control = declare(self.limits).each(
             lambda spec: self.tensors.setdefault(spec.name, spec))
@@ -78,7 +83,8 @@ class Operators:
 
     def weight(self, name: str, *shape: int) -> TensorSpec:
         """A tensor of the checkpoint, under its checkpoint name."""
-        return self.weights.setdefault(name, TensorSpec(name, shape, self.dtype, "weight"))
+        dtype = FLOAT32.name if name in self.float32_vectors else self.dtype
+        return self.weights.setdefault(name, TensorSpec(name, shape, dtype, "weight"))
 
     def activation(self, name: str, *shape: Expr | int, dtype: str = "float32") -> TensorSpec:
         return self.tensors.setdefault(name, TensorSpec(name, shape, dtype))
@@ -219,7 +225,7 @@ class Operators:
         """[requests, kv_heads, max_context, head_dim]"""
         return self.kv_caches.setdefault(name, TensorSpec(
             name, (self.limits.max_requests, self.config.num_kv_heads, self.limits.max_context,
-                   self.config.head_dim), self.dtype, "kv_cache"))
+                   self.config.head_dim), self.kv_dtype, "kv_cache"))
 
     def rope_tables(self, rope: RopeConfig) -> RopeTables:
         """Those of one way of rotating: all layers that rotate alike share them."""

@@ -52,6 +52,12 @@ class Entry:
     begin: int = 0  # of its data, in bytes from the start of the file
     tensor: "torch.Tensor | None" = None
 
+    @property
+    def dtype(self) -> str:
+        """The name of its format, or what the file calls one that we do not have."""
+        known = BY_TAG.get(self.element_type)
+        return known.name if known else self.element_type
+
 
 def as_it_is(name: str) -> str:
     return name
@@ -92,14 +98,18 @@ class Checkpoint:
     def dtype(self, name: str) -> str:
         """One of DTYPES; UserError for any other element type."""
         entry = self._entry(name)
-        known = BY_TAG.get(entry.element_type)
-        dtype = known.name if known else entry.element_type
+        dtype = entry.dtype
         if dtype not in DTYPES:
             raise UserError(
                 f"{describe(entry)} has element type {dtype}, which is not supported; use weights "
                 f"in {', '.join(DTYPES)}"
             )
         return dtype
+
+    def vectors(self, dtype: str) -> frozenset[str]:
+        """Names of the tensors of one dimension, norms and biases, that are stored so."""
+        return frozenset(name for name, entry in self._entries.items()
+                         if len(entry.shape) == 1 and entry.dtype == dtype)
 
     @property
     def nbytes(self) -> int:

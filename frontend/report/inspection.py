@@ -133,7 +133,7 @@ def show_schedule(record: Record) -> None:
 def kernel_record(decoder: Decoder) -> Record:
     """Device functions with their compilation in this process, tile sizes, memory in bytes."""
     return {
-        "dtype": decoder.dtype, "workers": decoder.num_workers,
+        "dtype": decoder.dtype, "kv_dtype": decoder.kv_dtype, "workers": decoder.num_workers,
         "compilations": decoder.compilations,
         "cache_directory": decoder.kernel.backend.cache_directory(),
         "cache_hits": sum(c.cache_hit for c in COMPILATIONS),

@@ -35,6 +35,7 @@ class TraceOptions:
     schedule: str = "auto"
     workers: int | None = None
     dtype: str = "auto"
+    kv_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         for name, value, minimum in (("prompt-tokens", self.prompt_tokens, 1),
@@ -50,8 +51,8 @@ def run_trace(options: TraceOptions, progress: Progress | None = None) -> dict[s
     """Writes the trace file, if one is wanted; returns the summary."""
     decoder = compile_decode_loop(
         options.model, backend=options.backend, schedule=options.schedule, dtype=options.dtype,
-        workers=options.workers, max_context=options.prompt_tokens + options.steps + 1,
-        progress=progress)
+        kv_dtype=options.kv_dtype, workers=options.workers,
+        max_context=options.prompt_tokens + options.steps + 1, progress=progress)
     prompt = random_prompt(decoder, options.prompt_tokens, seed=0)
     contention = Contention()
     overhead, traces = measure(decoder, prompt, options)

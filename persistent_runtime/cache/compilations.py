@@ -12,7 +12,7 @@ class Compilation:
     while this one waited for `seconds`."""
 
     function: str
-    dtype: str
+    dtype: str  # formats of the weights and caches it reads, or of all it has
     cache_hit: bool
     seconds: float
     note: str = ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.cpu.cores import available_cores, check_workers, find_cores
 from persistent_runtime.cpu.launch import CpuKernel
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.launch.launch import Progress
 from persistent_runtime.launch.memory import Buffers
 from scheduling.target import Target, generic_cpu
@@ -32,6 +32,6 @@ class CpuBackend:
     def buffers(self) -> Buffers:
         return Buffers()
 
-    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> CpuKernel:
-        return CpuKernel(functions, dtype, target.workers, progress)
+    def compile(self, calls: Sequence[Call], kinds: FunctionTable, target: Target,
+                progress: Progress | None, is_dynamic: bool) -> CpuKernel:
+        return CpuKernel(kinds, target.workers, progress)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from event_tensor.device_function import DeviceFunction
 from persistent_runtime.cpu.compile.parallel import compile_entries
 from persistent_runtime.cpu.compile.registry import entry_of, worker_entry
 from persistent_runtime.cpu.cores import available_cores
 from persistent_runtime.cpu.worker import worker as worker_module
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.launch.launch import Kernel, Launch, Progress
 from persistent_runtime.launch.memory import PAGE, HostMemory
 from persistent_runtime.rows import layout
@@ -75,17 +75,17 @@ class CpuKernel(Kernel):
     launch_type = CpuLaunch
     memory: HostMemory
 
-    def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
+    def __init__(self, kinds: FunctionTable, num_workers: int,
                  progress: Progress | None = None) -> None:
         self.num_workers = num_workers
         cores = available_cores()
         self.spin_limit = SPIN_LIMIT if num_workers <= cores else SPIN_LIMIT_OVERSUBSCRIBED
         self.memory = HostMemory()
-        self.kinds = {function.name: k for k, function in enumerate(functions)}
+        self.kinds = kinds
         worker = worker_entry(worker_module.run_worker, worker_module.WORKER_SIGNATURE)
         # what takes longest first: the worker, and of a decoder's functions the last
         self._worker, *bodies = compile_entries(
-            [worker, *(entry_of(function, dtype) for function in reversed(functions))],
+            [worker, *map(entry_of, reversed(kinds.variants))],
             cores, progress)
         self._bodies = bodies[::-1]
         self.function_table = np.array([body.address for body in self._bodies], np.int64)

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 import triton
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
 from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.gpu.compile.compile_only import device_capability
 from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.launch import GpuKernel
@@ -53,9 +53,9 @@ class CudaBackend:
     def buffers(self) -> DeviceBuffers:
         return DeviceBuffers(self._memory)
 
-    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Progress | None, is_dynamic: bool) -> GpuKernel:
-        return GpuKernel(functions, dtype, target.workers, progress,
-                         configured=configurations(calls, dtype, target=self._tile_target),
+    def compile(self, calls: Sequence[Call], kinds: FunctionTable, target: Target,
+                progress: Progress | None, is_dynamic: bool) -> GpuKernel:
+        return GpuKernel(kinds, target.workers, progress,
+                         configured=configurations(calls, kinds, target=self._tile_target),
                          tiles=TILE_TARGETS[self._tile_target], memory=self._memory,
                          is_dynamic=is_dynamic)

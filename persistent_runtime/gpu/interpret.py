@@ -21,13 +21,14 @@ import triton
 from triton.language import standard
 from triton.runtime import interpreter
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import EventTensorError, UserError
 from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
+from persistent_runtime.function_table import FunctionTable, Variant
 from persistent_runtime.gpu import addresses
 from persistent_runtime.gpu.bodies import arguments, epilogue
 from persistent_runtime.gpu.compile.registry import configurations, kernel_tables
+from persistent_runtime.gpu.compile.stored import loaders_of
 from persistent_runtime.gpu.ring import streamed
 from persistent_runtime.gpu.ring.kernel import RingKernel
 from persistent_runtime.gpu.worker import actions, queue, sync, turn
@@ -60,13 +61,12 @@ class InterpretedBackend:
     def buffers(self) -> Buffers:
         return Buffers()
 
-    def compile(self, calls: Sequence[Call], functions: Sequence[DeviceFunction], dtype: str,
-                target: Target, progress: Callable[[int, int], None] | None, is_dynamic: bool
+    def compile(self, calls: Sequence[Call], kinds: FunctionTable, target: Target,
+                progress: Callable[[int, int], None] | None, is_dynamic: bool
                 ) -> InterpretedKernel:
-        configured = configurations(calls, dtype, interpreted=True, ring_pieces=self.ring_pieces)
-        return InterpretedKernel(functions, dtype, target.workers, progress,
-                                 configured=configured, is_dynamic=is_dynamic,
-                                 ring_pieces=self.ring_pieces)
+        configured = configurations(calls, kinds, interpreted=True, ring_pieces=self.ring_pieces)
+        return InterpretedKernel(kinds, target.workers, progress, configured=configured,
+                                 is_dynamic=is_dynamic, ring_pieces=self.ring_pieces)
 
 
 class InterpretedLaunch(Launch):
@@ -117,20 +117,21 @@ class InterpretedKernel(RingKernel):
 
     launch_type = InterpretedLaunch
 
-    def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
+    def __init__(self, kinds: FunctionTable, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
-                 configured: Mapping[str, Any], is_dynamic: bool = True,
+                 configured: Mapping[Variant, Any], is_dynamic: bool = True,
                  ring_pieces: int = 0) -> None:
         if not triton.knobs.runtime.interpret:
             raise UserError("set TRITON_INTERPRET=1 before triton is imported to interpret kernels")
         self.num_workers, self.is_dynamic = num_workers, is_dynamic
         self.memory = HostMemory()
         self.ring_pieces, self.configured = ring_pieces, configured
-        self.kinds = {function.name: k for k, function in enumerate(functions)}
-        self.bodies, self.configurations, self.fingerprint = kernel_tables(functions, configured)
-        _rewrite_functions(self.bodies)
+        self.kinds = kinds
+        self.bodies, self.configurations, self.fingerprint = kernel_tables(configured)
+        loaders = [loader for of in kinds.variants for loader in loaders_of(of.formats)]
+        _rewrite_functions([*self.bodies, *loaders])
         if progress:
-            progress(len(functions), len(functions))
+            progress(len(kinds), len(kinds))
 
     def sources(self) -> dict[str, str]:
         return {"worker.py": worker_source()}

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
+from persistent_runtime.function_table import FunctionTable, Variant
 from persistent_runtime.gpu.compile.compile_only import compiler_options, make_room
 from persistent_runtime.gpu.compile.ptx import own_pass
 from persistent_runtime.gpu.compile.registry import kernel_tables
@@ -59,7 +59,7 @@ class GpuLaunch(Launch):
 class GpuKernel(RingKernel):
     """The Triton worker, compiled for the device.
 
-    configured: device function name → configuration, from `registry.configurations`, and tiles:
+    configured: what `registry.configurations` makes of the function table, and tiles:
     the entry of `TILE_TARGETS` that it was made for. memory: where the tensors live that launches
     read and write. is_dynamic: whether schedules may queue tasks or read tensors in their edges.
     """
@@ -67,14 +67,14 @@ class GpuKernel(RingKernel):
     launch_type = GpuLaunch
     memory: DeviceMemory
 
-    def __init__(self, functions: Sequence[DeviceFunction], dtype: str, num_workers: int,
+    def __init__(self, kinds: FunctionTable, num_workers: int,
                  progress: Callable[[int, int], None] | None = None, *,
-                 configured: Mapping[str, Any], tiles: TileTarget, memory: DeviceMemory,
+                 configured: Mapping[Variant, Any], tiles: TileTarget, memory: DeviceMemory,
                  is_dynamic: bool = True) -> None:
         self.num_workers = num_workers
         self.memory = memory
-        self.kinds = {function.name: k for k, function in enumerate(functions)}
-        bodies, values, fingerprint = kernel_tables(functions, configured)
+        self.kinds = kinds
+        bodies, values, fingerprint = kernel_tables(configured)
         self.ring_pieces, self.configured = tiles.ring_pieces, configured
         self._constants = (bodies, values, fingerprint, tiles.ring_pieces, is_dynamic, False)
         self._options = compiler_options(tiles.num_warps)
@@ -87,7 +87,7 @@ class GpuKernel(RingKernel):
                                                **self._options)
         make_room(self._compiled, ring_bytes(tiles.ring_pieces))
         if progress:
-            progress(len(functions), len(functions))
+            progress(len(kinds), len(kinds))
 
     def sources(self) -> dict[str, str]:
         return {"worker.py": worker_source(), "worker.ptx": self._compiled.asm["ptx"]}

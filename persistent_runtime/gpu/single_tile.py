@@ -15,8 +15,10 @@ from event_tensor.device_function import DeviceFunction
 from event_tensor.graph import Call
 from event_tensor.symbols import as_expr
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.function_table import OperandFormats, variant
 from persistent_runtime.gpu.compile.compile_only import compiler_options, device_capability
-from persistent_runtime.gpu.compile.registry import Shape, body_of, make_configuration, weight_type
+from persistent_runtime.gpu.compile.registry import body_of, make_configuration
+from persistent_runtime.gpu.compile.stored import loaders_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.single_call import pack_arguments
@@ -44,7 +46,7 @@ def call_of(declaration: DeviceFunction, values: dict[str, Any]) -> Call:
     return Call(0, declaration.name, declaration, (), args, parameters, (), ())
 
 
-def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
+def run_tile(declaration: DeviceFunction, formats: OperandFormats, values: dict[str, Any],
              tile: Sequence[int], scratch_bytes: int = 0, step: dict[int, int] | None = None,
              device: str = "cpu") -> None:
     """The GPU's counterpart of `cpu.single_tile.run_tile`: results appear in the numpy arrays of
@@ -52,8 +54,8 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
     interpreted = device == "cpu"
     target = replace(TILE_TARGETS["generic" if interpreted
                                   else tile_target_of(device_capability(device))], ring_pieces=0)
-    shape = Shape((call_of(declaration, values),), weight_type(dtype), interpreted, target)
-    config = make_configuration(declaration, shape)
+    of = variant(declaration, formats)
+    config = make_configuration(of, [call_of(declaration, values)], interpreted, target)
     record = pack_arguments(declaration, values)
     coordinates, words = np.zeros(layout.MAX_TILE_RANK, np.int32), np.zeros(layout.STEP_WORDS,
                                                                             np.int64)
@@ -71,6 +73,7 @@ def run_tile(declaration: DeviceFunction, dtype: str, values: dict[str, Any],
     options = {} if interpreted else compiler_options(target.num_warps) | {
         "launch_cooperative_grid": False}
     body = body_of(declaration).function
-    run_body[(1,)](*inputs, body, config, getattr(body, "cache_key", ""), **options)
+    keys = " ".join(getattr(f, "cache_key", "") for f in (body, *loaders_of(of.formats)))
+    run_body[(1,)](*inputs, body, config, keys, **options)
     for name, copy in copies.items():
         values[name][...] = copy.cpu().numpy()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from event_tensor.errors import UserError
 from event_tensor.graph import Graph
 from event_tensor.refusals import LIMITS, reserving
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.launch.diagnose import describe_launch
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule
@@ -72,11 +73,11 @@ class Memory(Protocol):
 class Kernel(ABC):
     """Compiled device functions and a worker that calls them: one for every schedule and shape.
 
-    kinds: device function name → index in the function table.
+    kinds: the function table, which says what runs each call.
     """
 
     num_workers: int
-    kinds: Mapping[str, int]
+    kinds: FunctionTable
     memory: Memory
     launch_type: ClassVar[Callable[..., Launch]]
 

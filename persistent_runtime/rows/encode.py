@@ -13,6 +13,7 @@ import numpy.typing as npt
 from event_tensor.graph import Graph
 from event_tensor.symbols import Constant, Expr
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.edges import EncodedEdges, encode_edges
 from scheduling.schedule import Schedule
@@ -65,13 +66,13 @@ class EncodedSchedule:
                 layout.NUM_CALLS: len(self.schedule.table.graph.calls)}
 
 
-def encode_schedule(schedule: Schedule, kinds: Mapping[str, int],
+def encode_schedule(schedule: Schedule, kinds: FunctionTable,
                     arguments: ArgumentEncoder) -> EncodedSchedule:
-    """`kinds`: device function name → index in the function table."""
+    """`kinds`: the kernel's function table."""
     table = schedule.table
     order = np.concatenate([*schedule.orders, schedule.queued]).astype(np.int64)
     call = table.call[order]
-    kind_of_call = np.array([kinds[c.function.name] for c in table.graph.calls], np.int64)
+    kind_of_call = np.array([kinds.kind_of(c) for c in table.graph.calls], np.int64)
     edges = encode_edges(schedule, order, arguments.address_word)
     rows = np.zeros((len(order), layout.ROW_WORDS), np.int32)
     rows[:, layout.ARGUMENTS] = arguments.begin[call]

@@ -13,6 +13,7 @@ from event_tensor.refusals import gigabytes, refusal, require_room, reserving
 from frontend import compile as frontend_compile
 from frontend.report import console
 from persistent_runtime.cpu.compile import registry
+from persistent_runtime.function_table import variant
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.launch import launch
 from persistent_runtime.launch.memory import allocate
@@ -113,7 +114,7 @@ def test_a_compiler_that_finds_no_memory(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(CFunc, "compile", refuse)
-    entry = registry.entry_of(device_functions.attention, "float32")
+    entry = registry.entry_of(variant(device_functions.attention, "float32"))
     with pytest.raises(UserError, match="no memory for compiling attention"):
         registry._compile(entry, None)
 

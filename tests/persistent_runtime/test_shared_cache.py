@@ -28,7 +28,8 @@ COMPILE = """
 from persistent_runtime.functions import dense as df
 from persistent_runtime.cpu.compile import parallel
 from persistent_runtime.cpu.compile import registry
-parallel.compile_entries([registry.entry_of(df.embed_tokens, "bfloat16")], 1)
+from persistent_runtime.function_table import variant
+parallel.compile_entries([registry.entry_of(variant(df.embed_tokens, "bfloat16"))], 1)
 (made,) = registry.COMPILATIONS
 import json
 print(json.dumps([made.cache_hit, made.note, made.reason]))
@@ -165,11 +166,12 @@ def test_a_disk_that_fills_amid_a_file_leaves_the_old_one(kept):
 
 def test_no_helpers_where_they_could_leave_nothing(monkeypatch, tmp_path):
     from persistent_runtime.cpu.compile import registry
+    from persistent_runtime.function_table import variant
     from persistent_runtime.functions import dense as df
 
     monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
     monkeypatch.setattr(registry, "_compiled", {})
-    entry = registry.entry_of(df.embed_tokens, "bfloat16")
+    entry = registry.entry_of(variant(df.embed_tokens, "bfloat16"))
     assert parallel._missing([entry]) == [entry]
     monkeypatch.setattr(parallel, "write_problem", lambda folder: "Read-only file system")
     assert parallel._missing([entry]) == []

@@ -54,7 +54,7 @@ def _copy(arguments, source, target, step):
 
 
 @cpu_body(LOGGED)
-def logged(arguments, tile, step, scratch, like):
+def logged(arguments, tile, step, scratch, formats):
     index = step[layout.STEP_INDEX]
     words = dim(arguments, _LOGGED.log, 2)
     at = (tile[0] * dim(arguments, _LOGGED.log, 1) + tile[1]) * words + index * LOG_WORDS

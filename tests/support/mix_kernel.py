@@ -103,12 +103,12 @@ def _mix(arguments, tile, like):
 
 
 @cpu_body(DECLARATIONS["int32"])
-def mix_int32(arguments, tile, step, scratch, like):
+def mix_int32(arguments, tile, step, scratch, formats):
     _mix(arguments, tile, INT32)
 
 
 @cpu_body(DECLARATIONS["float32"])
-def mix_float32(arguments, tile, step, scratch, like):
+def mix_float32(arguments, tile, step, scratch, formats):
     _mix(arguments, tile, FLOAT32)
 
 

@@ -123,7 +123,7 @@ _PICK, _GROUP, _UP, _DOWN, _MERGE = map(record_offsets, (PICK, GROUP, UP, DOWN, 
 
 
 @cpu_body(PICK)
-def moe_pick(arguments, tile, step, scratch, like):
+def moe_pick(arguments, tile, step, scratch, formats):
     steps, rows, top_k = (dim(arguments, _PICK.routes, 0), dim(arguments, _PICK.routes, 1),
                           dim(arguments, _PICK.routes, 2))
     use = (step[layout.STEP_INDEX] + arguments[_PICK.layer]) % steps
@@ -149,7 +149,7 @@ def moe_pick(arguments, tile, step, scratch, like):
 
 
 @cpu_body(GROUP)
-def moe_group(arguments, tile, step, scratch, like):
+def moe_group(arguments, tile, step, scratch, formats):
     choice = tile[0] * dim(arguments, _GROUP.ids, 1) + tile[1]
     x, grouped = operand(arguments, _GROUP.x, INT32), operand(arguments, _GROUP.grouped, INT32)
     slot = operand(arguments, _GROUP.place, INT32)[choice]
@@ -159,7 +159,7 @@ def moe_group(arguments, tile, step, scratch, like):
 
 
 @cpu_body(UP)
-def moe_up(arguments, tile, step, scratch, like):
+def moe_up(arguments, tile, step, scratch, formats):
     grouped, inner = operand(arguments, _UP.grouped, INT32), operand(arguments, _UP.inner, INT32)
     rows = operand(arguments, _UP.tile_rows, INT32)
     for slot in range(tile[0] * TILE_M, (tile[0] + 1) * TILE_M):
@@ -170,7 +170,7 @@ def moe_up(arguments, tile, step, scratch, like):
 
 
 @cpu_body(DOWN)
-def moe_down(arguments, tile, step, scratch, like):
+def moe_down(arguments, tile, step, scratch, formats):
     inner, out = operand(arguments, _DOWN.inner, INT32), operand(arguments, _DOWN.out, INT32)
     rows = operand(arguments, _DOWN.tile_rows, INT32)
     for slot in range(tile[0] * TILE_M, (tile[0] + 1) * TILE_M):
@@ -183,7 +183,7 @@ def moe_down(arguments, tile, step, scratch, like):
 
 
 @cpu_body(MERGE)
-def moe_merge(arguments, tile, step, scratch, like):
+def moe_merge(arguments, tile, step, scratch, formats):
     x, out = operand(arguments, _MERGE.x, INT32), operand(arguments, _MERGE.out, INT32)
     place = operand(arguments, _MERGE.place, INT32)
     top_k = dim(arguments, _MERGE.place, 1)

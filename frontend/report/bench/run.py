@@ -47,6 +47,7 @@ class BenchOptions:
     seed: int = 0
     sampled: bool = False  # sampled rounds beside the greedy ones
     compare: tuple[str, ...] = ()
+    kv_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         require_known(self.compare)
@@ -114,7 +115,8 @@ def run_bench(options: BenchOptions, progress: Progress | None = None) -> dict[s
     length = options.depth + options.prompt_tokens
     decoder = compile_decode_loop(
         directory, backend=device, schedule=options.schedule, dtype=options.dtype,
-        workers=options.workers, max_context=length + options.new_tokens, progress=progress)
+        kv_dtype=options.kv_dtype, workers=options.workers,
+        max_context=length + options.new_tokens, progress=progress)
     prompt = random_prompt(decoder, length, options.seed)
     work = Work(OURS, str(directory), decoder.dtype, decoder.num_workers, device,
                 prompt[:options.depth], prompt[options.depth:], options.new_tokens,
@@ -163,7 +165,7 @@ def kv_bytes(decoder: Decoder, context: int) -> int:
     """Bytes of the KV cache that a step at this context reads; windows see less."""
     config = decoder.config
     positions = sum(min(context, layer.window or context) for layer in config.layers)
-    return 2 * positions * config.num_kv_heads * stored_bytes((config.head_dim,), decoder.dtype)
+    return 2 * positions * config.num_kv_heads * stored_bytes((config.head_dim,), decoder.kv_dtype)
 
 
 def measure(options: BenchOptions, work: Work, decoder: Decoder, sides: Mapping[str, Side],

@@ -10,6 +10,7 @@ import numpy as np
 from event_tensor.device_function import DeviceFunction
 from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import float64_from_bits, pointer_to
+from persistent_runtime.cpu.vectors.numerics import row_at
 from persistent_runtime.rows import layout
 
 FLOAT32, INT32, INT64 = np.float32(0), np.int32(0), np.int64(0)  # element types for `operand`
@@ -25,6 +26,13 @@ def record_offsets(declaration: DeviceFunction) -> Any:
 def operand(arguments, offset, like):  # noqa: ANN201
     """Pointer to an operand's first element, of the type of `like`."""
     return pointer_to(arguments[offset + layout.ADDRESS], like)
+
+
+@device_jit
+def weight_row(arguments, offset, n, length, like):
+    """Pointer to row n of a weight whose rows have `length` elements. All bodies find rows of
+    weights through this, whatever a row's bytes are."""
+    return row_at(operand(arguments, offset, like), length, n)
 
 
 @device_jit
@@ -64,11 +72,12 @@ def logit_entry(arguments, offset, step, row):
 
 
 @device_jit
-def kv_offset(arguments, cache, request, head, position):
-    """Element offset of a position's vector in a [requests, kv_heads, max_context, head_dim] cache.
+def kv_vector(arguments, cache, request, head, position, like):
+    """Pointer to a position's vector in a [requests, kv_heads, max_context, head_dim] cache.
 
     Every access to a KV cache goes through here, so that paging can come in one place. Positions
     from here to the end of the context follow one another at a distance of head_dim.
     """
     kv_heads, max_context = dim(arguments, cache, 1), dim(arguments, cache, 2)
-    return ((request * kv_heads + head) * max_context + position) * dim(arguments, cache, 3)
+    vector = (request * kv_heads + head) * max_context + position
+    return row_at(operand(arguments, cache, like), dim(arguments, cache, 3), vector)

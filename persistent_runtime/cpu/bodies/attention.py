@@ -10,7 +10,7 @@ from persistent_runtime.cpu.bodies.arguments import (
     dim,
     float_parameter,
     is_given,
-    kv_offset,
+    kv_vector,
     operand,
     record_offsets,
     row_entry,
@@ -33,6 +33,7 @@ from persistent_runtime.cpu.vectors.numerics import (
     exp,
     inverse_rms,
     matmul_rows,
+    row_at,
     sum_rows,
 )
 from persistent_runtime.functions import dense as device_functions
@@ -71,7 +72,7 @@ def rotate(vector, head_dim, cos, sin, arguments, norm, eps, like, out, out_like
 
 
 @device_jit
-def key_and_value(arguments, offsets, row, position, head, like, k, v):
+def key_and_value(arguments, offsets, row, position, head, formats, k, v):
     """What the cache keeps of a row: k = rope(k), v, as they are stored; [head_dim] each.
 
     offsets: those of the device function's record that has the row's.
@@ -82,25 +83,24 @@ def key_and_value(arguments, offsets, row, position, head, like, k, v):
     rotate(advance(operand(arguments, offsets.k, FLOAT32), at), head_dim,
            advance(operand(arguments, offsets.cos, FLOAT32), angles),
            advance(operand(arguments, offsets.sin, FLOAT32), angles), arguments, offsets.k_norm,
-           float_parameter(arguments, offsets.eps), like, k, like)
+           float_parameter(arguments, offsets.eps), formats.k_norm, k, formats.k_cache)
     value = advance(operand(arguments, offsets.v, FLOAT32), at)
     for d in range(head_dim):
-        v[d] = narrow(value[d], like)
+        v[d] = narrow(value[d], formats.v_cache)
 
 
 @cpu_body(device_functions.rope_append)
-def rope_append(arguments, tile, step, scratch, like):
+def rope_append(arguments, tile, step, scratch, formats):
     """k_cache, v_cache at the row's position = rope(k), v"""
     head = np.int64(tile[1])
     first, last = tile_range(tile[0], arguments[ROPE.tile_m], dim(arguments, ROPE.k, 0))
     for row in range(first, last):
         request = row_entry(arguments, ROPE.row_request, step, row)
         position = row_entry(arguments, ROPE.row_position, step, row)
-        key_and_value(arguments, ROPE, row, position, head, like,
-                      advance(operand(arguments, ROPE.k_cache, like),
-                              kv_offset(arguments, ROPE.k_cache, request, head, position)),
-                      advance(operand(arguments, ROPE.v_cache, like),
-                              kv_offset(arguments, ROPE.v_cache, request, head, position)))
+        key_and_value(
+            arguments, ROPE, row, position, head, formats,
+            kv_vector(arguments, ROPE.k_cache, request, head, position, formats.k_cache),
+            kv_vector(arguments, ROPE.v_cache, request, head, position, formats.v_cache))
 
 
 @device_jit
@@ -154,7 +154,7 @@ def attend_block(arguments, step, row, rows, block, length, q, q_stride, vectors
     following: what is read next; partial: [vectors, head_dim]; stats: [vectors, 2].
     """
     head_dim, scale = arguments[ATTENTION.head_dim], float_parameter(arguments, ATTENTION.scale)
-    matmul_rows(k, length, head_dim, q, q_stride, vectors, scratch, KV_BLOCK, 0, v)
+    matmul_rows(k, length, head_dim, q, q_stride, vectors, scratch, KV_BLOCK, keep=0, ahead=v)
     begin = end = np.int64(0)
     for i in range(vectors):
         if i < rows:
@@ -168,7 +168,7 @@ def attend_block(arguments, step, row, rows, block, length, q, q_stride, vectors
 
 
 @device_jit
-def rotate_queries(arguments, step, first, last, head, out, like):
+def rotate_queries(arguments, step, first, last, head, out, formats):
     """out = rope(q) of a KV head's query heads: [rows, group_heads, head_dim]."""
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
     eps, width = float_parameter(arguments, ATTENTION.eps), group_heads * head_dim
@@ -180,25 +180,27 @@ def rotate_queries(arguments, step, first, last, head, out, like):
                     (first + m) * dim(arguments, ATTENTION.q, 1) + head * width)
         for g in range(group_heads):
             rotate(advance(q, g * head_dim), head_dim, cos, sin, arguments, ATTENTION.q_norm, eps,
-                   like, advance(out, m * width + g * head_dim), FLOAT32)
+                   formats.q_norm, advance(out, m * width + g * head_dim), FLOAT32)
 
 
 @device_jit
-def attend_own(arguments, step, row, position, q, head, split, scratch, own, partial, stats, like):
+def attend_own(arguments, step, row, position, q, head, split, scratch, own, partial, stats,
+               formats):
     """Folds in the position of a row itself, whose key and value the cache will have later.
 
     q: [group_heads, head_dim]; own: room for both, as they will be stored.
     """
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
-    k = pointer_to(address_of(own), like)
-    v = advance(k, head_dim)
-    key_and_value(arguments, ATTENTION, row, position, head, like, k, v)
-    attend_block(arguments, step, row, 1, position, 1, q, head_dim, group_heads, k, v, k, split,
-                 scratch, partial, head_dim, stats, 2)
+    k = pointer_to(address_of(own), formats.k_cache)
+    v = pointer_to(address_of(advance(k, head_dim)), formats.v_cache)
+    key_and_value(arguments, ATTENTION, row, position, head, formats, k, v)
+    attend_block(arguments, step, row, rows=1, block=position, length=1, q=q, q_stride=head_dim,
+                 vectors=group_heads, k=k, v=v, following=k, split=split, scratch=scratch,
+                 partial=partial, partial_stride=head_dim, stats=stats, stats_stride=2)
 
 
 @device_jit
-def attend_rows(arguments, step, first, last, request, head, split, scratch, like):
+def attend_rows(arguments, step, first, last, request, head, split, scratch, formats):
     """Rows [first, last) of one request, block by block of the context, so a block is hot for
     all of them; each row's running state stays in its `partial` and `stats`."""
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
@@ -226,7 +228,7 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, lik
             stats[m * stats_stride + 2 * g + 1] = ZERO
     if context_begin >= context_end:
         return
-    rotate_queries(arguments, step, first, last, head, q, like)
+    rotate_queries(arguments, step, first, last, head, q, formats)
     position = row_entry(arguments, ATTENTION.row_position, step, first)
     sees_own = is_given(arguments, ATTENTION.k) and context_end > position
     if sees_own:
@@ -234,27 +236,31 @@ def attend_rows(arguments, step, first, last, request, head, split, scratch, lik
 
     for block in range(context_begin, context_end, KV_BLOCK):
         length = min(KV_BLOCK, context_end - block)
-        k = advance(operand(arguments, ATTENTION.k_cache, like),
-                    kv_offset(arguments, ATTENTION.k_cache, request, head, block))
-        v = advance(operand(arguments, ATTENTION.v_cache, like),
-                    kv_offset(arguments, ATTENTION.v_cache, request, head, block))
-        following = advance(k, length * head_dim) if block + length < context_end else v
+        k = kv_vector(arguments, ATTENTION.k_cache, request, head, block, formats.k_cache)
+        v = kv_vector(arguments, ATTENTION.v_cache, request, head, block, formats.v_cache)
+        next_k = row_at(k, head_dim, length)
+        following = next_k if block + length < context_end else pointer_to(address_of(v),
+                                                                           formats.k_cache)
         if rows == 1:
-            attend_block(arguments, step, first, 1, block, length, q, head_dim, group_heads, k, v,
-                         following, split, scratch, partial, head_dim, stats, 2)
+            attend_block(arguments, step, first, rows=1, block=block, length=length, q=q,
+                         q_stride=head_dim, vectors=group_heads, k=k, v=v, following=following,
+                         split=split, scratch=scratch, partial=partial, partial_stride=head_dim,
+                         stats=stats, stats_stride=2)
         else:
             for g in range(group_heads):
-                attend_block(arguments, step, first, rows, block, length,
-                             advance(q, g * head_dim), group_width, rows, k, v, following, split,
-                             scratch, advance(partial, g * head_dim), partial_stride,
-                             advance(stats, 2 * g), stats_stride)
+                attend_block(arguments, step, first, rows=rows, block=block, length=length,
+                             q=advance(q, g * head_dim), q_stride=group_width, vectors=rows, k=k,
+                             v=v, following=following, split=split, scratch=scratch,
+                             partial=advance(partial, g * head_dim),
+                             partial_stride=partial_stride, stats=advance(stats, 2 * g),
+                             stats_stride=stats_stride)
     if sees_own:
         attend_own(arguments, step, first, position, q, head, split, scratch, own, partial, stats,
-                   like)
+                   formats)
 
 
 @cpu_body(device_functions.attention)
-def attention(arguments, tile, step, scratch, like):
+def attention(arguments, tile, step, scratch, formats):
     """partial, stats = unnormalised softmax(rope(q) @ k.T * scale) @ v over one split"""
     first, last = tile_range(tile[0], arguments[ATTENTION.tile_m], dim(arguments, ATTENTION.q, 0))
     head, split = np.int64(tile[1]), np.int64(tile[2])
@@ -263,12 +269,12 @@ def attention(arguments, tile, step, scratch, like):
         stop = first + 1
         while stop < last and row_entry(arguments, ATTENTION.row_request, step, stop) == request:
             stop += 1
-        attend_rows(arguments, step, first, stop, request, head, split, scratch, like)
+        attend_rows(arguments, step, first, stop, request, head, split, scratch, formats)
         first = stop
 
 
 @cpu_body(device_functions.attention_combine)
-def attention_combine(arguments, tile, step, scratch, like):
+def attention_combine(arguments, tile, step, scratch, formats):
     """out = Σ_s partial[s] * exp(max[s] - max) / Σ_s sum[s] * exp(max[s] - max)"""
     head_dim, group_heads = arguments[COMBINE.head_dim], arguments[COMBINE.group_heads]
     kv_splits, width = arguments[COMBINE.kv_splits], dim(arguments, COMBINE.out, 1)

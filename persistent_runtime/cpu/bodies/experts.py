@@ -12,6 +12,7 @@ from persistent_runtime.cpu.bodies.arguments import (
     operand,
     record_offsets,
     tile_range,
+    weight_row,
 )
 from persistent_runtime.cpu.bodies.linear import silu_times
 from persistent_runtime.cpu.compile.jit import device_jit
@@ -76,7 +77,7 @@ def lay_out_tiles(counts, num_experts, slots, tile_indptr, tile_expert, tiles):
 
 
 @cpu_body(moe_functions.select_experts)
-def select_experts(arguments, tile, step, scratch, like):
+def select_experts(arguments, tile, step, scratch, formats):
     """Each row's top_k experts and their weights, and a slot for each choice."""
     num_experts, top_k = arguments[SELECT.num_experts], arguments[SELECT.top_k]
     slots, tokens = arguments[SELECT.tile_m], dim(arguments, SELECT.router_logits, 0)
@@ -111,13 +112,13 @@ def select_experts(arguments, tile, step, scratch, like):
 
 
 @cpu_body(moe_functions.group_rows)
-def group_rows(arguments, tile, step, scratch, like):
+def group_rows(arguments, tile, step, scratch, formats):
     """grouped[place[i, k]] = rms_norm(x[i])"""
     length = arguments[GROUP.hidden_size]
     choice = np.int64(tile[0]) * dim(arguments, GROUP.place, 1) + tile[1]
     slot = np.int64(operand(arguments, GROUP.place, INT32)[choice])
     rms_norm(advance(operand(arguments, GROUP.x, FLOAT32), np.int64(tile[0]) * length),
-             operand(arguments, GROUP.norm_weight, like), length,
+             operand(arguments, GROUP.norm_weight, formats.norm_weight), length,
              float_parameter(arguments, GROUP.eps),
              advance(operand(arguments, GROUP.grouped, FLOAT32), slot * length))
 
@@ -133,7 +134,7 @@ def filled_slots(arguments, tile_rows, tile, slots):
 
 
 @cpu_body(moe_functions.expert_gate_up)
-def expert_gate_up(arguments, tile, step, scratch, like):
+def expert_gate_up(arguments, tile, step, scratch, formats):
     """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
     length, slots = arguments[GATE_UP.in_features], arguments[GATE_UP.tile_m]
     t, inner_size = np.int64(tile[0]), dim(arguments, GATE_UP.inner, 1)
@@ -143,21 +144,23 @@ def expert_gate_up(arguments, tile, step, scratch, like):
     begin, end = tile_range(tile[1], arguments[GATE_UP.tile_n], inner_size)
     columns = end - begin
     expert = np.int64(operand(arguments, GATE_UP.tile_expert, INT32)[t])
-    gate_weight = advance(operand(arguments, GATE_UP.weight, like),
-                          (2 * expert * inner_size + begin) * length)
-    up_weight = advance(gate_weight, inner_size * length)
+    first = 2 * expert * inner_size + begin
+    gate_weight = weight_row(arguments, GATE_UP.weight, first, length, formats.weight)
+    up_weight = weight_row(arguments, GATE_UP.weight, first + inner_size, length, formats.weight)
     begin_stream(gate_weight)
     begin_stream(up_weight)  # waits in the cache until the gate's columns are done
     x = advance(operand(arguments, GATE_UP.grouped, FLOAT32), t * slots * length)
     inner = advance(operand(arguments, GATE_UP.inner, FLOAT32), t * slots * inner_size + begin)
-    matmul_rows(gate_weight, columns, length, x, length, rows, scratch, columns, 0, None)
-    matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, 0, None)
+    matmul_rows(gate_weight, columns, length, x, length, rows, scratch, columns, keep=0,
+                ahead=None)
+    matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, keep=0,
+                ahead=None)
     for m in range(rows):
         silu_times(advance(scratch, m * columns), advance(inner, m * inner_size), columns)
 
 
 @cpu_body(moe_functions.expert_down)
-def expert_down(arguments, tile, step, scratch, like):
+def expert_down(arguments, tile, step, scratch, formats):
     """expert_out = inner @ weight[e].T for the expert e of the tile"""
     length, slots = arguments[DOWN.in_features], arguments[DOWN.tile_m]
     t, out_stride = np.int64(tile[0]), dim(arguments, DOWN.expert_out, 1)
@@ -166,16 +169,17 @@ def expert_down(arguments, tile, step, scratch, like):
         return
     begin, end = tile_range(tile[1], arguments[DOWN.tile_n], out_stride)
     expert = np.int64(operand(arguments, DOWN.tile_expert, INT32)[t])
-    weight = advance(operand(arguments, DOWN.weight, like),
-                     (expert * out_stride + begin) * length)
+    weight = weight_row(arguments, DOWN.weight, expert * out_stride + begin, length,
+                        formats.weight)
     begin_stream(weight)
     x = advance(operand(arguments, DOWN.inner, FLOAT32), t * slots * length)
     out = advance(operand(arguments, DOWN.expert_out, FLOAT32), t * slots * out_stride + begin)
-    matmul_rows(weight, end - begin, length, x, length, rows, out, out_stride, 0, None)
+    matmul_rows(weight, end - begin, length, x, length, rows, out, out_stride, keep=0,
+                ahead=None)
 
 
 @cpu_body(moe_functions.combine_experts)
-def combine_experts(arguments, tile, step, scratch, like):
+def combine_experts(arguments, tile, step, scratch, formats):
     """residual[i] += Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
     length, top_k = arguments[COMBINE.hidden_size], arguments[COMBINE.top_k]
     row = np.int64(tile[0])

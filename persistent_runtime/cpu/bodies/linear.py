@@ -14,10 +14,16 @@ from persistent_runtime.cpu.bodies.arguments import (
     operand,
     record_offsets,
     tile_range,
+    weight_row,
 )
 from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
-from persistent_runtime.cpu.vectors.blocks import begin_stream, multiplicand, round_block
+from persistent_runtime.cpu.vectors.blocks import (
+    begin_stream,
+    multiplicand,
+    round_block,
+    shared_format,
+)
 from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,
     advance,
@@ -84,9 +90,10 @@ def multiply(weight, columns, length, x, rows, out, out_stride, keep, scratch, l
     """out = keep * out + x @ weight.T; x may lie in scratch, where it is rounded if need be."""
     if is_rounded(rows, scratch, like):
         matmul_rows(weight, columns, length, rounded(x, rows * length, scratch, like), length, rows,
-                    out, out_stride, keep, None)
+                    out, out_stride, keep=keep, ahead=None)
     else:
-        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep, None)
+        matmul_rows(weight, columns, length, x, length, rows, out, out_stride, keep=keep,
+                    ahead=None)
 
 
 @device_jit
@@ -97,28 +104,29 @@ def norm_rows(x, rows, norm_weight, length, eps, scratch):
 
 
 @cpu_body(device_functions.norm_linear)
-def norm_linear(arguments, tile, step, scratch, like):  # noqa: ANN201
+def norm_linear(arguments, tile, step, scratch, formats):  # noqa: ANN201
     """out = rms_norm(x) @ weight.T + bias"""
     length = arguments[NORM_LINEAR.in_features]
     tokens, out_stride = dim(arguments, NORM_LINEAR.x, 0), dim(arguments, NORM_LINEAR.out, 1)
     first, last = tile_range(tile[0], arguments[NORM_LINEAR.tile_m], tokens)
     begin, end = tile_range(tile[1], arguments[NORM_LINEAR.tile_n],
                             dim(arguments, NORM_LINEAR.weight, 0))
-    weight = advance(operand(arguments, NORM_LINEAR.weight, like), begin * length)
+    weight = weight_row(arguments, NORM_LINEAR.weight, begin, length, formats.weight)
     begin_stream(weight)  # arrives while the rows are normalised
     x = operand(arguments, NORM_LINEAR.x, FLOAT32)
-    norm_weight = operand(arguments, NORM_LINEAR.norm_weight, like)
+    norm_weight = operand(arguments, NORM_LINEAR.norm_weight, formats.norm_weight)
     eps = float_parameter(arguments, NORM_LINEAR.eps)
     norm_rows(advance(x, first * length), last - first, norm_weight, length, eps, scratch)
     out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
-    multiply(weight, end - begin, length, scratch, last - first, out, out_stride, 0, scratch, like)
+    multiply(weight, end - begin, length, scratch, last - first, out, out_stride, keep=0,
+             scratch=scratch, like=formats.weight)
     if is_given(arguments, NORM_LINEAR.bias):
-        bias = advance(operand(arguments, NORM_LINEAR.bias, like), begin)
+        bias = advance(operand(arguments, NORM_LINEAR.bias, formats.bias), begin)
         add_bias(out, out_stride, last - first, bias, end - begin)
 
 
 @cpu_body(device_functions.linear_residual)
-def linear_residual(arguments, tile, step, scratch, like):
+def linear_residual(arguments, tile, step, scratch, formats):
     """residual += x @ weight.T + bias"""
     length = arguments[LINEAR_RESIDUAL.in_features]
     tokens = dim(arguments, LINEAR_RESIDUAL.x, 0)
@@ -127,12 +135,13 @@ def linear_residual(arguments, tile, step, scratch, like):
     begin, end = tile_range(tile[1], arguments[LINEAR_RESIDUAL.tile_n],
                             dim(arguments, LINEAR_RESIDUAL.weight, 0))
     x = advance(operand(arguments, LINEAR_RESIDUAL.x, FLOAT32), first * length)
-    weight = advance(operand(arguments, LINEAR_RESIDUAL.weight, like), begin * length)
+    weight = weight_row(arguments, LINEAR_RESIDUAL.weight, begin, length, formats.weight)
     residual = advance(operand(arguments, LINEAR_RESIDUAL.residual, FLOAT32),
                        first * out_stride + begin)
-    multiply(weight, end - begin, length, x, last - first, residual, out_stride, 1, scratch, like)
+    multiply(weight, end - begin, length, x, last - first, residual, out_stride, keep=1,
+             scratch=scratch, like=formats.weight)
     if is_given(arguments, LINEAR_RESIDUAL.bias):
-        bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, like), begin)
+        bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, formats.bias), begin)
         add_bias(residual, out_stride, last - first, bias, end - begin)
 
 
@@ -144,7 +153,7 @@ def silu_times(gate, up, length):
 
 
 @device_jit
-def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scratch, like):
+def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scratch, formats):
     """Columns [begin, end) of silu(y @ gate.T) * (y @ up.T)."""
     gate = advance(scratch, rows * length)
     # the gate's columns wait in the spare scratch while the up columns are computed
@@ -152,22 +161,24 @@ def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scr
     for n in range(begin, end, columns):
         width = min(columns, end - n)
         up = advance(out, n)
-        gate_weight = advance(operand(arguments, GATE_UP.gate_weight, like), n * length)
-        up_weight = advance(operand(arguments, GATE_UP.up_weight, like), n * length)
-        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, 0, None)
-        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, 0, None)
+        gate_weight = weight_row(arguments, GATE_UP.gate_weight, n, length, formats.gate_weight)
+        up_weight = weight_row(arguments, GATE_UP.up_weight, n, length, formats.up_weight)
+        matmul_rows(gate_weight, width, length, y, length, rows, gate, width, keep=0,
+                    ahead=None)
+        matmul_rows(up_weight, width, length, y, length, rows, up, out_stride, keep=0,
+                    ahead=None)
         if is_given(arguments, GATE_UP.gate_bias):
-            bias = advance(operand(arguments, GATE_UP.gate_bias, like), n)
+            bias = advance(operand(arguments, GATE_UP.gate_bias, formats.gate_bias), n)
             add_bias(gate, width, rows, bias, width)
         if is_given(arguments, GATE_UP.up_bias):
-            bias = advance(operand(arguments, GATE_UP.up_bias, like), n)
+            bias = advance(operand(arguments, GATE_UP.up_bias, formats.up_bias), n)
             add_bias(up, out_stride, rows, bias, width)
         for m in range(rows):
             silu_times(advance(gate, m * width), advance(up, m * out_stride), width)
 
 
 @cpu_body(device_functions.norm_gate_up_silu)
-def norm_gate_up_silu(arguments, tile, step, scratch, like):
+def norm_gate_up_silu(arguments, tile, step, scratch, formats):
     """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = arguments[GATE_UP.in_features]
     tokens, out_stride = dim(arguments, GATE_UP.x, 0), dim(arguments, GATE_UP.out, 1)
@@ -175,39 +186,40 @@ def norm_gate_up_silu(arguments, tile, step, scratch, like):
     begin, end = tile_range(tile[1], arguments[GATE_UP.tile_n],
                             dim(arguments, GATE_UP.gate_weight, 0))
     rows = last - first
-    begin_stream(advance(operand(arguments, GATE_UP.gate_weight, like), begin * length))
+    begin_stream(weight_row(arguments, GATE_UP.gate_weight, begin, length, formats.gate_weight))
     x = operand(arguments, GATE_UP.x, FLOAT32)
-    norm_weight = operand(arguments, GATE_UP.norm_weight, like)
+    norm_weight = operand(arguments, GATE_UP.norm_weight, formats.norm_weight)
     eps = float_parameter(arguments, GATE_UP.eps)
     norm_rows(advance(x, first * length), rows, norm_weight, length, eps, scratch)
     out = advance(operand(arguments, GATE_UP.out, FLOAT32), first * out_stride)
+    like = shared_format(formats.gate_weight, formats.up_weight)
     if is_rounded(rows, scratch, like):
         gate_up_columns(arguments, rounded(scratch, rows * length, scratch, like), rows, length,
-                        begin, end, out, out_stride, scratch, like)
+                        begin, end, out, out_stride, scratch, formats)
     else:
         gate_up_columns(arguments, scratch, rows, length, begin, end, out, out_stride, scratch,
-                        like)
+                        formats)
 
 
 @cpu_body(device_functions.norm_lm_head)
-def norm_lm_head(arguments, tile, step, scratch, like):
+def norm_lm_head(arguments, tile, step, scratch, formats):
     """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
     length = arguments[LM_HEAD.in_features]
     logit_rows, vocab = dim(arguments, LM_HEAD.logits, 0), dim(arguments, LM_HEAD.logits, 1)
     first, last = tile_range(tile[0], arguments[LM_HEAD.tile_m], logit_rows)
     begin, end = tile_range(tile[1], arguments[LM_HEAD.tile_n], vocab)
-    weight = advance(operand(arguments, LM_HEAD.weight, like), begin * length)
+    weight = weight_row(arguments, LM_HEAD.weight, begin, length, formats.weight)
     begin_stream(weight)
     x = operand(arguments, LM_HEAD.x, FLOAT32)
-    norm_weight = operand(arguments, LM_HEAD.norm_weight, like)
+    norm_weight = operand(arguments, LM_HEAD.norm_weight, formats.norm_weight)
     eps = float_parameter(arguments, LM_HEAD.eps)
     for m in range(first, last):
         row = logit_entry(arguments, LM_HEAD.logit_row, step, m)
         rms_norm(advance(x, row * length), norm_weight, length, eps,
                  advance(scratch, (m - first) * length))
     logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
-    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, 0,
-                None)
+    matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, keep=0,
+                ahead=None)
     tiles = dim(arguments, LM_HEAD.tile_max, 1)
     tile_max = operand(arguments, LM_HEAD.tile_max, FLOAT32)
     tile_argmax = operand(arguments, LM_HEAD.tile_argmax, INT32)

@@ -14,17 +14,18 @@ from persistent_runtime.cpu.bodies.arguments import (
     record_offsets,
     row_entry,
     tile_range,
+    weight_row,
 )
 from persistent_runtime.cpu.bodies.processors import Wanted, is_plain
 from persistent_runtime.cpu.bodies.sampling import logprob, sample
 from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.vectors.blocks import widen_row
 from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,
     advance,
     monotonic_ns,
     store_release,
-    widen,
 )
 from persistent_runtime.cpu.vectors.numerics import ZERO
 from persistent_runtime.functions import dense as device_functions
@@ -35,7 +36,7 @@ SELECT = record_offsets(device_functions.select_token)
 
 
 @cpu_body(device_functions.embed_tokens)
-def embed_tokens(arguments, tile, step, scratch, like):  # noqa: ANN201
+def embed_tokens(arguments, tile, step, scratch, formats):  # noqa: ANN201
     """out[r] = weight[token_ids[request of r, position of r]]"""
     hidden_size, max_context = arguments[EMBED.hidden_size], dim(arguments, EMBED.token_ids, 1)
     first, last = tile_range(tile[0], arguments[EMBED.tile_m], dim(arguments, EMBED.out, 0))
@@ -44,10 +45,9 @@ def embed_tokens(arguments, tile, step, scratch, like):  # noqa: ANN201
         request = row_entry(arguments, EMBED.row_request, step, row)
         position = row_entry(arguments, EMBED.row_position, step, row)
         token = np.int64(token_ids[request * max_context + position])
-        weight = advance(operand(arguments, EMBED.weight, like), token * hidden_size)
-        out = advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size)
-        for k in range(hidden_size):
-            out[k] = widen(weight[k])
+        widen_row(weight_row(arguments, EMBED.weight, token, hidden_size, formats.weight),
+                  hidden_size,
+                  advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size))
 
 
 @device_jit
@@ -113,7 +113,7 @@ def choose_token(arguments, logit_row, request, position, scratch):
 
 
 @cpu_body(device_functions.select_token)
-def select_token(arguments, tile, step, scratch, like):
+def select_token(arguments, tile, step, scratch, formats):
     """Appends the choice for one logit row to its request, unless that has finished; ends one whose
     logits are not finite."""
     logit_row = np.int64(tile[0])

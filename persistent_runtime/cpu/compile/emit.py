@@ -156,12 +156,12 @@ def fetch_line(builder: ir.IRBuilder, address: ir.Value) -> None:
 
 def fetch(builder: ir.IRBuilder, ahead: ir.Value, k: ir.Value, count: int,
           storage: types.Type) -> None:
-    """Prefetches the lines of `count` elements from `ahead[k]`. It harms nothing that they may lie
-    beyond an end: a test of that would cost up to half of the speed of what it stands in."""
-    element_bytes = storage.bitwidth // 8
-    for line in range(0, count * element_bytes, CACHE_LINE_BYTES):
-        at = builder.add(k, constant(line // element_bytes))
-        fetch_line(builder, builder.gep(ahead, [at]))
+    """Prefetches the lines of `count` elements or blocks from `ahead[k]`. It harms nothing that
+    they may lie beyond an end: a test of that would cost up to half of the speed of what it stands
+    in."""
+    first = builder.bitcast(builder.gep(ahead, [k]), ir.IntType(8).as_pointer())
+    for line in range(0, count * storage.bitwidth // 8, CACHE_LINE_BYTES):
+        fetch_line(builder, builder.gep(first, [constant(line)]))
 
 
 def total(builder: ir.IRBuilder, accumulators: list[ir.Value]) -> ir.Value:

@@ -33,6 +33,7 @@ from persistent_runtime.cpu.compile.emit import (
     vector_store,
     zeroed,
 )
+from persistent_runtime.cpu.vectors.block_types import BlockType, elements_of, load_block
 from persistent_runtime.cpu.vectors.intrinsics import F32, I16, I64
 
 
@@ -45,6 +46,17 @@ def multiplicand(typing_context, like):
         return context.get_constant_null(signature.return_type)
 
     return kind(like), codegen
+
+
+@intrinsic
+def shared_format(typing_context, first, second):
+    """The first of two zeros where both have one type, else a zero of float32."""
+    kind = first if first == second else types.float32
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.get_constant_null(signature.return_type)
+
+    return kind(first, second), codegen
 
 
 def _most_rows(x: types.Type) -> int:
@@ -97,26 +109,27 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
     x is float32, or bfloat16 beside bfloat16 weights where DOTS_BFLOAT16. `weight_rows` (a power
-    of two) and `x_rows` are literals; weight rows follow one another. keep is 0 or 1, and with 0
-    the old contents are not looked at. While a weight is read, its counterpart in `ahead` is
-    fetched into the cache, unless `ahead` is None.
+    of two) and `x_rows` are literals; weight rows follow one another, of elements or whole blocks.
+    keep is 0 or 1, and with 0 the old contents are not looked at. While a weight is read, its
+    counterpart in `ahead` is fetched into the cache, unless `ahead` is None.
     """
     storage, x_storage = weight.dtype, x.dtype
     in_pairs = x_storage == types.uint16
     lanes, add = (2 * LANES, multiply_add_pairs) if in_pairs else (LANES, multiply_add)
     n_rows = weight_rows.literal_value
     m_rows = _most_rows(x) if x_rows == types.none else x_rows.literal_value
-    fetches = ahead != types.none
+    fetches, of_item = ahead != types.none, elements_of(storage)
     signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
                            ahead, weight_rows, x_rows)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
         weight, x, x_stride, length, out, out_stride, keep, ahead, _, _ = args
         vector = ir.VectorType(F32, LANES)
-        unroll = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
-        accumulators = [[[zeroed(builder, vector) for _ in range(unroll)]
+        sums = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
+        accumulators = [[[zeroed(builder, vector) for _ in range(sums)]
                          for _ in range(n_rows)] for _ in range(m_rows)]
-        weights = [builder.gep(weight, [builder.mul(length, constant(n))])
+        row_items = builder.sdiv(length, constant(of_item)) if of_item > 1 else length
+        weights = [builder.gep(weight, [builder.mul(row_items, constant(n))])
                    for n in range(n_rows)]
         xs = [builder.gep(x, [builder.mul(x_stride, constant(m))]) for m in range(m_rows)]
 
@@ -126,39 +139,84 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
                 return stored_load(builder, pointer, k, storage, mask, lanes)
             return vector_load(builder, pointer, k, storage, mask)
 
-        def products(k: ir.Value, part: int, mask: ir.Value | None = None) -> None:
-            rows = [load(w, k, storage, mask) for w in weights]
+        def products(rows: list[ir.Value], k: ir.Value, part: int, mask: ir.Value | None = None
+                     ) -> None:
+            """Elements of the weight rows from k on, one vector of each, times those of x."""
             for m in range(m_rows):
                 column = load(xs[m], k, x_storage, mask)
                 for n in range(n_rows):
-                    add(builder, accumulators[m][n][part], rows[n], column)
+                    add(builder, accumulators[m][n][part % sums], rows[n], column)
+
+        def elements(k: ir.Value, part: int, mask: ir.Value | None = None) -> None:
+            products([load(w, k, storage, mask) for w in weights], k, part, mask)
 
         def rounded_down(vectors: int) -> ir.Value:
             return builder.and_(length, constant(-vectors * lanes))
 
-        with cgutils.for_range_slice(builder, constant(0), rounded_down(unroll),
-                                     constant(unroll * lanes), I64) as (k, _):
-            if fetches:
-                fetch(builder, ahead, builder.mul(k, constant(n_rows)),
-                      n_rows * unroll * lanes, storage)
-            for part in range(unroll):
-                products(builder.add(k, constant(part * lanes)), part)
-        whole = rounded_down(1)
-        if unroll > 1:
-            with cgutils.for_range_slice(builder, rounded_down(unroll), whole, constant(lanes),
-                                         I64) as (k, _):
-                products(k, 0)
-        with builder.if_then(builder.icmp_signed("<", whole, length), likely=False):
-            products(whole, 0, first_lanes(builder, builder.sub(length, whole), lanes))
+        if isinstance(storage, BlockType):
+            with cgutils.for_range(builder, row_items) as loop:
+                if fetches:
+                    fetch(builder, ahead, builder.mul(loop.index, constant(n_rows)), n_rows,
+                          storage)
+                rows = [load_block(builder, builder.gep(w, [loop.index]), storage)
+                        for w in weights]
+                first = builder.mul(loop.index, constant(of_item))
+                for part, vectors in enumerate(zip(*rows, strict=True)):
+                    products(list(vectors), builder.add(first, constant(part * lanes)), part)
+        else:
+            with cgutils.for_range_slice(builder, constant(0), rounded_down(sums),
+                                         constant(sums * lanes), I64) as (k, _):
+                if fetches:
+                    fetch(builder, ahead, builder.mul(k, constant(n_rows)), n_rows * sums * lanes,
+                          storage)
+                for part in range(sums):
+                    elements(builder.add(k, constant(part * lanes)), part)
+            whole = rounded_down(1)
+            if sums > 1:
+                with cgutils.for_range_slice(builder, rounded_down(sums), whole, constant(lanes),
+                                             I64) as (k, _):
+                    elements(k, 0)
+            with builder.if_then(builder.icmp_signed("<", whole, length), likely=False):
+                elements(whole, 0, first_lanes(builder, builder.sub(length, whole), lanes))
 
         keeps = builder.icmp_signed("!=", keep, constant(0))
         sums_kind = ir.VectorType(F32, n_rows)
         for m in range(m_rows):
-            sums = row_sums(builder, [total(builder, parts) for parts in accumulators[m]])
+            of_rows = row_sums(builder, [total(builder, parts) for parts in accumulators[m]])
             target = builder.bitcast(builder.gep(out, [builder.mul(out_stride, constant(m))]),
                                      sums_kind.as_pointer())
             old = builder.select(keeps, builder.load(target, align=4), ir.Constant(sums_kind, None))
-            builder.store(builder.fadd(old, sums), target, align=4)
+            builder.store(builder.fadd(old, of_rows), target, align=4)
+
+    return signature, codegen
+
+
+@intrinsic
+def widen_row(typing_context, row, length, out):
+    """out = a stored row of `length` elements, as float32."""
+    signature = types.void(row, types.int64, out)
+    storage = row.dtype
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
+        row, length, out = args
+        if isinstance(storage, BlockType):
+            size = constant(storage.stored.block_elements)
+            with cgutils.for_range(builder, builder.sdiv(length, size)) as loop:
+                block = load_block(builder, builder.gep(row, [loop.index]), storage)
+                for part, value in enumerate(block):
+                    k = builder.add(builder.mul(loop.index, size), constant(part * LANES))
+                    vector_store(builder, value, out, k, types.float32, None)
+            return
+
+        def widened(k: ir.Value, mask: ir.Value | None = None) -> None:
+            value = vector_load(builder, row, k, storage, mask)
+            vector_store(builder, value, out, k, types.float32, mask)
+
+        whole = builder.and_(length, constant(-LANES))
+        with cgutils.for_range_slice(builder, constant(0), whole, constant(LANES), I64) as (k, _):
+            widened(k)
+        with builder.if_then(builder.icmp_signed("<", whole, length), likely=False):
+            widened(whole, first_lanes(builder, builder.sub(length, whole)))
 
     return signature, codegen
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from persistent_runtime.cpu.compile.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
 from persistent_runtime.cpu.compile.jit import device_jit, exact_jit
+from persistent_runtime.cpu.vectors.block_types import items
 from persistent_runtime.cpu.vectors.blocks import dot_block, maximum, most_rows, sum_rows_block
 from persistent_runtime.cpu.vectors.intrinsics import (
     advance,
@@ -48,6 +49,12 @@ def exp(x):  # noqa: ANN201
     p = ((((EXP_5 * r + EXP_4) * r + EXP_3) * r + EXP_2) * r + EXP_1) * r + EXP_0
     power = float32_from_bits((float32_bits(shifted) + EXPONENT_BIAS) << MANTISSA_BITS)
     return ZERO if x < EXP_LOWEST else (p * r * r + r + ONE) * power
+
+
+@device_jit
+def row_at(rows, length, n):
+    """Pointer to row n of rows of `length` elements that follow one another; None of None."""
+    return advance(rows, n * items(rows, length))
 
 
 @device_jit
@@ -97,7 +104,7 @@ def _stream_rows(weight, weight_rows, length, x, out, keep):
     keep_out_of_line()
     distance = FETCH_AHEAD_BYTES // item_bytes(weight)
     for n in range(weight_rows):
-        row = advance(weight, n * length)
+        row = row_at(weight, length, n)
         dot_block(row, x, 0, length, advance(out, n), 0, keep, advance(row, distance), 1, 1)
 
 
@@ -108,9 +115,8 @@ def _panel_of(x_rows):  # noqa: ANN202
     @device_jit
     def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead):
         for n in range(0, weight_rows, WEIGHT_ROWS):
-            done = n * length
-            dot_block(advance(weight, done), x, x_stride, length, advance(out, n), out_stride,
-                      keep, advance(ahead, done), WEIGHT_ROWS, x_rows)
+            dot_block(row_at(weight, length, n), x, x_stride, length, advance(out, n), out_stride,
+                      keep, row_at(ahead, length, n), WEIGHT_ROWS, x_rows)
 
     return panel
 
@@ -135,10 +141,10 @@ def _panel(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, ke
 def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k].
 
-    weight: [weight_rows, length] of any storage type; x: [x_rows, length] at `x_stride`, float32
+    weight: [weight_rows, length] of any format; x: [x_rows, length] at `x_stride`, float32
     or as `multiplicand` says; out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
-    ahead: None, or as many elements as there are weights, which are fetched into the cache
-    meanwhile, for what comes next.
+    ahead: None, or as many rows in the same format as there are weights, which are fetched into the
+    cache meanwhile, for what comes next.
     """
     keep_out_of_line()
     in_panels = x_rows > 1 or length < SHORT_ROW
@@ -147,12 +153,12 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
     for n in range(0, whole, panel_rows):
         rows, m = min(panel_rows, whole - n), 0
         while m < x_rows:
-            m += _panel(advance(weight, n * length), rows, length, advance(x, m * x_stride),
+            m += _panel(row_at(weight, length, n), rows, length, advance(x, m * x_stride),
                         x_stride, x_rows - m, advance(out, m * out_stride + n), out_stride, keep,
-                        advance(ahead, n * length))
+                        row_at(ahead, length, n))
     if whole < weight_rows:
         for m in range(x_rows):
-            _stream_rows(advance(weight, whole * length), weight_rows - whole, length,
+            _stream_rows(row_at(weight, length, whole), weight_rows - whole, length,
                          advance(x, m * x_stride), advance(out, m * out_stride + whole), keep)
 
 

@@ -54,6 +54,28 @@ def operand(arguments, OFFSET: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
+def weight_row(arguments, OFFSET: tl.constexpr, n, length, STORED: tl.constexpr):
+    """Pointer to row n of a weight whose rows have `length` elements. All bodies find rows of
+    weights through this, whatever a row's bytes are. n: a tensor."""
+    items = length
+    if STORED.block_elements > 1:
+        items = length // STORED.block_elements * STORED.block_bytes
+    return operand(arguments, OFFSET, STORED.element) + n.to(tl.int64) * items
+
+
+@triton.jit
+def load_weights(rows, n, k, length, mask, STORED: tl.constexpr,
+                 EVICTION: tl.constexpr = "evict_first"):
+    """Elements [n, k] of rows of `length` elements from pointer `rows` on, as they are stored or,
+    from blocks, as their loader gives them; 0 where masked."""
+    if STORED.block_elements == 1:
+        values = tl.load(rows + (n * length + k), mask=mask, other=0, eviction_policy=EVICTION)
+    else:
+        values = STORED.load(rows, n, k, length, mask)
+    return values
+
+
+@triton.jit
 def is_given(arguments, OFFSET: tl.constexpr):
     """Whether the call bound this optional operand."""
     return tl.load(arguments + (OFFSET + layout.ADDRESS)) != 0
@@ -93,8 +115,9 @@ def logit_entry(arguments, OFFSET: tl.constexpr, step, row, mask):
 
 
 @triton.jit
-def kv_offset(arguments, CACHE: tl.constexpr, request, head, position, ALIGNMENT: tl.constexpr):
-    """Element offset of a position's vector in a [requests, kv_heads, max_context, head_dim] cache.
+def kv_vector(arguments, CACHE: tl.constexpr, request, head, position, ALIGNMENT: tl.constexpr,
+              STORED: tl.constexpr):
+    """Pointer to a position's vector in a [requests, kv_heads, max_context, head_dim] cache.
 
     Every access to a KV cache goes through here, so that paging can come in one place. Positions
     from here to the end of the context follow one another at a distance of head_dim, which is a
@@ -102,4 +125,4 @@ def kv_offset(arguments, CACHE: tl.constexpr, request, head, position, ALIGNMENT
     """
     kv_heads, max_context = dim(arguments, CACHE, 1), dim(arguments, CACHE, 2)
     vector = (request.to(tl.int64) * kv_heads + head) * max_context + position
-    return vector * dim(arguments, CACHE, 3, ALIGNMENT)
+    return weight_row(arguments, CACHE, vector, dim(arguments, CACHE, 3, ALIGNMENT), STORED)

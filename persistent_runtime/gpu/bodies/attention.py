@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -18,7 +19,7 @@ from persistent_runtime.gpu.bodies.arguments import (
     dim,
     float_parameter,
     is_given,
-    kv_offset,
+    kv_vector,
     operand,
     record_offsets,
     row_entry,
@@ -38,7 +39,7 @@ FAR = tl.constexpr(2**30)
 class HeadConfiguration:
     """head_block: head_dim, rounded up to a power of two."""
 
-    weight: tl.dtype
+    formats: Any  # of the operands, by their names
     interpreted: bool
     alignment: int  # what head_dim is a multiple of
     head_block: int
@@ -51,7 +52,7 @@ def head_configuration(shape: Shape) -> HeadConfiguration:
     head_dims = shape.parameter("head_dim")
     head_dim, target = max(head_dims), shape.target
     return HeadConfiguration(
-        shape.weight, shape.interpreted, math.gcd(16, *head_dims),
+        shape.formats, shape.interpreted, math.gcd(16, *head_dims),
         max(triton.next_power_of_2(head_dim), 16), target.query_rows, target.kv_block,
         target.kv_stages)
 
@@ -106,13 +107,13 @@ def key_and_value(arguments, OFFSETS: tl.constexpr, row, position, there, head,
     v = tl.load(operand(arguments, OFFSETS.v, tl.float32) + at[:, None] + d,
                 mask=there[:, None] & (d < head_dim), other=0)
     k = rotated(operand(arguments, OFFSETS.k, tl.float32) + at,
-                operand(arguments, OFFSETS.k_norm, CONFIG.weight),
+                operand(arguments, OFFSETS.k_norm, CONFIG.formats.k_norm.element),
                 is_given(arguments, OFFSETS.k_norm),
                 operand(arguments, OFFSETS.cos, tl.float32) + angles,
                 operand(arguments, OFFSETS.sin, tl.float32) + angles, there, head_dim,
                 float_parameter(arguments, OFFSETS.eps), CONFIG)
-    return (narrow(k, CONFIG.weight, CONFIG.interpreted),
-            narrow(v, CONFIG.weight, CONFIG.interpreted))
+    return (narrow(k, CONFIG.formats.k_cache.element, CONFIG.interpreted),
+            narrow(v, CONFIG.formats.v_cache.element, CONFIG.interpreted))
 
 
 @gpu_body(device_functions.rope_append, configure=head_configuration)
@@ -129,13 +130,11 @@ def rope_append(arguments, tile, step, CONFIG: tl.constexpr):
         request = row_entry(arguments, ROPE.row_request, step, row, there)
         position = row_entry(arguments, ROPE.row_position, step, row, there)
         k, v = key_and_value(arguments, ROPE, row, position, there, tile[1], CONFIG)
-        k_cache = operand(arguments, ROPE.k_cache, CONFIG.weight)
-        k_cache += kv_offset(arguments, ROPE.k_cache, request, tile[1], position,
-                             CONFIG.alignment)
+        k_cache = kv_vector(arguments, ROPE.k_cache, request, tile[1], position, CONFIG.alignment,
+                            CONFIG.formats.k_cache)
         tl.store(k_cache[:, None] + d, k, mask=mask)
-        v_cache = operand(arguments, ROPE.v_cache, CONFIG.weight)
-        v_cache += kv_offset(arguments, ROPE.v_cache, request, tile[1], position,
-                             CONFIG.alignment)
+        v_cache = kv_vector(arguments, ROPE.v_cache, request, tile[1], position, CONFIG.alignment,
+                            CONFIG.formats.v_cache)
         tl.store(v_cache[:, None] + d, v, mask=mask)
 
 
@@ -193,15 +192,15 @@ def attend_pairs(arguments, step, first, stop, first_pair, request, head, split,
     mask = there[:, None] & in_head[None, :]
     angles = position * (head_dim // 2)
     q = rotated(operand(arguments, ATTENTION.q, tl.float32) + row * width + query_head * head_dim,
-                operand(arguments, ATTENTION.q_norm, CONFIG.weight),
+                operand(arguments, ATTENTION.q_norm, CONFIG.formats.q_norm.element),
                 is_given(arguments, ATTENTION.q_norm),
                 operand(arguments, ATTENTION.cos, tl.float32) + angles,
                 operand(arguments, ATTENTION.sin, tl.float32) + angles, there, head_dim,
                 float_parameter(arguments, ATTENTION.eps), CONFIG) * scale
-    k_cache = operand(arguments, ATTENTION.k_cache, CONFIG.weight)
-    k_cache += kv_offset(arguments, ATTENTION.k_cache, request, head, 0, CONFIG.alignment)
-    v_cache = operand(arguments, ATTENTION.v_cache, CONFIG.weight)
-    v_cache += kv_offset(arguments, ATTENTION.v_cache, request, head, 0, CONFIG.alignment)
+    k_cache = kv_vector(arguments, ATTENTION.k_cache, request, head, 0, CONFIG.alignment,
+                        CONFIG.formats.k_cache)
+    v_cache = kv_vector(arguments, ATTENTION.v_cache, request, head, 0, CONFIG.alignment,
+                        CONFIG.formats.v_cache)
     partial = tl.zeros([PAIRS, HEAD_BLOCK], tl.float32)
     largest = tl.full([PAIRS], float("-inf"), tl.float32)
     total = tl.zeros([PAIRS], tl.float32)

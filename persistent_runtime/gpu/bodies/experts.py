@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import triton
@@ -16,6 +17,7 @@ from persistent_runtime.gpu.bodies.arguments import (
     operand,
     record_offsets,
     tile_range,
+    weight_row,
     word,
 )
 from persistent_runtime.gpu.bodies.linear import linear_configuration, multiply
@@ -46,7 +48,7 @@ class RouterConfiguration:
 
 @dataclass(frozen=True, slots=True)
 class RowConfiguration:
-    weight: tl.dtype
+    formats: Any  # of the operands, by their names
     alignment: int  # what hidden_size is a multiple of
     choices: int
     block: int
@@ -63,7 +65,7 @@ def row_configuration(shape: Shape, elements: int, choices: int = 1) -> RowConfi
     """Blocks of `elements` in all, for as many vectors at once as a row has choices."""
     lengths = shape.parameter("hidden_size")
     widest = triton.next_power_of_2(max(lengths))
-    return RowConfiguration(shape.weight, math.gcd(16, *lengths), choices,
+    return RowConfiguration(shape.formats, math.gcd(16, *lengths), choices,
                             min(elements // choices, widest))
 
 
@@ -160,7 +162,7 @@ def group_rows(arguments, tile, step, CONFIG: tl.constexpr):
     choice = tile[0] * dim(arguments, GROUP.place, 1) + tile[1]
     slot = tl.load(operand(arguments, GROUP.place, tl.int32) + choice)
     x = operand(arguments, GROUP.x, tl.float32) + tile[0] * length
-    norm_weight = operand(arguments, GROUP.norm_weight, CONFIG.weight)
+    norm_weight = operand(arguments, GROUP.norm_weight, CONFIG.formats.norm_weight.element)
     grouped = operand(arguments, GROUP.grouped, tl.float32) + slot.to(tl.int64) * length
     squares = tl.zeros([BLOCK], tl.float32)
     for first in tl.range(0, length, BLOCK):
@@ -188,7 +190,8 @@ def filled_slots(tile_rows, tile, slots):
 
 
 @gpu_body(moe_functions.expert_gate_up,
-          configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
+          configure=lambda shape: linear_configuration(shape, shape.target.gated, "weight",
+                                                       "weight"))
 @triton.jit(noinline=True)
 def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
@@ -197,18 +200,19 @@ def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
     rows = filled_slots(operand(arguments, GATE_UP.tile_rows, tl.int32), tile[0], slots)
     begin, end = tile_range(tile[1], word(arguments, GATE_UP.tile_n), inner_size)
     expert = tl.load(operand(arguments, GATE_UP.tile_expert, tl.int32) + tile[0])
-    gate = operand(arguments, GATE_UP.weight, CONFIG.weight)
-    gate += 2 * expert.to(tl.int64) * inner_size * length
-    up = gate + inner_size.to(tl.int64) * length
+    row = 2 * expert.to(tl.int64) * inner_size + begin
+    weights = (weight_row(arguments, GATE_UP.weight, row, length, CONFIG.formats.weight),
+               weight_row(arguments, GATE_UP.weight, row + inner_size, length,
+                          CONFIG.formats.weight))
     x = operand(arguments, GATE_UP.grouped, tl.float32)
     first = tile[0] * slots
-    multiply(x, x, gate, gate, up, gate, up, operand(arguments, GATE_UP.inner, tl.float32),
-             inner_size, length, first, first + rows, begin, end, 0.0, tile, step,
-             False, True, False, False, CONFIG)
+    multiply((x, x, x, 0.0), weights, (),
+             (operand(arguments, GATE_UP.inner, tl.float32), inner_size),
+             (length, first, first + rows, begin, end), tile, step, CONFIG, GATED=True)
 
 
 @gpu_body(moe_functions.expert_down,
-          configure=lambda shape: linear_configuration(shape, shape.target.residual))
+          configure=lambda shape: linear_configuration(shape, shape.target.residual, "weight"))
 @triton.jit(noinline=True)
 def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     """expert_out = inner @ weight[e].T for the expert e of the tile"""
@@ -217,14 +221,13 @@ def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
     rows = filled_slots(operand(arguments, DOWN.tile_rows, tl.int32), tile[0], slots)
     begin, end = tile_range(tile[1], word(arguments, DOWN.tile_n), out_stride)
     expert = tl.load(operand(arguments, DOWN.tile_expert, tl.int32) + tile[0])
-    weight = operand(arguments, DOWN.weight, CONFIG.weight)
-    weight += expert.to(tl.int64) * out_stride * length
+    weight = weight_row(arguments, DOWN.weight, expert.to(tl.int64) * out_stride + begin, length,
+                        CONFIG.formats.weight)
     x = operand(arguments, DOWN.inner, tl.float32)
     first = tile[0] * slots
-    multiply(x, x, weight, weight, weight, weight, weight,
-             operand(arguments, DOWN.expert_out, tl.float32), out_stride, length,
-             first, first + rows, begin, end, 0.0, tile, step, False, False, False, False,
-             CONFIG)
+    multiply((x, x, x, 0.0), (weight,), (),
+             (operand(arguments, DOWN.expert_out, tl.float32), out_stride),
+             (length, first, first + rows, begin, end), tile, step, CONFIG)
 
 
 @gpu_body(moe_functions.combine_experts, configure=combine_configuration)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -20,13 +21,17 @@ from persistent_runtime.gpu.bodies.arguments import (
     STEP_INDEX,
     dim,
     float_parameter,
+    is_given,
+    load_weights,
     operand,
     record_offsets,
     tile_range,
+    weight_row,
     word,
 )
 from persistent_runtime.gpu.bodies.epilogue import activate, finish
 from persistent_runtime.gpu.compile.registry import Shape, gpu_body
+from persistent_runtime.gpu.compile.stored import Stored
 from persistent_runtime.gpu.ring.pieces import Period, can_stream, period_of
 from persistent_runtime.gpu.ring.ring import PIECE_COUNT
 from persistent_runtime.gpu.ring.streamed import multiply_streamed
@@ -38,6 +43,7 @@ GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
 MAX_STAGES = 8
+WIDE_BYTES = 4  # of an element as a block's loader may give it
 HELD_BYTES = 32 * 1024  # of weights that registers of eight warps hold beside their sums
 TF32_BITS = tl.constexpr(-(2**13))  # sign, exponent and the ten leading bits of the fraction
 
@@ -46,7 +52,8 @@ TF32_BITS = tl.constexpr(-(2**13))  # sign, exponent and the ten leading bits of
 class LinearConfiguration:
     """Block sizes: of weights held at once by the one-row path, and of the tensor-core path."""
 
-    weight: tl.dtype
+    formats: Any  # of the operands, by their names
+    weights: tuple[Stored, ...]  # of the one or two matrices
     interpreted: bool
     biased: bool  # whether any call has a bias
     alignment: int  # rows of weights and activations start at multiples of so many elements
@@ -61,18 +68,21 @@ class LinearConfiguration:
     periods: tuple[Period, ...]  # of the lengths that come through it
 
 
-def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> LinearConfiguration:
-    """Blocks for tiles that read `matrices` weight matrices at once. block: of the one-row path."""
+def linear_configuration(shape: Shape, block: RowBlock, *names: str) -> LinearConfiguration:
+    """Blocks for tiles that read matrices of these operands at once. block: of the one-row path."""
+    weights = tuple(getattr(shape.formats, name) for name in names)
+    matrices = len(weights)
     lengths, columns = shape.parameter("in_features"), max(shape.parameter("tile_n"))
     target, widest = shape.target, triton.next_power_of_2(columns)
     row_k = shape.largest_divisor(lengths, block.depth)
-    weight_bytes = shape.weight.primitive_bitwidth // 8
+    # what registers hold of an element: blocks are unpacked on their way there
+    weight_bytes = max(WIDE_BYTES if w.load else w.block_bytes for w in weights)
     elements = min(block.elements, HELD_BYTES // weight_bytes)
     row_n = max(min(elements // matrices // row_k, widest), 1)
     ring = target.ring_pieces if can_stream(shape.calls) else 0
     iteration_bytes = matrices * row_n * row_k * weight_bytes
     return LinearConfiguration(
-        shape.weight, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
+        shape.formats, weights, shape.interpreted, shape.is_bound("bias"), math.gcd(16, *lengths),
         row_n, row_k, min(1 + triton.cdiv(block.bytes_in_flight, iteration_bytes), MAX_STAGES),
         target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
         target.tensor_depth, target.tensor_stages, ring,
@@ -81,18 +91,18 @@ def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> Li
 
 @triton.jit
 def widened_dot(a, b, total, CONFIG: tl.constexpr):
-    """total + a @ b with a in float32 precision; b has the weights' type. [M, K] @ [K, N]
+    """total + a @ b with a in float32 precision, b as it is stored. [M, K] @ [K, N]
 
     bfloat16 keeps eight bits, so a is split in two parts: weights are what has to be read, and
     the second product costs no memory traffic.
     """
     if CONFIG.interpreted:
         total = tl.dot(a, b.to(tl.float32), total, input_precision="ieee")
-    elif CONFIG.weight == tl.bfloat16:
+    elif b.dtype == tl.bfloat16:
         high = a.to(tl.bfloat16)
         low = (a - high.to(tl.float32)).to(tl.bfloat16)
         total += tl.dot(low, b) + tl.dot(high, b)
-    elif CONFIG.weight == tl.float16:
+    elif b.dtype == tl.float16:
         # float16 has too few exponents for rows before their norm; tf32 holds float16 exactly
         high = (a.to(tl.int32, bitcast=True) & TF32_BITS).to(tl.float32, bitcast=True)
         wide = b.to(tl.float32)
@@ -120,9 +130,8 @@ def multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED: tl
         n = iteration // depths * ROW_N + tl.arange(0, ROW_N)
         k = depth * ROW_K + tl.arange(0, ROW_K)
         mask_k, mask_n = k < length, n < columns
-        at = n[:, None] * length + k[None, :]
         mask = mask_n[:, None] & mask_k[None, :]
-        w = tl.load(weights[0] + at, mask=mask, other=0, eviction_policy="evict_first")
+        w = load_weights(weights[0], n[:, None], k[None, :], length, mask, CONFIG.weights[0])
         value = tl.load(x + k, mask=mask_k, other=0, eviction_policy="evict_last")
         if NORMED:
             squares += value * value
@@ -130,7 +139,7 @@ def multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED: tl
                              eviction_policy="evict_last").to(tl.float32)
         total += w.to(tl.float32) * value[None, :]
         if GATED:
-            w = tl.load(weights[1] + at, mask=mask, other=0, eviction_policy="evict_first")
+            w = load_weights(weights[1], n[:, None], k[None, :], length, mask, CONFIG.weights[1])
             up_total += w.to(tl.float32) * value[None, :]
         if depth == depths - 1:
             factor = 1.0
@@ -174,12 +183,12 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
                 squares += tl.sum(value * value, axis=1)
                 value *= tl.load(norm + k, mask=mask_k, other=0,
                                  eviction_policy="evict_last").to(tl.float32)[None, :]
-            at = n[None, :] * length + k[:, None]
             mask = mask_n[None, :] & mask_k[:, None]
-            w = tl.load(weights[0] + at, mask=mask, other=0, eviction_policy="evict_first")
+            w = load_weights(weights[0], n[None, :], k[:, None], length, mask, CONFIG.weights[0])
             total = widened_dot(value, w, total, CONFIG)
             if GATED:
-                w = tl.load(weights[1] + at, mask=mask, other=0, eviction_policy="evict_first")
+                w = load_weights(weights[1], n[None, :], k[:, None], length, mask,
+                                 CONFIG.weights[1])
                 up_total = widened_dot(value, w, up_total, CONFIG)
         factor = tl.full([BLOCK_M, 1], 1.0, tl.float32)
         if NORMED:
@@ -190,18 +199,20 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
 
 
 @triton.jit
-def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride, length, first,
-             last, begin, end, eps, tile, step, NORMED: tl.constexpr, GATED: tl.constexpr,
-             ACCUMULATE: tl.constexpr, GATHERED: tl.constexpr, CONFIG: tl.constexpr):
+def multiply(inputs, weights, biases, out, extents, tile, step, CONFIG: tl.constexpr,
+             NORMED: tl.constexpr = False, GATED: tl.constexpr = False,
+             ACCUMULATE: tl.constexpr = False, GATHERED: tl.constexpr = False):
     """One tile of act(rms_norm(x) @ weight.T + bias), added to or stored in out.
 
-    x_rows: pointer to the row of x for every m, looked at only if GATHERED.
+    inputs: (x, x_rows, norm, eps), x_rows pointing to the row of x for every m, looked at only if
+    GATHERED, norm and eps only if NORMED. weights, biases: from the tile's first column on, of the
+    second matrix too if GATED; see `bias_at`. out: (pointer to all of it, stride). extents:
+    (length, first row, last row, first column, last column), one past what is last.
     """
+    x, x_rows, norm, eps = inputs
+    length, first, last, begin, end = extents
     # from here on, everything is an int32 offset from the tile's corner
-    corner = begin.to(tl.int64) * length
-    weights = (weight + corner, up_weight + corner)
-    biases = (bias + begin, bias.to(tl.int64) != 0, up_bias + begin, up_bias.to(tl.int64) != 0)
-    out += first * out_stride + begin
+    corner = out[0] + (first * out[1] + begin)
     if GATHERED:
         x_rows += first
     else:
@@ -215,18 +226,26 @@ def multiply(x, x_rows, norm, weight, up_weight, bias, up_bias, out, out_stride,
             x += tl.load(x_rows) * length
         if CONFIG.ring:
             for k in tl.static_range(len(CONFIG.periods)):
-                multiply_streamed(x, norm, biases, out, length, columns, eps, tile,
-                                  step[STEP_INDEX], NORMED, GATED, ACCUMULATE, k, activate, CONFIG)
+                multiply_streamed(x, norm, biases, corner, length, columns, eps, tile,
+                                  step[STEP_INDEX], NORMED=NORMED, GATED=GATED,
+                                  ACCUMULATE=ACCUMULATE, K=k, ACTIVATE=activate, CONFIG=CONFIG)
         else:
-            multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED, GATED,
-                         ACCUMULATE, CONFIG)
+            multiply_row(x, norm, weights, biases, corner, length, columns, eps, NORMED=NORMED,
+                         GATED=GATED, ACCUMULATE=ACCUMULATE, CONFIG=CONFIG)
     else:
-        multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, rows, columns,
-                      eps, NORMED, GATED, ACCUMULATE, GATHERED, CONFIG)
+        multiply_rows(x, x_rows, norm, weights, biases, corner, out[1], length, rows, columns, eps,
+                      NORMED=NORMED, GATED=GATED, ACCUMULATE=ACCUMULATE, GATHERED=GATHERED,
+                      CONFIG=CONFIG)
+
+
+@triton.jit
+def bias_at(arguments, OFFSET: tl.constexpr, n, STORED: tl.constexpr):
+    """(pointer to element n of a bias, whether the call has it)"""
+    return operand(arguments, OFFSET, STORED.element) + n, is_given(arguments, OFFSET)
 
 
 @gpu_body(device_functions.norm_linear,
-          configure=lambda shape: linear_configuration(shape, shape.target.projection))
+          configure=lambda shape: linear_configuration(shape, shape.target.projection, "weight"))
 @triton.jit(noinline=True)
 def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     """out = rms_norm(x) @ weight.T + bias"""
@@ -236,17 +255,16 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
     begin, end = tile_range(tile[1], word(arguments, NORM_LINEAR.tile_n),
                             dim(arguments, NORM_LINEAR.weight, 0))
     x = operand(arguments, NORM_LINEAR.x, tl.float32)
-    weight = operand(arguments, NORM_LINEAR.weight, CONFIG.weight)
-    bias = operand(arguments, NORM_LINEAR.bias, CONFIG.weight)
-    multiply(x, x, operand(arguments, NORM_LINEAR.norm_weight, CONFIG.weight), weight, weight,
-             bias, bias, operand(arguments, NORM_LINEAR.out, tl.float32),
-             dim(arguments, NORM_LINEAR.out, 1), length,
-             first, last, begin, end, float_parameter(arguments, NORM_LINEAR.eps),
-             tile, step, True, False, False, False, CONFIG)
+    norm = operand(arguments, NORM_LINEAR.norm_weight, CONFIG.formats.norm_weight.element)
+    weight = weight_row(arguments, NORM_LINEAR.weight, begin, length, CONFIG.formats.weight)
+    out = (operand(arguments, NORM_LINEAR.out, tl.float32), dim(arguments, NORM_LINEAR.out, 1))
+    multiply((x, x, norm, float_parameter(arguments, NORM_LINEAR.eps)), (weight,),
+             bias_at(arguments, NORM_LINEAR.bias, begin, CONFIG.formats.bias), out,
+             (length, first, last, begin, end), tile, step, CONFIG, NORMED=True)
 
 
 @gpu_body(device_functions.linear_residual,
-          configure=lambda shape: linear_configuration(shape, shape.target.residual))
+          configure=lambda shape: linear_configuration(shape, shape.target.residual, "weight"))
 @triton.jit(noinline=True)
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     """residual += x @ weight.T + bias"""
@@ -256,17 +274,17 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
     begin, end = tile_range(tile[1], word(arguments, LINEAR_RESIDUAL.tile_n),
                             dim(arguments, LINEAR_RESIDUAL.weight, 0))
     x = operand(arguments, LINEAR_RESIDUAL.x, tl.float32)
-    weight = operand(arguments, LINEAR_RESIDUAL.weight, CONFIG.weight)
-    bias = operand(arguments, LINEAR_RESIDUAL.bias, CONFIG.weight)
-    multiply(x, x, weight, weight, weight, bias, bias,
-             operand(arguments, LINEAR_RESIDUAL.residual, tl.float32),
-             dim(arguments, LINEAR_RESIDUAL.residual, 1),
-             length, first, last, begin, end, 0.0, tile, step,
-             False, False, True, False, CONFIG)
+    weight = weight_row(arguments, LINEAR_RESIDUAL.weight, begin, length, CONFIG.formats.weight)
+    residual = (operand(arguments, LINEAR_RESIDUAL.residual, tl.float32),
+                dim(arguments, LINEAR_RESIDUAL.residual, 1))
+    multiply((x, x, x, 0.0), (weight,),
+             bias_at(arguments, LINEAR_RESIDUAL.bias, begin, CONFIG.formats.bias), residual,
+             (length, first, last, begin, end), tile, step, CONFIG, ACCUMULATE=True)
 
 
 @gpu_body(device_functions.norm_gate_up_silu,
-          configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
+          configure=lambda shape: linear_configuration(shape, shape.target.gated, "gate_weight",
+                                                       "up_weight"))
 @triton.jit(noinline=True)
 def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
     """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
@@ -275,14 +293,15 @@ def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
     begin, end = tile_range(tile[1], word(arguments, GATE_UP.tile_n),
                             dim(arguments, GATE_UP.gate_weight, 0))
     x = operand(arguments, GATE_UP.x, tl.float32)
-    multiply(x, x, operand(arguments, GATE_UP.norm_weight, CONFIG.weight),
-             operand(arguments, GATE_UP.gate_weight, CONFIG.weight),
-             operand(arguments, GATE_UP.up_weight, CONFIG.weight),
-             operand(arguments, GATE_UP.gate_bias, CONFIG.weight),
-             operand(arguments, GATE_UP.up_bias, CONFIG.weight),
-             operand(arguments, GATE_UP.out, tl.float32), dim(arguments, GATE_UP.out, 1),
-             length, first, last, begin, end,
-             float_parameter(arguments, GATE_UP.eps), tile, step, True, True, False, False, CONFIG)
+    norm = operand(arguments, GATE_UP.norm_weight, CONFIG.formats.norm_weight.element)
+    weights = (weight_row(arguments, GATE_UP.gate_weight, begin, length,
+                          CONFIG.formats.gate_weight),
+               weight_row(arguments, GATE_UP.up_weight, begin, length, CONFIG.formats.up_weight))
+    biases = (bias_at(arguments, GATE_UP.gate_bias, begin, CONFIG.formats.gate_bias)
+              + bias_at(arguments, GATE_UP.up_bias, begin, CONFIG.formats.up_bias))
+    out = (operand(arguments, GATE_UP.out, tl.float32), dim(arguments, GATE_UP.out, 1))
+    multiply((x, x, norm, float_parameter(arguments, GATE_UP.eps)), weights, biases, out,
+             (length, first, last, begin, end), tile, step, CONFIG, NORMED=True, GATED=True)
 
 
 @triton.jit
@@ -307,12 +326,11 @@ def record_best(arguments, tile_n, first, last, begin, end):
         is_finite = tl.sum(odd, axis=0) == 0
         tl.store(tile_max + m * tiles, tl.where(is_finite, top, float("nan")))
         # the lowest column wins a tie
-        tl.store(tile_argmax + m * tiles,
-                 tl.min(tl.where(best == top, place, end - 1), axis=0))
+        tl.store(tile_argmax + m * tiles, tl.min(tl.where(best == top, place, end - 1), axis=0))
 
 
 @gpu_body(device_functions.norm_lm_head,
-          configure=lambda shape: linear_configuration(shape, shape.target.head))
+          configure=lambda shape: linear_configuration(shape, shape.target.head, "weight"))
 @triton.jit(noinline=True)
 def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     """logits = rms_norm(x[logit_row]) @ weight.T, and each row's best column within the tile"""
@@ -321,13 +339,12 @@ def norm_lm_head(arguments, tile, step, CONFIG: tl.constexpr):
     first, last = tile_range(tile[0], word(arguments, LM_HEAD.tile_m),
                              dim(arguments, LM_HEAD.logits, 0))
     begin, end = tile_range(tile[1], word(arguments, LM_HEAD.tile_n), vocab)
-    weight = operand(arguments, LM_HEAD.weight, CONFIG.weight)
-    logits = operand(arguments, LM_HEAD.logits, tl.float32)
+    x = operand(arguments, LM_HEAD.x, tl.float32)
     rows = operand(arguments, LM_HEAD.logit_row, tl.int32) + step[LOGIT_BASE]
-    multiply(operand(arguments, LM_HEAD.x, tl.float32), rows,
-             operand(arguments, LM_HEAD.norm_weight, CONFIG.weight), weight, weight, weight,
-             weight, logits, vocab, length, first, last, begin, end,
-             float_parameter(arguments, LM_HEAD.eps), tile, step, True, False, False, True,
-             CONFIG)
+    norm = operand(arguments, LM_HEAD.norm_weight, CONFIG.formats.norm_weight.element)
+    weight = weight_row(arguments, LM_HEAD.weight, begin, length, CONFIG.formats.weight)
+    multiply((x, rows, norm, float_parameter(arguments, LM_HEAD.eps)), (weight,), (),
+             (operand(arguments, LM_HEAD.logits, tl.float32), vocab),
+             (length, first, last, begin, end), tile, step, CONFIG, NORMED=True, GATHERED=True)
     tl.debug_barrier()  # the logits of this tile are read back, by other threads
     record_best(arguments, tile[1], first, last, begin, end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -12,11 +13,13 @@ from persistent_runtime.gpu.bodies.arguments import (
     ROW_ADVANCE,
     ROW_BASE,
     dim,
+    load_weights,
     logit_entry,
     operand,
     record_offsets,
     row_entry,
     tile_range,
+    weight_row,
     word,
 )
 from persistent_runtime.gpu.bodies.processors import Wanted, is_plain
@@ -34,12 +37,12 @@ NO_TILE = tl.constexpr(2**30)
 
 @dataclass(frozen=True, slots=True)
 class TokenConfiguration:
-    weight: tl.dtype
+    formats: Any  # of the operands, by their names
     interpreted: bool
 
 
 def token_configuration(shape: Shape) -> TokenConfiguration:
-    return TokenConfiguration(shape.weight, shape.interpreted)
+    return TokenConfiguration(shape.formats, shape.interpreted)
 
 
 @gpu_body(device_functions.embed_tokens, configure=token_configuration)
@@ -49,7 +52,6 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
     hidden_size = word(arguments, EMBED.hidden_size)
     first, last = tile_range(tile[0], word(arguments, EMBED.tile_m), dim(arguments, EMBED.out, 0))
     token_ids = operand(arguments, EMBED.token_ids, tl.int32)
-    weight = operand(arguments, EMBED.weight, CONFIG.weight)
     out = operand(arguments, EMBED.out, tl.float32)
     for first_row in tl.range(first, last, EMBED_ROWS):
         row = first_row + tl.arange(0, EMBED_ROWS)
@@ -58,11 +60,12 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
         position = row_entry(arguments, EMBED.row_position, step, row, there)
         place = request * dim(arguments, EMBED.token_ids, 1) + position
         token = tl.load(token_ids + place, mask=there, other=0)
-        source = weight + token.to(tl.int64) * hidden_size
+        source = weight_row(arguments, EMBED.weight, token, hidden_size, CONFIG.formats.weight)
         for column in tl.range(0, hidden_size, EMBED_COLUMNS):
             k = column + tl.arange(0, EMBED_COLUMNS)
             mask = there[:, None] & (k < hidden_size)[None, :]
-            value = tl.load(source[:, None] + k[None, :], mask=mask, other=0)
+            value = load_weights(source[:, None], 0, k[None, :], hidden_size, mask,
+                                 CONFIG.formats.weight, EVICTION="")
             tl.store(out + row[:, None] * hidden_size + k[None, :], value.to(tl.float32),
                      mask=mask)
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from event_tensor.device_function import DeviceFunction
+from persistent_runtime.function_table import Variant
 from persistent_runtime.gpu.compile.ptx import own_pass
 from persistent_runtime.gpu.compile.registry import kernel_tables
 from persistent_runtime.gpu.ring.ring import ring_bytes
@@ -67,12 +67,12 @@ def make_room(compiled: Any, size: int) -> None:
         compiled.room = size
 
 
-def compile_worker(functions: Sequence[DeviceFunction], configured: Mapping[str, Any], arch: int,
-                   is_dynamic: bool = False) -> CompiledWorker:
-    """Compiles `run_worker` for `sm_<arch>`; needs no GPU. is_dynamic: with the ready queue and
-    data-dependent edges."""
+def compile_worker(configured: Mapping[Variant, Any], arch: int, is_dynamic: bool = False
+                   ) -> CompiledWorker:
+    """Compiles `run_worker` for `sm_<arch>`; needs no GPU. configured: the function table, from
+    `configurations`. is_dynamic: with the ready queue and data-dependent edges."""
     tiles = TILE_TARGETS[tile_target_of(arch)]
-    bodies, values, fingerprint = kernel_tables(functions, configured)
+    bodies, values, fingerprint = kernel_tables(configured)
     names = ("launch", "first_worker")
     constants = {"FUNCTIONS": bodies, "CONFIGURATIONS": values, "FINGERPRINT": fingerprint,
                  "RING": tiles.ring_pieces, "DYNAMIC": is_dynamic, "INTERPRETED": False}

@@ -13,32 +13,28 @@ registers that no other body could have; loops keep their loads in flight in a c
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import triton.language as tl
-
 from event_tensor.device_function import DeviceFunction
-from event_tensor.errors import UserError
 from event_tensor.graph import Call
 from event_tensor.symbols import Expr
+from persistent_runtime.body_table import BodyTable
 from persistent_runtime.cache.sources import GPU, compiled_sources
-from persistent_runtime.formats import format_of
+from persistent_runtime.function_table import FunctionTable, Variant
+from persistent_runtime.gpu.compile.stored import loaders_of, operand_formats
 from persistent_runtime.gpu.target import TILE_TARGETS, TileTarget
-
-BUILTIN_BODIES = tuple(f"persistent_runtime.gpu.bodies.{name}"
-                       for name in ("attention", "linear", "experts", "tokens"))
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a configuration may depend on: the calls of one device function in a graph."""
+    """What a configuration may depend on: the calls of one device function in a graph whose
+    operands have the same formats. formats: a `Stored` for each operand, by its name."""
 
     calls: tuple[Call, ...]
-    weight: tl.dtype
+    formats: Any
     interpreted: bool
     target: TileTarget
 
@@ -69,7 +65,9 @@ class RegisteredBody:
     configure: Callable[[Shape], Any]
 
 
-_bodies: dict[str, RegisteredBody] = {}
+_bodies: BodyTable[RegisteredBody] = BodyTable(
+    "GPU", f"{__name__}.gpu_body", [f"persistent_runtime.gpu.bodies.{name}"
+                                    for name in ("attention", "linear", "experts", "tokens")])
 
 
 def gpu_body(declaration: DeviceFunction, configure: Callable[[Shape], Any] = lambda shape: shape
@@ -80,7 +78,8 @@ def gpu_body(declaration: DeviceFunction, configure: Callable[[Shape], Any] = la
     """
 
     def register(function: Any) -> Any:
-        _bodies[declaration.name] = RegisteredBody(function, configure)
+        source = function.fn.__module__, function.fn.__qualname__
+        _bodies.add(declaration, RegisteredBody(function, configure), source)
         return function
 
     return register
@@ -88,47 +87,31 @@ def gpu_body(declaration: DeviceFunction, configure: Callable[[Shape], Any] = la
 
 def body_of(declaration: DeviceFunction) -> RegisteredBody:
     """The registered body; raises UserError when there is none."""
-    if declaration.name not in _bodies:
-        for module in BUILTIN_BODIES:
-            importlib.import_module(module)
-    try:
-        return _bodies[declaration.name]
-    except KeyError:
-        raise UserError(
-            f"device function {declaration.name!r} has no GPU body; decorate one with "
-            f"@gpu_body({declaration.name}) from persistent_runtime.gpu.compile.registry") from None
+    return _bodies.find(declaration)
 
 
-def weight_type(dtype: str) -> tl.dtype:
-    """Triton's type for a format of single elements; raises UserError for others."""
-    if not format_of(dtype).is_elementwise:
-        raise UserError(f"dtype {dtype!r} has no GPU bodies")
-    found: tl.dtype = getattr(tl, dtype)
-    return found
+def make_configuration(of: Variant, calls: Sequence[Call], interpreted: bool, target: TileTarget
+                       ) -> Any:
+    """The configuration of a device function for its operands' formats and these calls."""
+    formats = operand_formats([operand.name for operand in of.function.operands], of.formats)
+    return body_of(of.function).configure(Shape(tuple(calls), formats, interpreted, target))
 
 
-def make_configuration(declaration: DeviceFunction, shape: Shape) -> Any:
-    """The configuration of one device function for the calls in `shape`."""
-    return body_of(declaration).configure(shape)
+def configurations(calls: Iterable[Call], kinds: FunctionTable | None = None, *,
+                   target: str = "generic", interpreted: bool = False,
+                   ring_pieces: int | None = None) -> dict[Variant, Any]:
+    """Each entry of a function table → its configuration for its share of the calls.
 
-
-def configurations(calls: Iterable[Call], dtype: str, *, target: str = "generic",
-                   interpreted: bool = False, ring_pieces: int | None = None) -> dict[str, Any]:
-    """Device function name → its configuration for these calls.
-
-    dtype: how weights and KV cache are stored. target: a key of `TILE_TARGETS`. ring_pieces: in
+    kinds: by default what the calls need. target: a key of `TILE_TARGETS`. ring_pieces: in
     the place of the target's.
     """
-    weight = weight_type(dtype)
-    calls_of: dict[DeviceFunction, list[Call]] = {}
-    for call in calls:
-        calls_of.setdefault(call.function, []).append(call)
     tiles = TILE_TARGETS[target]
     if ring_pieces is not None:
         tiles = replace(tiles, ring_pieces=ring_pieces)
-    return {function.name: make_configuration(
-        function, Shape(tuple(of_function), weight, interpreted, tiles))
-        for function, of_function in calls_of.items()}
+    calls = tuple(calls)
+    table = kinds or FunctionTable.of(calls)
+    return {of: make_configuration(of, its_calls, interpreted, tiles)
+            for of, its_calls in table.calls(calls).items()}
 
 
 def kernel_fingerprint(functions: Sequence[Any], configured: Sequence[Any] = ()) -> str:
@@ -150,9 +133,10 @@ def kernel_fingerprint(functions: Sequence[Any], configured: Sequence[Any] = ())
     return digest.hexdigest()
 
 
-def kernel_tables(functions: Sequence[DeviceFunction], configured: Mapping[str, Any]
+def kernel_tables(configured: Mapping[Variant, Any]
                   ) -> tuple[tuple[Any, ...], tuple[Any, ...], str]:
     """What `run_worker` is compiled with: bodies, configurations and fingerprint, by kind."""
-    bodies = tuple(body_of(function).function for function in functions)
-    values = tuple(configured[function.name] for function in functions)
-    return bodies, values, kernel_fingerprint(bodies, values)
+    bodies = tuple(body_of(of.function).function for of in configured)
+    loaders = [loader for of in configured for loader in loaders_of(of.formats)]
+    values = tuple(configured.values())
+    return bodies, values, kernel_fingerprint((*bodies, *loaders), values)

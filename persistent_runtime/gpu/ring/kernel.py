@@ -6,21 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from event_tensor.graph import Graph
+from persistent_runtime.function_table import Variant
 from persistent_runtime.gpu.ring.pieces import streamed_calls, with_streams
 from persistent_runtime.launch.launch import Kernel
 from persistent_runtime.rows.encode import ArgumentEncoder, EncodedSchedule
 
 
 class RingKernel(Kernel):
-    """ring_pieces: slots of the ring, 0 for none. configured: device function name → configuration,
-    whose `ring` says whether that body reads its weights there."""
+    """ring_pieces: slots of the ring, 0 for none. configured: each entry of the function table →
+    its configuration, whose `ring` says whether that body reads its weights there."""
 
     ring_pieces: int
-    configured: Mapping[str, Any]
+    configured: Mapping[Variant, Any]
 
     def streamed_calls(self, graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]:
-        functions = {name for name, each in self.configured.items() if getattr(each, "ring", 0)}
-        return streamed_calls(graph, bindings, functions)
+        share = self.kinds.calls(graph.calls)
+        return streamed_calls((call for of, each in self.configured.items()
+                               if getattr(each, "ring", 0) for call in share[of]), bindings)
 
     def with_streams(self, encoded: EncodedSchedule, arguments: ArgumentEncoder,
                      calls: Sequence[int]) -> EncodedSchedule:

@@ -13,12 +13,12 @@ elements of the activations again and again and keeps them in registers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from event_tensor.graph import Call, Graph
+from event_tensor.graph import Call
 from event_tensor.task_table import IntArray, TaskTable
 from persistent_runtime.formats import format_of
 from persistent_runtime.rows import layout
@@ -98,20 +98,19 @@ def _can_stream(call: Call) -> bool:
 
 
 def _has_elements_of(size: int, call: Call) -> bool:
-    """Whether all matrices of a call have single elements of so many bytes."""
+    """Whether all matrices of a call have one format, of single elements of so many bytes."""
     names = MATRICES.get(call.function.name, ())
     stored = [format_of(tensor.dtype)
               for operand, tensor in zip(call.function.operands, call.args, strict=True)
               if operand.name in names and tensor is not None]
-    return bool(stored) and all(f.is_elementwise and f.block_bytes == size for f in stored)
+    return len(set(stored)) == 1 and stored[0].is_elementwise and stored[0].block_bytes == size
 
 
-def streamed_calls(graph: Graph, bindings: Mapping[str, int], functions: Set[str]
-                   ) -> tuple[int, ...]:
-    """Indices of the calls whose weights go through the ring in steps of these sizes. functions:
-    names of the device functions whose bodies were compiled for it."""
-    return tuple(call.index for call in graph.calls if call.function.name in functions
-                 and int(call.sizes["rows"].evaluate(bindings)) == 1)
+def streamed_calls(calls: Iterable[Call], bindings: Mapping[str, int]) -> tuple[int, ...]:
+    """Indices of the calls whose weights go through the ring in steps of these sizes. calls: those
+    whose bodies were compiled for it."""
+    return tuple(sorted(call.index for call in calls
+                        if int(call.sizes["rows"].evaluate(bindings)) == 1))
 
 
 def with_streams(encoded: EncodedSchedule, arguments: ArgumentEncoder, calls: Sequence[int]

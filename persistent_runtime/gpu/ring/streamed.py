@@ -130,8 +130,21 @@ def load_pairs(address):
 
 
 @triton.jit
+def load_norm(address, TYPE: tl.constexpr):
+    """Eight consecutive elements of a norm's weight from each of the addresses on, as float32."""
+    if TYPE == tl.float32:
+        values = load_floats(address)
+    else:
+        values = ()
+        pairs = load_pairs(address)
+        for k in tl.static_range(EACH // 2):
+            values = values + (lower(pairs[k], TYPE), upper(pairs[k], TYPE))
+    return values
+
+
+@triton.jit
 def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD: tl.constexpr,
-                     TYPE: tl.constexpr):
+                     NORM: tl.constexpr):
     """(x * norm, EACH values per line of the period, the sum of squares of x): [threads] each."""
     lane = tl.arange(0, EVERY_THREAD)
     squares = tl.zeros([EVERY_THREAD], tl.float32)
@@ -140,11 +153,11 @@ def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD
         first = (line * LINE + lane * EACH) % LENGTH
         loaded = load_floats((x + first).to(tl.int64))
         if NORMED:
-            factors = load_pairs((norm + first).to(tl.int64))
+            factors = load_norm((norm + first).to(tl.int64), NORM)
             for k in tl.static_range(EACH // 2):
                 squares += loaded[2 * k] * loaded[2 * k] + loaded[2 * k + 1] * loaded[2 * k + 1]
-                values = values + (loaded[2 * k] * lower(factors[k], TYPE),
-                                   loaded[2 * k + 1] * upper(factors[k], TYPE))
+                values = values + (loaded[2 * k] * factors[2 * k],
+                                   loaded[2 * k + 1] * factors[2 * k + 1])
         else:
             values = values + loaded
     return values, squares
@@ -227,7 +240,8 @@ def stream_row(x, norm, tile, index, NORMED: tl.constexpr, GATED: tl.constexpr,
     LEFT: tl.constexpr = PERIOD.sums_per_round
     end = ring_end()
     tl.debug_barrier()  # every thread has read the sums of the task before
-    values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES, TYPE)
+    values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES,
+                                       norm.dtype.element_ty)
     if NORMED:
         leave_squares(squares, end)
     stream = stream_of(tile[SEGMENT], tile[WORKER])
@@ -302,7 +316,8 @@ def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, index,
         residual = tl.zeros([EVERY_THREAD], tl.float32)
         if ACCUMULATE:  # arrives while the product is on its way
             residual = tl.load(out + lane, mask=lane < columns, other=0)
-        stream_row(x, norm, tile, index, NORMED, GATED, PERIOD, CONFIG.ring, CONFIG.weight)
+        stream_row(x, norm, tile, index, NORMED, GATED, PERIOD, CONFIG.ring,
+                   CONFIG.weights[0].element)
         factor = 1.0
         if NORMED:
             factor = inverse_norm(eps, PERIOD)

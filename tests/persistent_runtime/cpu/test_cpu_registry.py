@@ -27,6 +27,7 @@ from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.cpu.vectors import intrinsics, numerics
 from persistent_runtime.formats import DTYPES
+from persistent_runtime.function_table import FunctionTable, variant
 from persistent_runtime.functions import dense as df
 
 
@@ -100,7 +101,7 @@ def test_a_body_from_outside_the_package(tmp_path, monkeypatch):
     offsets = record_offsets(doubled)
 
     @registry.cpu_body(doubled)
-    def body(arguments, tile, step, scratch, like):
+    def body(arguments, tile, step, scratch, formats):
         for k in range(tile[0] * 4, tile[0] * 4 + 4):
             operand(arguments, offsets.out, FLOAT32)[k] = (
                 2 * operand(arguments, offsets.x, FLOAT32)[k])
@@ -194,9 +195,10 @@ def test_an_interrupt_waits_for_the_compiler():
 
 def test_kernels_of_one_process_share_the_machine_code():
     """A second one would be loaded again, 0.1 MB each time, and never be given back."""
-    CpuKernel([df.embed_tokens], "float32", 1)
+    kinds = FunctionTable((variant(df.embed_tokens, "float32"),))
+    CpuKernel(kinds, 1)
     compiled = len(registry.COMPILATIONS)
-    CpuKernel([df.embed_tokens], "float32", 2)
+    CpuKernel(kinds, 2)
     assert len(registry.COMPILATIONS) == compiled
 
 

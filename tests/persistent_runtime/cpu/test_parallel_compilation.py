@@ -11,6 +11,7 @@ import pytest
 
 from persistent_runtime.cpu.compile import disk_cache, parallel, registry
 from persistent_runtime.cpu.compile.parallel import compile_entries
+from persistent_runtime.function_table import variant
 from persistent_runtime.functions import dense as df
 
 FUNCTIONS = (df.embed_tokens, df.attention_combine, df.rope_append)
@@ -22,7 +23,7 @@ def entries(tmp_path, monkeypatch):
     monkeypatch.setenv("EVENT_TENSOR_CACHE", str(tmp_path))
     monkeypatch.setattr(registry, "_compiled", {})
     monkeypatch.setattr(registry, "COMPILATIONS", [])
-    return [registry.entry_of(function, "bfloat16") for function in FUNCTIONS]
+    return [registry.entry_of(variant(function, "bfloat16")) for function in FUNCTIONS]
 
 
 def found():

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+from block_formats import FOUR_BITS, register_gpu_loader
 from declared import declared
 from triton.compiler import ASTSource
 
@@ -18,7 +19,11 @@ from benchmarks.gpu.variants import changed
 from event_tensor.derive import derive_events
 from event_tensor.device_function import DeviceFunction
 from event_tensor.errors import UserError
+from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
+from event_tensor.tensors import TensorSpec
+from persistent_runtime.body_table import BodyTable
+from persistent_runtime.function_table import variant
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
 from persistent_runtime.gpu import backend
@@ -26,12 +31,10 @@ from persistent_runtime.gpu.bodies import tokens
 from persistent_runtime.gpu.compile import registry
 from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.compile.registry import (
-    Shape,
     configurations,
     kernel_fingerprint,
     kernel_tables,
     make_configuration,
-    weight_type,
 )
 from persistent_runtime.gpu.single_tile import call_of
 from persistent_runtime.gpu.target import TILE_TARGETS, tile_target_of
@@ -41,6 +44,7 @@ from scheduling.policies import POLICIES
 from scheduling.prune import prune_waits
 from scheduling.target import H200
 
+register_gpu_loader()
 DENSE, MOE = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"), "qwen3-30b-a3b"
 SOME = [("qwen3-0.6b", 80), ("llama-3.2-1b", 90), ("qwen3-8b", 100)]
 COMPILED = [pytest.param((shape, arch), id=f"{shape}-sm{arch}",
@@ -74,18 +78,51 @@ def moe_configurations(shape, arch):
     parameters = {"tile_m": 16, "tile_n": 32, "hidden_size": hidden, "num_experts": experts,
                   "top_k": top_k}
     target = TILE_TARGETS[tile_target_of(arch)]
-    return {function.name: make_configuration(function, Shape(
-        (call_of(function, parameters | {
-            "in_features": inner if function.name == "expert_down" else hidden}),),
-        weight_type("bfloat16"), False, target)) for function in declared(moe_functions)}
+    return {of: make_configuration(of, [call_of(of.function, parameters | {
+        "in_features": inner if of.function.name == "expert_down" else hidden})], False, target)
+        for of in (variant(function, "bfloat16") for function in declared(moe_functions))}
 
 
 @pytest.mark.parametrize("shape", MOE_SHAPES)
 @pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
 def test_an_moe_block_fits_the_chip(shape, arch):
-    worker = compile_worker(declared(moe_functions), moe_configurations(shape, arch), arch)
+    worker = compile_worker(moe_configurations(shape, arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
+
+
+def in_formats(graph, changes):
+    """The graph with tensors in other formats: role and rank → format."""
+    changed_tensors, other = {}, Graph(graph.name)
+
+    def changed_tensor(tensor):
+        dtype = changes.get((tensor.role, len(tensor.shape))) if tensor is not None else None
+        if dtype is None or tensor.name.startswith("rope"):
+            return tensor
+        return changed_tensors.setdefault(
+            tensor, TensorSpec(tensor.name, tensor.shape, dtype, tensor.role))
+
+    for call in graph.calls:
+        other.call_device(call.function, name=call.name, args=list(map(changed_tensor, call.args)),
+                          parameters=call.parameters)
+    return other
+
+
+def test_mixed_formats_fit_the_chip():
+    graph = in_formats(decoder_graph("qwen3-0.6b", "bfloat16", 132), {
+        ("weight", 1): "float32", ("kv_cache", 4): "float16"})
+    worker = compile_worker(configurations(graph.calls), 90)
+    print(f"{worker.registers} registers, {worker.shared_bytes} bytes shared")
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
+    assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[90]
+
+
+def test_a_format_of_blocks_compiles():
+    """All that reads matrices takes the loader; how many registers it needs is its own affair."""
+    graph = in_formats(decoder_graph("qwen3-0.6b", "bfloat16", 132), {
+        ("weight", 1): "float32", ("weight", 2): FOUR_BITS.name})
+    worker = compile_worker(configurations(graph.calls), 90)
+    assert worker.spill_bytes == 0 and worker.shared_bytes <= SHARED_MEMORY_LIMIT[90]
 
 
 @pytest.mark.slow
@@ -107,11 +144,10 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     monkeypatch.setitem(SHAPES, "attention of qwen3-30b-a3b", SHAPES["qwen3-8b"] | {
         "hidden_size": 2048, "num_key_value_heads": 4})
     graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
-    functions = tuple({call.function: None for call in graph.calls
-                       if call.function is not device_functions.norm_gate_up_silu})
-    configured = configurations(graph.calls, "bfloat16", target=tile_target_of(arch))
-    worker = compile_worker(functions + declared(moe_functions),
-                            configured | moe_configurations("qwen3-30b-a3b", arch), arch)
+    configured = {of: value for of, value in configurations(
+        graph.calls, target=tile_target_of(arch)).items()
+        if of.function is not device_functions.norm_gate_up_silu}
+    worker = compile_worker(configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
 
 
@@ -186,8 +222,8 @@ def test_the_variants_that_wait_for_a_gpu_can_be_made():
     text = session.read_text(encoding="utf-8")
     variants = re.findall(r"--variant \w+ ([\w.= ]+)", text.replace("\\\n", " "))
     assert len(variants) > 3
-    for variant in variants:
-        settings = dict(change.split("=") for change in variant.split())
+    for given in variants:
+        settings = dict(change.split("=") for change in given.split())
         with changed({name: int(value) for name, value in settings.items()}):
             tiles = TILE_TARGETS["generic"]
             assert tiles.ring_pieces == int(settings["ring_pieces"])
@@ -221,7 +257,7 @@ def source_hash(function, fingerprint):
     ("value > best", "value >= best"),  # in a helper
 ])
 def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, old, new):
-    monkeypatch.setattr(registry, "_bodies", dict(registry._bodies))
+    monkeypatch.setattr(registry, "_bodies", BodyTable("GPU", "", ()))
     before = edited(tmp_path, "before", old, old).select_token
     after = edited(tmp_path, "after", old, new).select_token
     # the compiler alone does not see the difference …
@@ -233,9 +269,7 @@ def test_editing_a_device_function_changes_the_cache_key(tmp_path, monkeypatch, 
 
 
 def test_the_fingerprint_covers_configurations():
-    graph = decoder_graph("qwen3-0.6b", "bfloat16", 132)
-    functions = tuple({call.function: None for call in graph.calls})
-    prints = {kernel_tables(functions, configurations(graph.calls, dtype))[2]
+    prints = {kernel_tables(configurations(decoder_graph("qwen3-0.6b", dtype, 132).calls))[2]
               for dtype in ("bfloat16", "float16", "float32")}
     assert len(prints) == 3
 

@@ -17,6 +17,7 @@ from ptx_lanes import run
 
 from benchmarks.gpu.compile import compile_shape, decoder_graph, ring
 from event_tensor.derive import derive_events
+from persistent_runtime.function_table import FunctionTable
 from persistent_runtime.gpu.compile.compile_only import SHARED_MEMORY_LIMIT, compile_worker
 from persistent_runtime.gpu.compile.registry import configurations
 from persistent_runtime.gpu.ring import pieces as streams
@@ -63,14 +64,15 @@ def test_rows_end_where_periods_and_warps_say(in_features):
 @pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
 def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
     graph = derive_events(decoder_graph(shape, "bfloat16", 132))
-    calls = streamed_calls(graph, BINDINGS, MATRICES.keys())
+    products = [call for call in graph.calls if call.function.name in MATRICES]
+    calls = streamed_calls(products, BINDINGS)
     assert {graph.calls[k].function.name for k in calls} == set(MATRICES)
     assert all(can_stream([graph.calls[k]]) for k in calls)
-    assert not streamed_calls(graph, BINDINGS | {"tokens": 2, "logit_rows": 2}, MATRICES.keys())
+    assert not streamed_calls(products, BINDINGS | {"tokens": 2, "logit_rows": 2})
     schedule = build_schedule(graph, BINDINGS, "static", H200)
     arguments = ArgumentEncoder(graph)
-    kinds = {call.function.name: 0 for call in graph.calls}
-    encoded = with_streams(encode_schedule(schedule, kinds, arguments), arguments, calls)
+    encoded = with_streams(encode_schedule(schedule, FunctionTable.of(graph.calls), arguments),
+                           arguments, calls)
     stream, stream_begin = (encoded.of_backend[word] for word
                             in (layout.STREAM, layout.STREAM_BEGIN))
     covered = {}
@@ -122,10 +124,9 @@ def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hi
 @pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
 def test_what_reads_the_ring_needs_no_stack(shape, arch):
     graph = decoder_graph(shape, "bfloat16", 132)
-    functions = tuple({call.function: None for call in graph.calls
-                       if call.function.name in MATRICES})
-    worker = compile_worker(functions, configurations(
-        graph.calls, "bfloat16", target=tile_target_of(arch)), arch)
+    configured = configurations(graph.calls, target=tile_target_of(arch))
+    worker = compile_worker({of: value for of, value in configured.items()
+                             if of.function.name in MATRICES}, arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
     assert "cp.async.bulk.shared::cluster.global.mbarrier" in worker.ptx
