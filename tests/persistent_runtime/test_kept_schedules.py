@@ -10,7 +10,7 @@ pytest.importorskip("numba")
 
 from event_tensor.tensors import INFERRED, RUNTIME
 from frontend.compile import compile_decode_loop
-from persistent_runtime import megakernel
+from persistent_runtime import graph_schedules
 from persistent_runtime.cache import schedules as kept_schedules
 from persistent_runtime.cache.schedules import KeptSchedules
 from persistent_runtime.cpu.compile.disk_cache import cache_directory
@@ -33,7 +33,7 @@ def proofs_forbidden(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a schedule was made that had been kept")
 
-    monkeypatch.setattr(megakernel, "build_schedule", refuse)
+    monkeypatch.setattr(graph_schedules, "build_schedule", refuse)
 
 
 def assert_same(a, b):
@@ -80,12 +80,12 @@ def test_whatever_a_schedule_depends_on_makes_it_another(tiny_model, no_schedule
     decoder = compile_decode_loop(tiny_model("mixtral"), workers=2)
     kernel = decoder.kernel
     bindings = dict(kernel.schedules[0].schedule.table.bindings)
-    samples, shape = kernel.samples(bindings), kernel._shape_key(bindings)
+    samples, shape = kernel.samples(bindings), kernel.parts[0].shape_key(bindings)
     conditions = (kernel.policy, kernel.target, kernel.kernel.kinds)
 
     def load(graph=kernel.graph, conditions=conditions, shape=shape, samples=samples):
         kept = KeptSchedules(graph, *conditions)
-        return kept.load(kept.file((*shape, ()), samples))
+        return kept.load(kept.file(shape, samples))
 
     assert load() is not None
     other = compile_decode_loop(tiny_model("mixtral", num_hidden_layers=3), workers=2).kernel
