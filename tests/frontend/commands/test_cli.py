@@ -76,7 +76,8 @@ def test_one_new_token_has_no_time_between_tokens(command, tiny_model):
     assert json.loads(done.stdout)["tpot_ms"] is None
 
 
-@pytest.mark.parametrize("schedule", ["static", "dynamic", "unfused", "round_robin"])
+@pytest.mark.parametrize("schedule", ["static", "dynamic", "dynamic_early", "unfused",
+                                      "round_robin"])
 def test_schedules_by_name(command, tiny_model, schedule):
     done = command("generate", tiny_model("qwen3"), "--prompt-ids", "1,2", "--max-new-tokens",
                        3, "--schedule", schedule, "--json")

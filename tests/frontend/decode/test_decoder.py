@@ -82,7 +82,7 @@ def test_a_token_comes_after_all_keys_and_values_before_it(decoder, rows):
         assert ancestors(table).before(np.tile(kept, rows), np.repeat(chosen, len(kept))).all()
 
 
-@pytest.mark.parametrize("schedule", ["static", "dynamic", "unfused"])
+@pytest.mark.parametrize("schedule", ["static", "dynamic", "dynamic_early", "unfused"])
 def test_steps_of_one_row_and_of_many_compute_the_same(tiny_model, schedule):
     """A row alone in its step takes its key as it is; beside others, from the cache."""
     decoder = compile_decode_loop(tiny_model("qwen3"), workers=2, schedule=schedule)

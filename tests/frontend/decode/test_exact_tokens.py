@@ -36,7 +36,7 @@ CASES = [
     ("qwen3-deep", 31, 2, "static"), ("qwen3-deep", 1, 1, "round_robin"),
     ("mistral", 31, 2, "static"), ("mistral", 300, 1, "round_robin"), ("mistral", 1, 5, "unfused"),
     ("llama", 31, 5, "dynamic"), ("qwen2", 300, 1, "dynamic"), ("qwen3-deep", 31, 2, "dynamic"),
-    ("mistral", 1, 2, "hybrid"),
+    ("mistral", 1, 2, "hybrid"), ("qwen3", 31, 5, "dynamic_early"),
 ]
 
 
