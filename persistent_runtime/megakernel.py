@@ -64,8 +64,10 @@ class Megakernel:
                                     is_dynamic)
 
     def add(self, graph: Graph) -> GraphSchedules:
-        """Schedules of another graph on the same compilation. Raises UserError, naming the call,
-        for one of a device function, or with formats or sizes, that the kernel was not compiled for."""
+        """Schedules of another graph on the same compilation.
+
+        Raises UserError, naming the call, for one of a device function, or with formats or sizes,
+        that the kernel was not compiled for."""
         with self._recipe.phase("derive events"):
             derived = _derived(graph)
         self._check_calls(derived)
