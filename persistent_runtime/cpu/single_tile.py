@@ -20,8 +20,8 @@ _ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
 def pack_arguments(declaration: DeviceFunction, values: dict[str, Any]) -> np.ndarray:
     """The argument record of one call: int64 words, addresses into the arrays of `values`.
 
-    An optional operand that is None or missing has address 0; a missing parameter is 0. The
-    arrays must be C-contiguous and outlive the record.
+    An optional operand that is None or missing has address 0; a missing parameter is
+    neutral, or 0. The arrays must be C-contiguous and outlive the record.
     """
     words = (layout.OPERAND_WORDS * len(declaration.operands)) + len(declaration.parameters)
     record = np.zeros(words, np.int64)
@@ -40,7 +40,7 @@ def pack_arguments(declaration: DeviceFunction, values: dict[str, Any]) -> np.nd
         record[at + layout.ADDRESS] = array.ctypes.data
         record[at + layout.DIMS:at + layout.DIMS + array.ndim] = array.shape
     for name in declaration.parameters:
-        value = values.get(name, 0)
+        value = values.get(name, declaration.neutral.get(name, 0))
         bits = struct.unpack("<q", struct.pack("<d", value))[0]
         record[offsets[name]] = bits if isinstance(value, float) else value
     return record

@@ -9,6 +9,7 @@ from persistent_runtime.cpu.bodies.arguments import (
     INT32,
     INT64,
     dim,
+    float_parameter,
     logit_entry,
     operand,
     record_offsets,
@@ -36,10 +37,11 @@ SELECT = record_offsets(device_functions.select_token)
 
 @cpu_body(device_functions.embed_tokens)
 def embed_tokens(arguments, tile, step, scratch, like):  # noqa: ANN201
-    """out[r] = weight[token_ids[request of r, position of r]]"""
+    """out[r] = weight[token_ids[request of r, position of r]] * multiplier"""
     hidden_size, max_context = arguments[EMBED.hidden_size], dim(arguments, EMBED.token_ids, 1)
     first, last = tile_range(tile[0], arguments[EMBED.tile_m], dim(arguments, EMBED.out, 0))
     token_ids = operand(arguments, EMBED.token_ids, INT32)
+    multiplier = float_parameter(arguments, EMBED.multiplier)
     for row in range(first, last):
         request = row_entry(arguments, EMBED.row_request, step, row)
         position = row_entry(arguments, EMBED.row_position, step, row)
@@ -47,7 +49,7 @@ def embed_tokens(arguments, tile, step, scratch, like):  # noqa: ANN201
         weight = advance(operand(arguments, EMBED.weight, like), token * hidden_size)
         out = advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size)
         for k in range(hidden_size):
-            out[k] = widen(weight[k])
+            out[k] = widen(weight[k]) * multiplier
 
 
 @device_jit

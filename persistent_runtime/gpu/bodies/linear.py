@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime.functions import dense as device_functions
+from persistent_runtime.functions.activations import SILU
 from persistent_runtime.gpu.bodies.arguments import (
     STREAM_COUNT,
     dim,
@@ -25,6 +26,7 @@ from persistent_runtime.gpu.bodies.arguments import (
     word,
 )
 from persistent_runtime.gpu.bodies.epilogue import finish
+from persistent_runtime.gpu.bodies.pointwise import norm_factors
 from persistent_runtime.gpu.compile.registry import Shape, gpu_body
 from persistent_runtime.gpu.ring.streamed import multiply_streamed
 from persistent_runtime.gpu.target import RowBlock
@@ -32,7 +34,7 @@ from persistent_runtime.rows.weight_pieces import Period, can_stream, period_of
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
-GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
+GATE_UP = record_offsets(device_functions.norm_gate_up)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
 MAX_STAGES = 8
@@ -57,6 +59,9 @@ class LinearConfiguration:
     stages: int
     ring: int  # slots of the ring that brings the weights of one-row tiles; 0 if none does
     periods: tuple[Period, ...]  # of the lengths that come through it
+    norm_offset: float  # added to each weight of the norm
+    activation: int  # one of functions/activations.py
+    multiplier: float  # of what is added to the residual
 
 
 def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> LinearConfiguration:
@@ -74,7 +79,9 @@ def linear_configuration(shape: Shape, block: RowBlock, matrices: int = 1) -> Li
         row_n, row_k, min(1 + triton.cdiv(block.bytes_in_flight, iteration_bytes), MAX_STAGES),
         target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
         target.tensor_depth, target.tensor_stages, ring,
-        tuple(period_of(length) for length in lengths) if ring else ())
+        tuple(period_of(length) for length in lengths) if ring else (),
+        shape.constant("norm_offset", 0.0), int(shape.constant("activation", SILU)),
+        shape.constant("multiplier", 1.0))
 
 
 @triton.jit
@@ -124,8 +131,8 @@ def multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED: tl
         value = tl.load(x + k, mask=mask_k, other=0, eviction_policy="evict_last")
         if NORMED:
             squares += value * value
-            value *= tl.load(norm + k, mask=mask_k, other=0,
-                             eviction_policy="evict_last").to(tl.float32)
+            value *= norm_factors(tl.load(norm + k, mask=mask_k, other=0,
+                                          eviction_policy="evict_last"), CONFIG.norm_offset)
         total += w.to(tl.float32) * value[None, :]
         if GATED:
             w = tl.load(weights[1] + at, mask=mask, other=0, eviction_policy="evict_first")
@@ -170,8 +177,9 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
                             eviction_policy="evict_last")
             if NORMED:
                 squares += tl.sum(value * value, axis=1)
-                value *= tl.load(norm + k, mask=mask_k, other=0,
-                                 eviction_policy="evict_last").to(tl.float32)[None, :]
+                value *= norm_factors(tl.load(norm + k, mask=mask_k, other=0,
+                                              eviction_policy="evict_last"),
+                                      CONFIG.norm_offset)[None, :]
             at = n[None, :] * length + k[:, None]
             mask = mask_n[None, :] & mask_k[:, None]
             w = tl.load(weights[0] + at, mask=mask, other=0, eviction_policy="evict_first")
@@ -247,7 +255,7 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
           configure=lambda shape: linear_configuration(shape, shape.target.residual))
 @triton.jit(noinline=True)
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
-    """residual += x @ weight.T + bias"""
+    """residual += (x @ weight.T + bias) * multiplier"""
     length = word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, LINEAR_RESIDUAL.tile_m),
                              dim(arguments, LINEAR_RESIDUAL.x, 0))
@@ -263,11 +271,11 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
              False, False, True, False, CONFIG)
 
 
-@gpu_body(device_functions.norm_gate_up_silu,
+@gpu_body(device_functions.norm_gate_up,
           configure=lambda shape: linear_configuration(shape, shape.target.gated, 2))
 @triton.jit(noinline=True)
-def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
-    """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
+def norm_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
+    """out = act(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, GATE_UP.tile_m), dim(arguments, GATE_UP.x, 0))
     begin, end = tile_range(tile[1], word(arguments, GATE_UP.tile_n),

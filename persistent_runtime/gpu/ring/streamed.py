@@ -18,6 +18,7 @@ from persistent_runtime.gpu.bodies.arguments import (
     WORKER,
 )
 from persistent_runtime.gpu.bodies.epilogue import activate
+from persistent_runtime.gpu.bodies.pointwise import norm_factors
 from persistent_runtime.gpu.ring.ring import (
     BARRIERS,
     EVERY_THREAD,
@@ -135,8 +136,9 @@ def load_pairs(address):
 
 @triton.jit
 def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD: tl.constexpr,
-                     TYPE: tl.constexpr):
-    """(x * norm, EACH values per line of the period, the sum of squares of x): [threads] each."""
+                     TYPE: tl.constexpr, OFFSET: tl.constexpr):
+    """(x * (norm + OFFSET), EACH values per line of the period, the sum of squares of x): [threads]
+    each."""
     lane = tl.arange(0, EVERY_THREAD)
     squares = tl.zeros([EVERY_THREAD], tl.float32)
     values = ()
@@ -147,8 +149,9 @@ def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD
             factors = load_pairs((norm + first).to(tl.int64))
             for k in tl.static_range(EACH // 2):
                 squares += loaded[2 * k] * loaded[2 * k] + loaded[2 * k + 1] * loaded[2 * k + 1]
-                values = values + (loaded[2 * k] * lower(factors[k], TYPE),
-                                   loaded[2 * k + 1] * upper(factors[k], TYPE))
+                values = values + (
+                    loaded[2 * k] * norm_factors(lower(factors[k], TYPE), OFFSET),
+                    loaded[2 * k + 1] * norm_factors(upper(factors[k], TYPE), OFFSET))
         else:
             values = values + loaded
     return values, squares
@@ -220,7 +223,8 @@ def add_up(address, COUNT: tl.constexpr):
 
 @triton.jit
 def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.constexpr,
-               PERIOD: tl.constexpr, PIECES: tl.constexpr, TYPE: tl.constexpr):
+               PERIOD: tl.constexpr, PIECES: tl.constexpr, TYPE: tl.constexpr,
+               OFFSET: tl.constexpr):
     """Uses up the `count` pieces of a tile, the worker's pieces from `first` on, against one row
     x [PERIOD.in_features]; leaves partial sums behind. PIECES: slots of the ring."""
     ALL_LINES: tl.constexpr = PERIOD.lines
@@ -231,7 +235,8 @@ def stream_row(x, norm, step, first, count, NORMED: tl.constexpr, GATED: tl.cons
     LEFT: tl.constexpr = PERIOD.sums_per_round
     end = ring_end()
     tl.debug_barrier()  # every thread has read the sums of the task before
-    values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES, TYPE)
+    values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES, TYPE,
+                                       OFFSET)
     if NORMED:
         leave_squares(squares, end)
     stream = stream_of(step[SEGMENT], step[WORKER])
@@ -305,7 +310,7 @@ def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, step,
         if ACCUMULATE:  # arrives while the product is on its way
             residual = tl.load(out + lane, mask=lane < columns, other=0)
         stream_row(x, norm, step, tile[STREAM_FIRST], tile[STREAM_COUNT], NORMED, GATED, PERIOD,
-                   CONFIG.ring, CONFIG.weight)
+                   CONFIG.ring, CONFIG.weight, CONFIG.norm_offset)
         factor = 1.0
         if NORMED:
             factor = inverse_norm(eps, PERIOD)

@@ -20,6 +20,7 @@ from event_tensor.errors import UserError
 from event_tensor.instantiate import instantiate
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
+from persistent_runtime.functions.activations import ACTIVATIONS
 from persistent_runtime.gpu import backend
 from persistent_runtime.gpu.bodies import tokens
 from persistent_runtime.gpu.compile import registry
@@ -87,6 +88,35 @@ def test_an_moe_block_fits_the_chip(shape, arch):
     assert worker.shared_bytes <= SHARED_MEMORY_LIMIT[arch]
 
 
+# parameters with which models of other families call the products
+VARIANTS = {"plain": {}, "gemma": {"norm_offset": 1.0, "activation": ACTIVATIONS["gelu_tanh"]},
+            "gelu": {"activation": ACTIVATIONS["gelu"]},
+            "granite": {"activation": ACTIVATIONS["relu2"], "multiplier": 0.22}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_products_fit_the_chip(variant):
+    parameters = {"tile_m": 256, "tile_n": 32, "in_features": 4096, "weight_bytes": 2}
+    functions = (device_functions.norm_linear, device_functions.linear_residual,
+                 device_functions.norm_gate_up)
+    configured = {function.name: make_configuration(function, Shape(
+        (call_of(function, parameters | {name: value for name, value in VARIANTS[variant].items()
+                                         if name in function.parameters}),),
+        weight_type("bfloat16"), False, TILE_TARGETS[tile_target_of(90)]))
+        for function in functions}
+    worker = compile_worker(functions, configured, 90)
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
+
+
+def test_calls_of_one_kernel_share_their_activation():
+    calls = tuple(call_of(device_functions.norm_gate_up, {
+        "tile_n": 32, "in_features": 64, "weight_bytes": 2, "activation": number})
+        for number in (0, 2))
+    shape = Shape(calls, weight_type("bfloat16"), False, TILE_TARGETS["generic"])
+    with pytest.raises(UserError, match="calls of norm_gate_up give activation the values 0, 2"):
+        make_configuration(device_functions.norm_gate_up, shape)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape, arch", [("qwen3-0.6b", 90), ("qwen3-8b", 100), (MOE, 80),
                                          (MOE, 90), (MOE, 100)])
@@ -107,7 +137,7 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
         "hidden_size": 2048, "num_key_value_heads": 4})
     graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
     functions = tuple({call.function: None for call in graph.calls
-                       if call.function is not device_functions.norm_gate_up_silu})
+                       if call.function is not device_functions.norm_gate_up})
     configured = configurations(graph, "bfloat16", target=tile_target_of(arch))
     worker = compile_worker(functions + moe_functions.MOE_BLOCK,
                             configured | moe_configurations("qwen3-30b-a3b", arch), arch)
