@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HANG_S, command_environment
+from two_ropes import reference_tokens, write_two_ropes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -41,3 +42,15 @@ def test_split_row_sum():
     done = run("split_row_sum.py", "--sizes", "1", "3", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same events: True") == 4
+
+
+def test_own_family(tmp_path):
+    """Another activation, norms with an offset and rope by layer, in one file: exact tokens."""
+    assert len((EXAMPLES / "own_family.py").read_text().splitlines()) <= 60
+    directory = write_two_ropes(tmp_path)
+    for prompt in ([5, 91, 17], [3 * k % 300 + 2 for k in range(40)]):
+        done = run("own_family.py", str(directory), "--prompt-ids", ",".join(map(str, prompt)))
+        assert done.returncode == 0, done.stderr
+        tokens = [int(token) for token in done.stdout.split(",")]
+        assert tokens == reference_tokens(directory, prompt, 24)
+        assert len(set(tokens)) > 4
