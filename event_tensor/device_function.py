@@ -13,6 +13,7 @@ Sizes may name the function's parameters, which every call binds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -126,7 +127,8 @@ class DeviceFunction:
     """The declaration of one tile program.
 
     `axes` name the tile coordinates in order; `parameters` are the integers or floats a call
-    binds; `scratch_bytes` is private memory one running tile needs.
+    binds, and `neutral` has values for those it may leave out; `scratch_bytes` is private memory
+    one running tile needs.
     """
 
     name: str
@@ -135,6 +137,7 @@ class DeviceFunction:
     parameters: tuple[str, ...] = ()
     cost: Cost = field(default_factory=Cost)
     scratch_bytes: Expr = field(default_factory=lambda: Constant(0))
+    neutral: Mapping[str, int | float] = field(default_factory=dict, hash=False)
 
     def operand(self, name: str) -> Operand:
         return next(operand for operand in self.operands if operand.name == name)

@@ -160,6 +160,7 @@ class Graph:
 
 def _bind_parameters(function: DeviceFunction, given: Mapping[str, Any],
                      label: str) -> dict[str, Expr | float]:
+    given = {**function.neutral, **given}
     missing = [p for p in function.parameters if p not in given]
     unknown = [p for p in given if p not in function.parameters]
     if missing or unknown:

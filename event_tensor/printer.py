@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from event_tensor.edges import Edge
 from event_tensor.graph import Call, Graph
-from event_tensor.symbols import Expr
+from event_tensor.symbols import Expr, as_expr
 from event_tensor.task_table import TaskTable
 from event_tensor.tensors import EventTensor
 
@@ -31,7 +31,7 @@ def _call(call: Call) -> list[str]:
     args = ", ".join("none" if tensor is None else tensor.name for tensor in call.args)
     lines = [f"  {call.name} = {call.function.name}<{grid}>({args})"]
     constants = ", ".join(f"{k}={v!r}" if isinstance(v, Expr) else f"{k}={v:g}"
-                          for k, v in call.parameters.items())
+                          for k, v in call.parameters.items() if not is_neutral(call, k))
     if constants:
         lines.append(f"    with {constants}")
     lines += [f"    {'trigger' if edge.is_trigger else 'wait'} {_edge(edge)}"
@@ -39,6 +39,12 @@ def _call(call: Call) -> list[str]:
     lines += [f"    {'update' if edge.is_data_dependent else 'notify'} {_edge(edge)}"
               for edge in call.out_edges]
     return lines
+
+
+def is_neutral(call: Call, parameter: str) -> bool:
+    """Whether the call leaves the parameter at the value with which it does nothing."""
+    neutral = call.function.neutral.get(parameter)
+    return call.parameters[parameter] == (as_expr(neutral) if isinstance(neutral, int) else neutral)
 
 
 def _edge(edge: Edge) -> str:

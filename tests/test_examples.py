@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import HANG_S, command_environment
+from two_ropes import reference_tokens, write_two_ropes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -50,3 +51,15 @@ def test_storage_format():
     errors = [float(error) for error in re.findall(r"largest error (\S+)", done.stdout)]
     assert len(errors) == 2 and max(errors) < 1e-4
     assert "98304 bytes become 27648" in done.stdout
+
+
+def test_own_family(tmp_path):
+    """Another activation, norms with an offset and rope by layer, in one file: exact tokens."""
+    assert len((EXAMPLES / "own_family.py").read_text().splitlines()) <= 60
+    directory = write_two_ropes(tmp_path)
+    for prompt in ([5, 91, 17], [3 * k % 300 + 2 for k in range(40)]):
+        done = run("own_family.py", str(directory), "--prompt-ids", ",".join(map(str, prompt)))
+        assert done.returncode == 0, done.stderr
+        tokens = [int(token) for token in done.stdout.split(",")]
+        assert tokens == reference_tokens(directory, prompt, 24)
+        assert len(set(tokens)) > 4

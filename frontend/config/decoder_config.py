@@ -32,6 +32,11 @@ class DecoderConfig:
     bos_token_id: int | None
     sampling: Sampling  # what generation_config.json asks for
     ends: Ends
+    attention_scale: float  # of the scores before their softmax
+    activation: str = "silu"  # of the MLP's gate; a key of functions/activations.py's ACTIVATIONS
+    norm_offset: float = 0.0  # added to each weight of every norm
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0  # of what attention and MLP add to the residual
 
     @property
     def num_layers(self) -> int:

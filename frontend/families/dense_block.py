@@ -42,7 +42,7 @@ def add_mlp(ops: Operators, layer: int, x: TensorSpec) -> TensorSpec:
     """x += mlp(rms_norm(x)), in place: [tokens, hidden]"""
     config, p = ops.config, f"model.layers.{layer}"
     hidden, inner = config.hidden_size, config.layers[layer].intermediate_size
-    gated = ops.norm_gate_up_silu(
+    gated = ops.norm_gate_up(
         f"{p}.mlp.gate_up", x, ops.weight(f"{p}.post_attention_layernorm.weight", hidden),
         ops.weight(f"{p}.mlp.gate_proj.weight", inner, hidden),
         ops.weight(f"{p}.mlp.up_proj.weight", inner, hidden),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from event_tensor.tensors import TensorSpec
+from frontend.config.activation import only_silu
 from frontend.config.decoder_config import DecoderConfig
 from frontend.config.experts import Experts, dense_only
 from frontend.config.rope import Ropes, one_rope
@@ -60,6 +61,7 @@ class Family:
     output_bias: Callable[[Fields], bool] = attention_bias
     mlp_bias: Callable[[Fields], bool] = never
     qk_norm: bool = False
+    activation: Callable[[Fields], str] = only_silu
     windows: Callable[[Fields, int], Windows] = full_attention
     ropes: Callable[[Fields, int], Ropes] = one_rope
     experts: Callable[[Fields, int], Experts] = dense_only

@@ -88,6 +88,8 @@ def parse_config(
         bos_token_id=next(iter(special_ids.token_ids("bos_token_id")), None),
         sampling=sampling_of(generation, generation_source),
         ends=ends_of(generation, generation_source),
+        attention_scale=float(head_dim) ** -0.5,
+        activation=family.activation(config),
     ))
 
 
@@ -112,8 +114,6 @@ def refuse_unsupported(config: Fields) -> None:
         raise UserError(
             f"{config.source}: per_layer_config is not supported; all layers must have one shape"
         )
-    if config.get("hidden_act") not in ("silu", "swish"):  # two names of one function
-        raise config.error("hidden_act", "the only supported activation is silu")
 
 
 def parse_dtype(config: Fields) -> str | None:

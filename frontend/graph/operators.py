@@ -17,36 +17,17 @@ from frontend.config.experts import ExpertConfig
 from frontend.config.layers import LayerConfig
 from frontend.config.rope import RopeConfig
 from frontend.graph.control import Control, Limits, declare
+from frontend.graph.tensor_groups import RopeTables, Routing
 from frontend.graph.tiles import TileConfig
 from persistent_runtime.formats import FLOAT32, row_bytes, stored_bytes
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
+from persistent_runtime.functions.activations import ACTIVATIONS
 
 TOKENS = Symbol("tokens")  # rows of this step
 LOGIT_ROWS = Symbol("logit_rows", at_least=0)  # rows whose next token is wanted
 KV_SPLITS = Symbol("kv_splits")
 CONTEXT = Symbol("context")  # longest context of the launch, for the cost model only
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Which rows go to which experts, as `select_experts` leaves it: one per sparse layer."""
-
-    topk_ids: TensorSpec  # [tokens, top_k] int32
-    topk_weights: TensorSpec  # [tokens, top_k] float32
-    place: TensorSpec  # [tokens, top_k] int32: the slot of each choice
-    counts: TensorSpec  # [num_experts] int32: rows of each expert
-    tile_indptr: TensorSpec  # [num_experts + 1] int32: tiles of each expert
-    tile_expert: TensorSpec  # [tiles] int32
-    tile_rows: TensorSpec  # [tiles, tile_m] int32: the row in each slot, -1 where there is none
-
-
-@dataclass(frozen=True, slots=True)
-class RopeTables:
-    """One way of rotating: [max_context, head_dim / 2] float32 each."""
-
-    cos: TensorSpec
-    sin: TensorSpec
 
 
 @dataclass(slots=True)
@@ -114,7 +95,8 @@ class Operators:
             device_functions.embed_tokens, name="embed_tokens",
             args=[self.control.token_ids, *self._places, weight, hidden],
             parameters=self._rows(self.tiles.attention_rows) | {
-                "hidden_size": self.config.hidden_size})
+                "hidden_size": self.config.hidden_size,
+                "multiplier": self.config.embedding_multiplier})
         return hidden
 
     def norm_linear(self, name: str, x: TensorSpec, norm: TensorSpec, weight: TensorSpec,
@@ -123,26 +105,27 @@ class Operators:
         out = self.activation(name.rpartition(".")[2], TOKENS, weight.shape[0])
         self.graph.call_device(
             device_functions.norm_linear, name=name, args=[x, norm, weight, bias, out],
-            parameters=self._linear(weight, tile_n) | {"eps": self.config.rms_norm_eps})
+            parameters=self._linear(weight, tile_n) | self._norm())
         return out
 
     def linear_residual(self, name: str, x: TensorSpec, weight: TensorSpec,
                         bias: TensorSpec | None, residual: TensorSpec, tile_n: int) -> TensorSpec:
-        """residual += x @ weight.T + bias, in place"""
+        """residual += (x @ weight.T + bias) * residual_multiplier, in place"""
         self.graph.call_device(
             device_functions.linear_residual, name=name, args=[x, weight, bias, residual],
-            parameters=self._linear(weight, tile_n))
+            parameters=self._linear(weight, tile_n) | {
+                "multiplier": self.config.residual_multiplier})
         return residual
 
-    def norm_gate_up_silu(self, name: str, x: TensorSpec, norm: TensorSpec, gate: TensorSpec,
+    def norm_gate_up(self, name: str, x: TensorSpec, norm: TensorSpec, gate: TensorSpec,
                           up: TensorSpec, gate_bias: TensorSpec | None,
                           up_bias: TensorSpec | None) -> TensorSpec:
-        """silu(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T): [tokens, intermediate_size]"""
+        """activation(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T): [tokens, intermediate_size]"""
         out = self.activation("gate_up", TOKENS, gate.shape[0])
         self.graph.call_device(
-            device_functions.norm_gate_up_silu, name=name,
+            device_functions.norm_gate_up, name=name,
             args=[x, norm, gate, up, gate_bias, up_bias, out],
-            parameters=self._linear(gate, self.tiles.gate_up) | {"eps": self.config.rms_norm_eps})
+            parameters=self._linear(gate, self.tiles.gate_up) | self._norm() | self._gate())
         return out
 
     def moe_block(self, name: str, x: TensorSpec, norm: TensorSpec, router: TensorSpec,
@@ -177,13 +160,13 @@ class Operators:
         self.graph.call_device(
             moe_functions.group_rows, name=f"{name}.group_rows", tile_num=(TOKENS, top_k),
             args=[x, norm, r.topk_ids, r.place, grouped],
-            parameters={"hidden_size": hidden, "eps": self.config.rms_norm_eps},
+            parameters={"hidden_size": hidden} | self._norm(),
             in_edges={routed: lambda i, k: ()},
             out_edges={expert: lambda i, k: r.topk_ids[i, k]})
         self.graph.call_device(
             moe_functions.expert_gate_up, name=f"{name}.expert_gate_up",
             args=[grouped, gate_up, r.tile_expert, r.tile_rows, inner],
-            parameters=self._expert_linear(gate_up, tiles.gate_up),
+            parameters=self._expert_linear(gate_up, tiles.gate_up) | self._gate(),
             in_edges={expert: trigger(lambda e: span(r.tile_indptr[e], r.tile_indptr[e + 1]))},
             out_edges={tile: "tj->t"})
         self.graph.call_device(
@@ -194,7 +177,9 @@ class Operators:
         self.graph.call_device(
             moe_functions.combine_experts, name=f"{name}.combine_experts",
             args=[r.topk_weights, r.place, out, x],
-            parameters={"hidden_size": hidden, "top_k": top_k}, in_edges={row: "i->i"})
+            parameters={"hidden_size": hidden, "top_k": top_k,
+                        "multiplier": self.config.residual_multiplier},
+            in_edges={row: "i->i"})
         return x
 
     def _expert_tiles(self, experts: ExpertConfig) -> Expr:
@@ -254,13 +239,13 @@ class Operators:
         rope = self.rope_tables(layer.rope)
         tables = [rope.cos, rope.sin]
         rows = self._places
-        eps, head_dim = self.config.rms_norm_eps, {"head_dim": dim}
 
         def append() -> None:
             self.graph.call_device(
                 device_functions.rope_append, name=f"{name}.rope_append",
                 args=[k, v, k_norm, *tables, *rows, *caches],
-                parameters=self._rows(self.tiles.attention_rows) | head_dim | {"eps": eps})
+                parameters=self._rows(self.tiles.attention_rows) | self._norm() | {
+                    "head_dim": dim})
 
         if not self.rows_are_apart:
             append()
@@ -268,9 +253,10 @@ class Operators:
         self.graph.call_device(
             device_functions.attention, name=f"{name}.attention",
             args=[q, *own, q_norm, k_norm, *tables, *caches, *rows, partial, stats],
-            parameters=self._heads() | {
-                "kv_splits": KV_SPLITS, "window": layer.window or 0, "scale": float(dim) ** -0.5,
-                "eps": eps, "kv_row_bytes": row_bytes(caches[0]), "context": CONTEXT})
+            parameters=self._heads() | self._norm() | {
+                "kv_splits": KV_SPLITS, "window": layer.window or 0,
+                "scale": self.config.attention_scale, "kv_row_bytes": row_bytes(caches[0]),
+                "context": CONTEXT})
         if self.rows_are_apart:
             append()
         self.graph.call_device(
@@ -289,8 +275,7 @@ class Operators:
         self.graph.call_device(
             device_functions.norm_lm_head, name="lm_head",
             args=[x, self.control.logit_row, norm, weight, logits, tile_max, tile_argmax],
-            parameters=self._linear(weight, tile_n, LOGIT_ROWS) | {
-                "eps": self.config.rms_norm_eps})
+            parameters=self._linear(weight, tile_n, LOGIT_ROWS) | self._norm())
         c = self.control
         self.graph.call_device(
             device_functions.select_token, name="select_token",
@@ -313,6 +298,12 @@ class Operators:
                 ) -> dict[str, Expr | int | float]:
         return self._rows(self.tiles.linear_rows, of) | {
             "tile_n": tile_n, "in_features": weight.shape[1], "row_bytes": row_bytes(weight)}
+
+    def _norm(self) -> dict[str, Expr | int | float]:
+        return {"eps": self.config.rms_norm_eps, "norm_offset": self.config.norm_offset}
+
+    def _gate(self) -> dict[str, Expr | int | float]:
+        return {"activation": ACTIVATIONS[self.config.activation]}
 
     def _expert_linear(self, weight: TensorSpec, tile_n: int) -> dict[str, Expr | int | float]:
         assert self.tiles.experts is not None

@@ -18,6 +18,7 @@ from event_tensor.device_function import (
     writes,
 )
 from event_tensor.symbols import Symbol, as_expr, maximum
+from persistent_runtime.functions.activations import SILU
 
 tile_m, tile_n = Symbol("tile_m"), Symbol("tile_n")
 rows = Symbol("rows")  # rows that a tile has in this step: at most tile_m; for the cost model only
@@ -26,6 +27,13 @@ hidden_size, head_dim = Symbol("hidden_size"), Symbol("head_dim")
 group_width, group_heads = Symbol("group_width"), Symbol("group_heads")
 context, kv_splits = Symbol("context"), Symbol("kv_splits")
 kv_row_bytes = Symbol("kv_row_bytes")  # of a position's vector in a KV cache
+
+# Parameters that a call may leave out, and the values with which they do nothing.
+# norm_offset: added to each weight of a norm; multiplier: of what is embedded, or added to the
+# residual.
+PLAIN_NORM = {"norm_offset": 0.0}
+ONCE = {"multiplier": 1.0}
+PLAIN_GATE = {"activation": SILU}  # one of functions/activations.py
 
 LINEAR_COST = Cost(bytes=tile_n * row_bytes,
                    flops=2 * rows * tile_n * in_features)
@@ -50,8 +58,9 @@ embed_tokens = DeviceFunction(
         reads("weight", WHOLE, WHOLE),  # [vocab, hidden]
         writes("out", Tile("i", tile_m), WHOLE),  # [tokens, hidden] float32
     ),
-    parameters=("tile_m", "hidden_size", "rows"),
+    parameters=("tile_m", "hidden_size", "rows", "multiplier"),
     cost=Cost(bytes=rows * hidden_size * 4),
+    neutral=ONCE,
 )
 
 norm_linear = DeviceFunction(
@@ -64,9 +73,10 @@ norm_linear = DeviceFunction(
         reads("bias", Tile("j", tile_n), optional=True),  # [out_features]
         writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps", "norm_offset"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
+    neutral=PLAIN_NORM,
 )
 
 linear_residual = DeviceFunction(
@@ -78,13 +88,14 @@ linear_residual = DeviceFunction(
         reads("bias", Tile("j", tile_n), optional=True),
         updates("residual", Tile("i", tile_m), Tile("j", tile_n)),  # [tokens, out_features] float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "multiplier"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
+    neutral=ONCE,
 )
 
-norm_gate_up_silu = DeviceFunction(
-    name="norm_gate_up_silu",
+norm_gate_up = DeviceFunction(
+    name="norm_gate_up",
     axes=("i", "j"),
     operands=(
         reads("x", Tile("i", tile_m), WHOLE),  # [tokens, in_features] float32
@@ -93,11 +104,13 @@ norm_gate_up_silu = DeviceFunction(
         reads("up_weight", Tile("j", tile_n), WHOLE),
         reads("gate_bias", Tile("j", tile_n), optional=True),
         reads("up_bias", Tile("j", tile_n), optional=True),
-        writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # silu(gate) * up, float32
+        writes("out", Tile("i", tile_m), Tile("j", tile_n)),  # act(gate) * up, float32
     ),
-    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps", "norm_offset",
+                "activation"),
     cost=Cost(bytes=2 * LINEAR_COST.bytes, flops=2 * LINEAR_COST.flops),
     scratch_bytes=NORM_SCRATCH,
+    neutral=PLAIN_NORM | PLAIN_GATE,
 )
 
 rope_append = DeviceFunction(
@@ -115,8 +128,9 @@ rope_append = DeviceFunction(
         writes("k_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
         writes("v_cache", WHOLE, Tile("h", 1), Indexed("row_position", "i", distinct=True), WHOLE),
     ),
-    parameters=("tile_m", "head_dim", "eps", "rows"),
+    parameters=("tile_m", "head_dim", "eps", "rows", "norm_offset"),
     cost=Cost(bytes=rows * 4 * head_dim * 4),
+    neutral=PLAIN_NORM,
 )
 
 attention = DeviceFunction(
@@ -142,10 +156,11 @@ attention = DeviceFunction(
     ),
     # window: how many positions a row sees, itself included; 0 means all of them
     parameters=("tile_m", "head_dim", "group_heads", "group_width", "kv_splits", "window", "scale",
-                "eps", "kv_row_bytes", "context", "rows"),
+                "eps", "kv_row_bytes", "context", "rows", "norm_offset"),
     cost=Cost(bytes=2 * context * kv_row_bytes // kv_splits,
               flops=4 * rows * group_width * context // kv_splits),
     scratch_bytes=ATTENTION_SCRATCH,
+    neutral=PLAIN_NORM,
 )
 
 attention_combine = DeviceFunction(
@@ -173,9 +188,10 @@ norm_lm_head = DeviceFunction(
         writes("tile_max", Tile("i", tile_m), Tile("j", 1)),
         writes("tile_argmax", Tile("i", tile_m), Tile("j", 1)),
     ),
-    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "eps", "norm_offset"),
     cost=LINEAR_COST,
     scratch_bytes=NORM_SCRATCH,
+    neutral=PLAIN_NORM,
 )
 
 select_token = DeviceFunction(

@@ -18,7 +18,15 @@ from event_tensor.device_function import (
     writes,
 )
 from event_tensor.symbols import Expr, ExprLike, Symbol, as_expr, minimum
-from persistent_runtime.functions.dense import LINEAR_COST, hidden_size, tile_m, tile_n
+from persistent_runtime.functions.dense import (
+    LINEAR_COST,
+    ONCE,
+    PLAIN_GATE,
+    PLAIN_NORM,
+    hidden_size,
+    tile_m,
+    tile_n,
+)
 
 top_k = Symbol("top_k")
 
@@ -62,8 +70,9 @@ group_rows = DeviceFunction(
         reads("place", Tile("i", 1), Tile("k", 1)),  # [N, K] int32
         writes("grouped", Rows("place", ("i", "k")), WHOLE),  # [T * tile_m, H] float32
     ),
-    parameters=("hidden_size", "eps"),
+    parameters=("hidden_size", "eps", "norm_offset"),
     cost=Cost(bytes=2 * hidden_size * 4),
+    neutral=PLAIN_NORM,
 )
 
 # Of a tile's slots only the first ones hold rows; the others are neither computed nor written.
@@ -75,12 +84,13 @@ expert_gate_up = DeviceFunction(
         reads("weight", Rows("tile_expert", ("t",)), WHOLE, WHOLE),  # [E, 2 * I, H]: gate, then up
         reads("tile_expert", Tile("t", 1)),  # [T] int32
         reads("tile_rows", Tile("t", 1), WHOLE),  # [T, tile_m] int32
-        # silu(gate) * up: [T * tile_m, I] float32
+        # act(gate) * up: [T * tile_m, I] float32
         writes("inner", Tile("t", tile_m), Tile("j", tile_n)),
     ),
-    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows"),
+    parameters=("tile_m", "tile_n", "in_features", "row_bytes", "rows", "activation"),
     cost=Cost(bytes=2 * LINEAR_COST.bytes, flops=2 * LINEAR_COST.flops),
     scratch_bytes=tile_m * tile_n * 4,  # the gate's columns, until those of up are there
+    neutral=PLAIN_GATE,
 )
 
 expert_down = DeviceFunction(
@@ -106,7 +116,8 @@ combine_experts = DeviceFunction(
         reads("expert_out", Rows("place", ("i",)), WHOLE),  # [T * tile_m, H] float32
         updates("residual", Tile("i", 1), WHOLE),  # [N, H] float32
     ),
-    parameters=("hidden_size", "top_k"),
+    parameters=("hidden_size", "top_k", "multiplier"),
     cost=Cost(bytes=(top_k + 2) * hidden_size * 4),
     scratch_bytes=hidden_size * 4,  # the weighted sum before it joins the residual
+    neutral=ONCE,
 )

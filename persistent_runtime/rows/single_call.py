@@ -17,8 +17,8 @@ def pack_arguments(declaration: DeviceFunction, values: dict[str, Any]
                    ) -> npt.NDArray[np.int64]:
     """The argument record of one call: int64 words, addresses into the arrays of `values`.
 
-    An optional operand that is None or missing has address 0; a missing parameter is 0. The
-    arrays must be C-contiguous and outlive the record.
+    An optional operand that is None or missing has address 0; a missing parameter is
+    neutral, or 0. The arrays must be C-contiguous and outlive the record.
     """
     words = (layout.OPERAND_WORDS * len(declaration.operands)) + len(declaration.parameters)
     record = np.zeros(words, np.int64)
@@ -37,7 +37,7 @@ def pack_arguments(declaration: DeviceFunction, values: dict[str, Any]
         record[at + layout.ADDRESS] = array.ctypes.data
         record[at + layout.DIMS:at + layout.DIMS + array.ndim] = array.shape
     for name in declaration.parameters:
-        value = values.get(name, 0)
+        value = values.get(name, declaration.neutral.get(name, 0))
         bits = struct.unpack("<q", struct.pack("<d", value))[0]
         record[offsets[name]] = bits if isinstance(value, float) else value
     return record

@@ -90,7 +90,7 @@ def test_a_gate_and_what_it_lets_through(gate_format, up_format, shape):
     norm, bias = 1 + 0.1 * normal(rng, in_features), normal(rng, out_features)
     out = np.full((rows, out_features), np.nan, np.float32)
     formats = {"gate_weight": gate_format, "up_weight": up_format}
-    run_all(df.norm_gate_up_silu, formats, parameters | {
+    run_all(df.norm_gate_up, formats, parameters | {
         "x": x, "norm_weight": norm, "gate_weight": gate, "up_weight": up, "up_bias": bias,
         "out": out, "eps": 1e-5}, counts)
     normed = rms_normed(x, norm, 1e-5)

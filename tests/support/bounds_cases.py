@@ -92,7 +92,7 @@ def products(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
         "weight": weight(), "bias": bias(), "out": unwritten(rows, columns)}, counts)
     call(df.linear_residual, common | {
         "weight": weight(), "bias": bias(), "residual": extreme(rng, rows, columns)}, counts)
-    call(df.norm_gate_up_silu, common | norm | {
+    call(df.norm_gate_up, common | norm | {
         "gate_weight": weight(), "up_weight": weight(), "gate_bias": bias(), "up_bias": bias(),
         "out": unwritten(rows, columns)}, counts)
 
@@ -291,7 +291,7 @@ def experts(rng: Rng, dtype: str, call: Call, is_small: bool) -> None:
 
 # case → the functions that it calls
 CASES: dict[Callable[..., None], tuple[DeviceFunction, ...]] = {
-    products: (df.norm_linear, df.linear_residual, df.norm_gate_up_silu),
+    products: (df.norm_linear, df.linear_residual, df.norm_gate_up),
     heads: (df.rope_append, df.attention, df.attention_combine),
     tokens: (df.norm_lm_head, df.select_token, df.embed_tokens),
     experts: declared(moe)}

@@ -46,23 +46,32 @@ KV_BLOCK = device_functions.KV_BLOCK
 
 
 @device_jit
-def head_factor(vector, head_dim, arguments, norm, eps):  # noqa: ANN201
+def head_norm(arguments, offsets, weight):  # noqa: ANN201
+    """A head's norm: (the operand of its weights, eps, what is added to each weight)."""
+    return (weight, float_parameter(arguments, offsets.eps),
+            float_parameter(arguments, offsets.norm_offset))
+
+
+@device_jit
+def head_factor(vector, head_dim, arguments, norm):
     """What a head's elements are multiplied by before the norm's weight; 1 without a norm."""
-    return inverse_rms(vector, head_dim, eps) if is_given(arguments, norm) else ONE
+    weight, eps, _ = norm
+    return inverse_rms(vector, head_dim, eps) if is_given(arguments, weight) else ONE
 
 
 @device_jit
 def normed(vector, d, factor, arguments, norm, like):
     """Element d of a head after its optional RMS norm."""
-    if is_given(arguments, norm):
-        return vector[d] * factor * widen(operand(arguments, norm, like)[d])
+    weight, _, offset = norm
+    if is_given(arguments, weight):
+        return vector[d] * factor * (widen(operand(arguments, weight, like)[d]) + offset)
     return vector[d]
 
 
 @device_jit
-def rotate(vector, head_dim, cos, sin, arguments, norm, eps, like, out, out_like):
+def rotate(vector, head_dim, cos, sin, arguments, norm, like, out, out_like):
     """out = rotate_half_rope(optional_norm(vector)): element d pairs with d + head_dim / 2."""
-    factor = head_factor(vector, head_dim, arguments, norm, eps)
+    factor = head_factor(vector, head_dim, arguments, norm)
     half = head_dim // 2
     for d in range(half):
         a = normed(vector, d, factor, arguments, norm, like)
@@ -82,8 +91,8 @@ def key_and_value(arguments, offsets, row, position, head, formats, k, v):
     at = row * dim(arguments, offsets.k, 1) + head * head_dim
     rotate(advance(operand(arguments, offsets.k, FLOAT32), at), head_dim,
            advance(operand(arguments, offsets.cos, FLOAT32), angles),
-           advance(operand(arguments, offsets.sin, FLOAT32), angles), arguments, offsets.k_norm,
-           float_parameter(arguments, offsets.eps), formats.k_norm, k, formats.k_cache)
+           advance(operand(arguments, offsets.sin, FLOAT32), angles), arguments,
+           head_norm(arguments, offsets, offsets.k_norm), formats.k_norm, k, formats.k_cache)
     value = advance(operand(arguments, offsets.v, FLOAT32), at)
     for d in range(head_dim):
         v[d] = narrow(value[d], formats.v_cache)
@@ -171,7 +180,7 @@ def attend_block(arguments, step, row, rows, block, length, q, q_stride, vectors
 def rotate_queries(arguments, step, first, last, head, out, formats):
     """out = rope(q) of a KV head's query heads: [rows, group_heads, head_dim]."""
     head_dim, group_heads = arguments[ATTENTION.head_dim], arguments[ATTENTION.group_heads]
-    eps, width = float_parameter(arguments, ATTENTION.eps), group_heads * head_dim
+    norm, width = head_norm(arguments, ATTENTION, ATTENTION.q_norm), group_heads * head_dim
     for m in range(last - first):
         angles = row_entry(arguments, ATTENTION.row_position, step, first + m) * (head_dim // 2)
         cos = advance(operand(arguments, ATTENTION.cos, FLOAT32), angles)
@@ -179,8 +188,8 @@ def rotate_queries(arguments, step, first, last, head, out, formats):
         q = advance(operand(arguments, ATTENTION.q, FLOAT32),
                     (first + m) * dim(arguments, ATTENTION.q, 1) + head * width)
         for g in range(group_heads):
-            rotate(advance(q, g * head_dim), head_dim, cos, sin, arguments, ATTENTION.q_norm, eps,
-                   formats.q_norm, advance(out, m * width + g * head_dim), FLOAT32)
+            rotate(advance(q, g * head_dim), head_dim, cos, sin, arguments, norm, formats.q_norm,
+                   advance(out, m * width + g * head_dim), FLOAT32)
 
 
 @device_jit

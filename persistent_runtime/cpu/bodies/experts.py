@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from persistent_runtime.cpu.bodies.activations import activate_times
 from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     INT32,
@@ -14,12 +15,18 @@ from persistent_runtime.cpu.bodies.arguments import (
     tile_range,
     weight_row,
 )
-from persistent_runtime.cpu.bodies.linear import silu_times
 from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
 from persistent_runtime.cpu.vectors.blocks import begin_stream
 from persistent_runtime.cpu.vectors.intrinsics import advance
-from persistent_runtime.cpu.vectors.numerics import MINUS_INFINITY, ZERO, exp, matmul_rows, rms_norm
+from persistent_runtime.cpu.vectors.numerics import (
+    MINUS_INFINITY,
+    ONE,
+    ZERO,
+    exp,
+    matmul_rows,
+    rms_norm,
+)
 from persistent_runtime.functions import experts as moe_functions
 
 SELECT = record_offsets(moe_functions.select_experts)
@@ -118,7 +125,8 @@ def group_rows(arguments, tile, step, scratch, formats):
     choice = np.int64(tile[0]) * dim(arguments, GROUP.place, 1) + tile[1]
     slot = np.int64(operand(arguments, GROUP.place, INT32)[choice])
     rms_norm(advance(operand(arguments, GROUP.x, FLOAT32), np.int64(tile[0]) * length),
-             operand(arguments, GROUP.norm_weight, formats.norm_weight), length,
+             operand(arguments, GROUP.norm_weight, formats.norm_weight),
+             float_parameter(arguments, GROUP.norm_offset), length,
              float_parameter(arguments, GROUP.eps),
              advance(operand(arguments, GROUP.grouped, FLOAT32), slot * length))
 
@@ -135,7 +143,7 @@ def filled_slots(arguments, tile_rows, tile, slots):
 
 @cpu_body(moe_functions.expert_gate_up)
 def expert_gate_up(arguments, tile, step, scratch, formats):
-    """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
+    """inner = act(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
     length, slots = arguments[GATE_UP.in_features], arguments[GATE_UP.tile_m]
     t, inner_size = np.int64(tile[0]), dim(arguments, GATE_UP.inner, 1)
     rows = filled_slots(arguments, GATE_UP.tile_rows, t, slots)
@@ -156,7 +164,8 @@ def expert_gate_up(arguments, tile, step, scratch, formats):
     matmul_rows(up_weight, columns, length, x, length, rows, inner, inner_size, keep=0,
                 ahead=None)
     for m in range(rows):
-        silu_times(advance(scratch, m * columns), advance(inner, m * inner_size), columns)
+        activate_times(arguments[GATE_UP.activation], advance(scratch, m * columns),
+                       advance(inner, m * inner_size), columns)
 
 
 @cpu_body(moe_functions.expert_down)
@@ -180,7 +189,7 @@ def expert_down(arguments, tile, step, scratch, formats):
 
 @cpu_body(moe_functions.combine_experts)
 def combine_experts(arguments, tile, step, scratch, formats):
-    """residual[i] += Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
+    """residual[i] += multiplier * Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
     length, top_k = arguments[COMBINE.hidden_size], arguments[COMBINE.top_k]
     row = np.int64(tile[0])
     place = advance(operand(arguments, COMBINE.place, INT32), row * top_k)
@@ -194,5 +203,10 @@ def combine_experts(arguments, tile, step, scratch, formats):
         for d in range(length):
             scratch[d] += weight * out[d]
     residual = advance(operand(arguments, COMBINE.residual, FLOAT32), row * length)
-    for d in range(length):
-        residual[d] += scratch[d]
+    multiplier = float_parameter(arguments, COMBINE.multiplier)
+    if multiplier == ONE:
+        for d in range(length):
+            residual[d] += scratch[d]
+    else:
+        for d in range(length):
+            residual[d] += scratch[d] * multiplier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from persistent_runtime.cpu.bodies.activations import activate_times
 from persistent_runtime.cpu.bodies.arguments import (
     FLOAT32,
     INT32,
@@ -33,7 +34,6 @@ from persistent_runtime.cpu.vectors.intrinsics import (
 )
 from persistent_runtime.cpu.vectors.numerics import (
     ONE,
-    exp,
     is_finite,
     largest,
     matmul_rows,
@@ -43,12 +43,12 @@ from persistent_runtime.functions import dense as device_functions
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
-GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
+GATE_UP = record_offsets(device_functions.norm_gate_up)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 NOT_A_NUMBER = np.float32(np.nan)
 
 # Scratch holds the tile's normalised rows and this many rows of in_features more.
-SPARE_ROWS = device_functions.norm_gate_up_silu.scratch_bytes.evaluate(
+SPARE_ROWS = device_functions.norm_gate_up.scratch_bytes.evaluate(
     {"tile_m": 0, "in_features": 1}) // FLOAT32.itemsize
 
 
@@ -97,10 +97,11 @@ def multiply(weight, columns, length, x, rows, out, out_stride, keep, scratch, l
 
 
 @device_jit
-def norm_rows(x, rows, norm_weight, length, eps, scratch):
+def norm_rows(x, rows, norm_weight, offset, length, eps, scratch):
     """scratch[m] = rms_norm(x[m]) for `rows` rows."""
     for m in range(rows):
-        rms_norm(advance(x, m * length), norm_weight, length, eps, advance(scratch, m * length))
+        rms_norm(advance(x, m * length), norm_weight, offset, length, eps,
+                 advance(scratch, m * length))
 
 
 @cpu_body(device_functions.norm_linear)
@@ -115,8 +116,9 @@ def norm_linear(arguments, tile, step, scratch, formats):  # noqa: ANN201
     begin_stream(weight)  # arrives while the rows are normalised
     x = operand(arguments, NORM_LINEAR.x, FLOAT32)
     norm_weight = operand(arguments, NORM_LINEAR.norm_weight, formats.norm_weight)
+    offset = float_parameter(arguments, NORM_LINEAR.norm_offset)
     eps = float_parameter(arguments, NORM_LINEAR.eps)
-    norm_rows(advance(x, first * length), last - first, norm_weight, length, eps, scratch)
+    norm_rows(advance(x, first * length), last - first, norm_weight, offset, length, eps, scratch)
     out = advance(operand(arguments, NORM_LINEAR.out, FLOAT32), first * out_stride + begin)
     multiply(weight, end - begin, length, scratch, last - first, out, out_stride, keep=0,
              scratch=scratch, like=formats.weight)
@@ -125,9 +127,31 @@ def norm_linear(arguments, tile, step, scratch, formats):  # noqa: ANN201
         add_bias(out, out_stride, last - first, bias, end - begin)
 
 
+@device_jit
+def add_multiple(arguments, multiplier, x, rows, begin, end, residual, scratch, formats):
+    """Columns [begin, end) of residual += (x @ weight.T + bias) * multiplier, where that is not
+    one; residual points to the first of them."""
+    length = arguments[LINEAR_RESIDUAL.in_features]
+    out_stride = dim(arguments, LINEAR_RESIDUAL.residual, 1)
+    product = advance(scratch, rows * length)  # x may lie before it, rounded
+    columns = max(SPARE_ROWS * length // max(rows, 1), 1)
+    for n in range(begin, end, columns):
+        width = min(columns, end - n)
+        weight = weight_row(arguments, LINEAR_RESIDUAL.weight, n, length, formats.weight)
+        multiply(weight, width, length, x, rows, product, width, keep=0, scratch=scratch,
+                 like=formats.weight)
+        if is_given(arguments, LINEAR_RESIDUAL.bias):
+            bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, formats.bias), n)
+            add_bias(product, width, rows, bias, width)
+        for m in range(rows):
+            of_row = advance(residual, m * out_stride + n - begin)
+            for k in range(width):
+                of_row[k] += product[m * width + k] * multiplier
+
+
 @cpu_body(device_functions.linear_residual)
 def linear_residual(arguments, tile, step, scratch, formats):
-    """residual += x @ weight.T + bias"""
+    """residual += (x @ weight.T + bias) * multiplier"""
     length = arguments[LINEAR_RESIDUAL.in_features]
     tokens = dim(arguments, LINEAR_RESIDUAL.x, 0)
     out_stride = dim(arguments, LINEAR_RESIDUAL.residual, 1)
@@ -138,6 +162,11 @@ def linear_residual(arguments, tile, step, scratch, formats):
     weight = weight_row(arguments, LINEAR_RESIDUAL.weight, begin, length, formats.weight)
     residual = advance(operand(arguments, LINEAR_RESIDUAL.residual, FLOAT32),
                        first * out_stride + begin)
+    multiplier = float_parameter(arguments, LINEAR_RESIDUAL.multiplier)
+    if multiplier != ONE:
+        add_multiple(arguments, multiplier, x, last - first, begin, end, residual, scratch,
+                     formats)
+        return
     multiply(weight, end - begin, length, x, last - first, residual, out_stride, keep=1,
              scratch=scratch, like=formats.weight)
     if is_given(arguments, LINEAR_RESIDUAL.bias):
@@ -146,16 +175,9 @@ def linear_residual(arguments, tile, step, scratch, formats):
 
 
 @device_jit
-def silu_times(gate, up, length):
-    """up = silu(gate) * up; [length] float32."""
-    for n in range(length):
-        up[n] = gate[n] / (ONE + exp(-gate[n])) * up[n]
-
-
-@device_jit
 def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scratch, formats):
-    """Columns [begin, end) of silu(y @ gate.T) * (y @ up.T)."""
-    gate = advance(scratch, rows * length)
+    """Columns [begin, end) of act(y @ gate.T) * (y @ up.T)."""
+    gate, activation = advance(scratch, rows * length), arguments[GATE_UP.activation]
     # the gate's columns wait in the spare scratch while the up columns are computed
     columns = max(SPARE_ROWS * length // max(rows, 1), 1)
     for n in range(begin, end, columns):
@@ -174,12 +196,12 @@ def gate_up_columns(arguments, y, rows, length, begin, end, out, out_stride, scr
             bias = advance(operand(arguments, GATE_UP.up_bias, formats.up_bias), n)
             add_bias(up, out_stride, rows, bias, width)
         for m in range(rows):
-            silu_times(advance(gate, m * width), advance(up, m * out_stride), width)
+            activate_times(activation, advance(gate, m * width), advance(up, m * out_stride), width)
 
 
-@cpu_body(device_functions.norm_gate_up_silu)
-def norm_gate_up_silu(arguments, tile, step, scratch, formats):
-    """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
+@cpu_body(device_functions.norm_gate_up)
+def norm_gate_up(arguments, tile, step, scratch, formats):
+    """out = act(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = arguments[GATE_UP.in_features]
     tokens, out_stride = dim(arguments, GATE_UP.x, 0), dim(arguments, GATE_UP.out, 1)
     first, last = tile_range(tile[0], arguments[GATE_UP.tile_m], tokens)
@@ -189,8 +211,9 @@ def norm_gate_up_silu(arguments, tile, step, scratch, formats):
     begin_stream(weight_row(arguments, GATE_UP.gate_weight, begin, length, formats.gate_weight))
     x = operand(arguments, GATE_UP.x, FLOAT32)
     norm_weight = operand(arguments, GATE_UP.norm_weight, formats.norm_weight)
+    offset = float_parameter(arguments, GATE_UP.norm_offset)
     eps = float_parameter(arguments, GATE_UP.eps)
-    norm_rows(advance(x, first * length), rows, norm_weight, length, eps, scratch)
+    norm_rows(advance(x, first * length), rows, norm_weight, offset, length, eps, scratch)
     out = advance(operand(arguments, GATE_UP.out, FLOAT32), first * out_stride)
     like = shared_format(formats.gate_weight, formats.up_weight)
     if is_rounded(rows, scratch, like):
@@ -212,10 +235,11 @@ def norm_lm_head(arguments, tile, step, scratch, formats):
     begin_stream(weight)
     x = operand(arguments, LM_HEAD.x, FLOAT32)
     norm_weight = operand(arguments, LM_HEAD.norm_weight, formats.norm_weight)
+    offset = float_parameter(arguments, LM_HEAD.norm_offset)
     eps = float_parameter(arguments, LM_HEAD.eps)
     for m in range(first, last):
         row = logit_entry(arguments, LM_HEAD.logit_row, step, m)
-        rms_norm(advance(x, row * length), norm_weight, length, eps,
+        rms_norm(advance(x, row * length), norm_weight, offset, length, eps,
                  advance(scratch, (m - first) * length))
     logits = advance(operand(arguments, LM_HEAD.logits, FLOAT32), first * vocab + begin)
     matmul_rows(weight, end - begin, length, scratch, length, last - first, logits, vocab, keep=0,

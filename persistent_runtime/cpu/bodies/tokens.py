@@ -9,6 +9,7 @@ from persistent_runtime.cpu.bodies.arguments import (
     INT32,
     INT64,
     dim,
+    float_parameter,
     logit_entry,
     operand,
     record_offsets,
@@ -27,7 +28,7 @@ from persistent_runtime.cpu.vectors.intrinsics import (
     monotonic_ns,
     store_release,
 )
-from persistent_runtime.cpu.vectors.numerics import ZERO
+from persistent_runtime.cpu.vectors.numerics import ONE, ZERO
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.rows import layout
 
@@ -37,17 +38,21 @@ SELECT = record_offsets(device_functions.select_token)
 
 @cpu_body(device_functions.embed_tokens)
 def embed_tokens(arguments, tile, step, scratch, formats):  # noqa: ANN201
-    """out[r] = weight[token_ids[request of r, position of r]]"""
+    """out[r] = weight[token_ids[request of r, position of r]] * multiplier"""
     hidden_size, max_context = arguments[EMBED.hidden_size], dim(arguments, EMBED.token_ids, 1)
     first, last = tile_range(tile[0], arguments[EMBED.tile_m], dim(arguments, EMBED.out, 0))
     token_ids = operand(arguments, EMBED.token_ids, INT32)
+    multiplier = float_parameter(arguments, EMBED.multiplier)
     for row in range(first, last):
         request = row_entry(arguments, EMBED.row_request, step, row)
         position = row_entry(arguments, EMBED.row_position, step, row)
         token = np.int64(token_ids[request * max_context + position])
+        out = advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size)
         widen_row(weight_row(arguments, EMBED.weight, token, hidden_size, formats.weight),
-                  hidden_size,
-                  advance(operand(arguments, EMBED.out, FLOAT32), row * hidden_size))
+                  hidden_size, out)
+        if multiplier != ONE:
+            for k in range(hidden_size):
+                out[k] *= multiplier
 
 
 @device_jit

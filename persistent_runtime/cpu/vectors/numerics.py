@@ -67,11 +67,23 @@ def inverse_rms(x, length, eps):
 
 
 @device_jit
-def rms_norm(x, weight, length, eps, out):
-    """out = x * rsqrt(mean(x²) + eps) * weight; x, out: [length] float32; weight: [length]."""
+def rms_norm(x, weight, offset, length, eps, out):
+    """out = x * rsqrt(mean(x²) + eps) * (weight + offset); x, out: [length] float32; weight:
+    [length]."""
+    if offset == ZERO:
+        factor = inverse_rms(x, length, eps)
+        for k in range(length):
+            out[k] = x[k] * factor * widen(weight[k])
+    else:
+        _offset_norm(x, weight, offset, length, eps, out)
+
+
+@device_jit
+def _offset_norm(x, weight, offset, length, eps, out):
+    keep_out_of_line()  # most models have none
     factor = inverse_rms(x, length, eps)
     for k in range(length):
-        out[k] = x[k] * factor * widen(weight[k])
+        out[k] = x[k] * factor * (widen(weight[k]) + offset)
 
 
 @device_jit

@@ -26,7 +26,8 @@ from persistent_runtime.gpu.bodies.arguments import (
     tile_range,
     word,
 )
-from persistent_runtime.gpu.bodies.linear import widened_dot
+from persistent_runtime.gpu.bodies.dot import widened_dot
+from persistent_runtime.gpu.bodies.pointwise import norm_factors
 from persistent_runtime.gpu.compile.registry import Shape, gpu_body
 
 ROPE = record_offsets(device_functions.rope_append)
@@ -46,6 +47,7 @@ class HeadConfiguration:
     pairs: int
     kv_block: int
     stages: int
+    norm_offset: float  # added to each weight of the heads' norms
 
 
 def head_configuration(shape: Shape) -> HeadConfiguration:
@@ -54,7 +56,7 @@ def head_configuration(shape: Shape) -> HeadConfiguration:
     return HeadConfiguration(
         shape.formats, shape.interpreted, math.gcd(16, *head_dims),
         max(triton.next_power_of_2(head_dim), 16), target.query_rows, target.kv_block,
-        target.kv_stages)
+        target.kv_stages, shape.constant("norm_offset", 0.0))
 
 
 @triton.jit
@@ -88,8 +90,10 @@ def rotated(vectors, norm, normed, cos, sin, there, head_dim, eps, CONFIG: tl.co
     if normed:
         squares = tl.sum(a * a, axis=1)
         factor = (1.0 / tl.sqrt(squares / head_dim.to(tl.float32) + eps))[:, None]
-        a = a * factor * tl.load(norm + d, mask=d < head_dim, other=0).to(tl.float32)[None, :]
-        b = b * factor * tl.load(norm + pair, mask=d < head_dim, other=0).to(tl.float32)[None, :]
+        weight = tl.load(norm + d, mask=d < head_dim, other=0)
+        a = a * factor * norm_factors(weight, CONFIG.norm_offset)[None, :]
+        weight = tl.load(norm + pair, mask=d < head_dim, other=0)
+        b = b * factor * norm_factors(weight, CONFIG.norm_offset)[None, :]
     return a * c + b * tl.where(is_first, -1.0, 1.0)[None, :] * s
 
 

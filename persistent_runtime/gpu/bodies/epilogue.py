@@ -5,10 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from persistent_runtime.gpu.bodies.pointwise import activated
+
 
 @triton.jit
 def activate(sums, ups, factor, biases, n, mask_n, GATED: tl.constexpr, CONFIG: tl.constexpr):
-    """Norm factor, bias and gate."""
+    """Norm factor, bias, gate and multiplier."""
     sums = sums * factor
     if CONFIG.biased:
         sums += tl.load(biases[0] + n, mask=mask_n & biases[1], other=0).to(tl.float32)
@@ -16,7 +18,9 @@ def activate(sums, ups, factor, biases, n, mask_n, GATED: tl.constexpr, CONFIG: 
         ups = ups * factor
         if CONFIG.biased:
             ups += tl.load(biases[2] + n, mask=mask_n & biases[3], other=0).to(tl.float32)
-        sums = sums / (1.0 + tl.exp(-sums)) * ups
+        sums = activated(sums, CONFIG.activation) * ups
+    if CONFIG.multiplier != 1.0:
+        sums *= CONFIG.multiplier
     return sums
 
 

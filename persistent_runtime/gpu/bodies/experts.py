@@ -21,6 +21,7 @@ from persistent_runtime.gpu.bodies.arguments import (
     word,
 )
 from persistent_runtime.gpu.bodies.linear import linear_configuration, multiply
+from persistent_runtime.gpu.bodies.pointwise import norm_factors
 from persistent_runtime.gpu.compile.registry import Shape, gpu_body
 
 SELECT = record_offsets(moe_functions.select_experts)
@@ -52,6 +53,7 @@ class RowConfiguration:
     alignment: int  # what hidden_size is a multiple of
     choices: int
     block: int
+    norm_offset: float  # added to each weight of the norm
 
 
 def router_configuration(shape: Shape) -> RouterConfiguration:
@@ -66,7 +68,7 @@ def row_configuration(shape: Shape, elements: int, choices: int = 1) -> RowConfi
     lengths = shape.parameter("hidden_size")
     widest = triton.next_power_of_2(max(lengths))
     return RowConfiguration(shape.formats, math.gcd(16, *lengths), choices,
-                            min(elements // choices, widest))
+                            min(elements // choices, widest), shape.constant("norm_offset", 0.0))
 
 
 def combine_configuration(shape: Shape) -> RowConfiguration:
@@ -174,7 +176,8 @@ def group_rows(arguments, tile, step, CONFIG: tl.constexpr):
     for first in tl.range(0, length, BLOCK):
         d = first + tl.arange(0, BLOCK)
         value = tl.load(x + d, mask=d < length, other=0)
-        norm = tl.load(norm_weight + d, mask=d < length, other=0).to(tl.float32)
+        norm = norm_factors(tl.load(norm_weight + d, mask=d < length, other=0),
+                            CONFIG.norm_offset)
         tl.store(grouped + d, value * factor * norm, mask=d < length)
 
 
@@ -194,7 +197,7 @@ def filled_slots(tile_rows, tile, slots):
                                                        "weight"))
 @triton.jit(noinline=True)
 def expert_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
-    """inner = silu(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
+    """inner = act(grouped @ gate[e].T) * (grouped @ up[e].T) for the expert e of the tile"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
     slots, inner_size = word(arguments, GATE_UP.tile_m), dim(arguments, GATE_UP.inner, 1)
     rows = filled_slots(operand(arguments, GATE_UP.tile_rows, tl.int32), tile[0], slots)
@@ -233,7 +236,7 @@ def expert_down(arguments, tile, step, CONFIG: tl.constexpr):
 @gpu_body(moe_functions.combine_experts, configure=combine_configuration)
 @triton.jit(noinline=True)
 def combine_experts(arguments, tile, step, CONFIG: tl.constexpr):
-    """residual[i] += Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
+    """residual[i] += multiplier * Σ_k topk_weights[i, k] * expert_out[place[i, k]]"""
     BLOCK: tl.constexpr = CONFIG.block
     length = word(arguments, COMBINE.hidden_size, CONFIG.alignment)
     top_k = word(arguments, COMBINE.top_k)
@@ -244,9 +247,11 @@ def combine_experts(arguments, tile, step, CONFIG: tl.constexpr):
                      other=0)
     outputs = operand(arguments, COMBINE.expert_out, tl.float32) + slot.to(tl.int64) * length
     residual = operand(arguments, COMBINE.residual, tl.float32) + tile[0] * length
+    multiplier = float_parameter(arguments, COMBINE.multiplier)
     for first in tl.range(0, length, BLOCK):
         d = first + tl.arange(0, BLOCK)
         output = tl.load(outputs[:, None] + d[None, :],
                          mask=(k < top_k)[:, None] & (d < length)[None, :], other=0)
         value = tl.load(residual + d, mask=d < length, other=0)
-        tl.store(residual + d, value + tl.sum(output * weight[:, None], axis=0), mask=d < length)
+        total = tl.sum(output * weight[:, None], axis=0)
+        tl.store(residual + d, value + total * multiplier, mask=d < length)

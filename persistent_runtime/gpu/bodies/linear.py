@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from persistent_runtime.functions import dense as device_functions
+from persistent_runtime.functions.activations import SILU
 from persistent_runtime.gpu.bodies.arguments import (
     LOGIT_BASE,
     STEP_INDEX,
@@ -29,7 +30,9 @@ from persistent_runtime.gpu.bodies.arguments import (
     weight_row,
     word,
 )
+from persistent_runtime.gpu.bodies.dot import widened_dot
 from persistent_runtime.gpu.bodies.epilogue import activate, finish
+from persistent_runtime.gpu.bodies.pointwise import norm_factors
 from persistent_runtime.gpu.compile.registry import Shape, gpu_body
 from persistent_runtime.gpu.compile.stored import Stored
 from persistent_runtime.gpu.ring.pieces import Period, can_stream, period_of
@@ -39,13 +42,12 @@ from persistent_runtime.gpu.target import RowBlock
 
 NORM_LINEAR = record_offsets(device_functions.norm_linear)
 LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
-GATE_UP = record_offsets(device_functions.norm_gate_up_silu)
+GATE_UP = record_offsets(device_functions.norm_gate_up)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 ARGMAX_BLOCK = tl.constexpr(1024)
 MAX_STAGES = 8
 WIDE_BYTES = 4  # of an element as a block's loader may give it
 HELD_BYTES = 32 * 1024  # of weights that registers of eight warps hold beside their sums
-TF32_BITS = tl.constexpr(-(2**13))  # sign, exponent and the ten leading bits of the fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,9 @@ class LinearConfiguration:
     stages: int
     ring: int  # slots of the ring that brings the weights of one-row tiles; 0 if none does
     periods: tuple[Period, ...]  # of the lengths that come through it
+    norm_offset: float  # added to each weight of the norm
+    activation: int  # one of functions/activations.py
+    multiplier: float  # of what is added to the residual
 
 
 def linear_configuration(shape: Shape, block: RowBlock, *names: str) -> LinearConfiguration:
@@ -86,31 +91,9 @@ def linear_configuration(shape: Shape, block: RowBlock, *names: str) -> LinearCo
         row_n, row_k, min(1 + triton.cdiv(block.bytes_in_flight, iteration_bytes), MAX_STAGES),
         target.tensor_rows, max(min(target.tensor_columns // matrices, widest), 16),
         target.tensor_depth, target.tensor_stages, ring,
-        tuple(period_of(length) for length in lengths) if ring else ())
-
-
-@triton.jit
-def widened_dot(a, b, total, CONFIG: tl.constexpr):
-    """total + a @ b with a in float32 precision, b as it is stored. [M, K] @ [K, N]
-
-    bfloat16 keeps eight bits, so a is split in two parts: weights are what has to be read, and
-    the second product costs no memory traffic.
-    """
-    if CONFIG.interpreted:
-        total = tl.dot(a, b.to(tl.float32), total, input_precision="ieee")
-    elif b.dtype == tl.bfloat16:
-        high = a.to(tl.bfloat16)
-        low = (a - high.to(tl.float32)).to(tl.bfloat16)
-        total += tl.dot(low, b) + tl.dot(high, b)
-    elif b.dtype == tl.float16:
-        # float16 has too few exponents for rows before their norm; tf32 holds float16 exactly
-        high = (a.to(tl.int32, bitcast=True) & TF32_BITS).to(tl.float32, bitcast=True)
-        wide = b.to(tl.float32)
-        total += tl.dot(a - high, wide, input_precision="tf32")
-        total += tl.dot(high, wide, input_precision="tf32")
-    else:
-        total = tl.dot(a, b, total, input_precision="ieee")
-    return total
+        tuple(period_of(length) for length in lengths) if ring else (),
+        shape.constant("norm_offset", 0.0), int(shape.constant("activation", SILU)),
+        shape.constant("multiplier", 1.0))
 
 
 @triton.jit
@@ -135,8 +118,8 @@ def multiply_row(x, norm, weights, biases, out, length, columns, eps, NORMED: tl
         value = tl.load(x + k, mask=mask_k, other=0, eviction_policy="evict_last")
         if NORMED:
             squares += value * value
-            value *= tl.load(norm + k, mask=mask_k, other=0,
-                             eviction_policy="evict_last").to(tl.float32)
+            value *= norm_factors(tl.load(norm + k, mask=mask_k, other=0,
+                                          eviction_policy="evict_last"), CONFIG.norm_offset)
         total += w.to(tl.float32) * value[None, :]
         if GATED:
             w = load_weights(weights[1], n[:, None], k[None, :], length, mask, CONFIG.weights[1])
@@ -181,8 +164,9 @@ def multiply_rows(x, x_rows, norm, weights, biases, out, out_stride, length, row
                             eviction_policy="evict_last")
             if NORMED:
                 squares += tl.sum(value * value, axis=1)
-                value *= tl.load(norm + k, mask=mask_k, other=0,
-                                 eviction_policy="evict_last").to(tl.float32)[None, :]
+                value *= norm_factors(tl.load(norm + k, mask=mask_k, other=0,
+                                              eviction_policy="evict_last"),
+                                      CONFIG.norm_offset)[None, :]
             mask = mask_n[None, :] & mask_k[:, None]
             w = load_weights(weights[0], n[None, :], k[:, None], length, mask, CONFIG.weights[0])
             total = widened_dot(value, w, total, CONFIG)
@@ -267,7 +251,7 @@ def norm_linear(arguments, tile, step, CONFIG: tl.constexpr):
           configure=lambda shape: linear_configuration(shape, shape.target.residual, "weight"))
 @triton.jit(noinline=True)
 def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
-    """residual += x @ weight.T + bias"""
+    """residual += (x @ weight.T + bias) * multiplier"""
     length = word(arguments, LINEAR_RESIDUAL.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, LINEAR_RESIDUAL.tile_m),
                              dim(arguments, LINEAR_RESIDUAL.x, 0))
@@ -282,12 +266,12 @@ def linear_residual(arguments, tile, step, CONFIG: tl.constexpr):
              (length, first, last, begin, end), tile, step, CONFIG, ACCUMULATE=True)
 
 
-@gpu_body(device_functions.norm_gate_up_silu,
+@gpu_body(device_functions.norm_gate_up,
           configure=lambda shape: linear_configuration(shape, shape.target.gated, "gate_weight",
                                                        "up_weight"))
 @triton.jit(noinline=True)
-def norm_gate_up_silu(arguments, tile, step, CONFIG: tl.constexpr):
-    """out = silu(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
+def norm_gate_up(arguments, tile, step, CONFIG: tl.constexpr):
+    """out = act(y @ gate_weight.T + gate_bias) * (y @ up_weight.T + up_bias), y = rms_norm(x)"""
     length = word(arguments, GATE_UP.in_features, CONFIG.alignment)
     first, last = tile_range(tile[0], word(arguments, GATE_UP.tile_m), dim(arguments, GATE_UP.x, 0))
     begin, end = tile_range(tile[1], word(arguments, GATE_UP.tile_n),

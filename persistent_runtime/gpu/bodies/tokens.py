@@ -13,6 +13,7 @@ from persistent_runtime.gpu.bodies.arguments import (
     ROW_ADVANCE,
     ROW_BASE,
     dim,
+    float_parameter,
     load_weights,
     logit_entry,
     operand,
@@ -48,10 +49,11 @@ def token_configuration(shape: Shape) -> TokenConfiguration:
 @gpu_body(device_functions.embed_tokens, configure=token_configuration)
 @triton.jit(noinline=True)
 def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
-    """out[r] = weight[token_ids[request of r, position of r]]"""
+    """out[r] = weight[token_ids[request of r, position of r]] * multiplier"""
     hidden_size = word(arguments, EMBED.hidden_size)
     first, last = tile_range(tile[0], word(arguments, EMBED.tile_m), dim(arguments, EMBED.out, 0))
     token_ids = operand(arguments, EMBED.token_ids, tl.int32)
+    multiplier = float_parameter(arguments, EMBED.multiplier)
     out = operand(arguments, EMBED.out, tl.float32)
     for first_row in tl.range(first, last, EMBED_ROWS):
         row = first_row + tl.arange(0, EMBED_ROWS)
@@ -66,8 +68,8 @@ def embed_tokens(arguments, tile, step, CONFIG: tl.constexpr):
             mask = there[:, None] & (k < hidden_size)[None, :]
             value = load_weights(source[:, None], 0, k[None, :], hidden_size, mask,
                                  CONFIG.formats.weight, EVICTION="")
-            tl.store(out + row[:, None] * hidden_size + k[None, :], value.to(tl.float32),
-                     mask=mask)
+            tl.store(out + row[:, None] * hidden_size + k[None, :],
+                     value.to(tl.float32) * multiplier, mask=mask)
 
 
 @triton.jit

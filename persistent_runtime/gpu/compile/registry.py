@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from event_tensor.device_function import DeviceFunction
+from event_tensor.errors import UserError
 from event_tensor.graph import Call
-from event_tensor.symbols import Expr
+from event_tensor.symbols import Expr, as_expr
 from persistent_runtime.body_table import BodyTable
 from persistent_runtime.cache.sources import GPU, compiled_sources
 from persistent_runtime.function_table import FunctionTable, Variant
@@ -43,6 +44,22 @@ class Shape:
         values = [call.parameters[name] for call in self.calls]
         return sorted({int(v.evaluate({})) for v in values
                        if isinstance(v, Expr) and not v.symbols()})
+
+    def constant(self, name: str, absent: float) -> float:
+        """The value that all calls give to a parameter; `absent` where the function has none.
+
+        What is compiled for one value costs nothing where that is neutral. Raises UserError where
+        calls differ.
+        """
+        values = {value if isinstance(value, float) else as_expr(value).evaluate({})
+                  for call in self.calls
+                  for value in [call.parameters.get(name, call.function.neutral.get(name, absent))]}
+        if len(values) > 1:
+            raise UserError(
+                f"calls of {self.calls[0].function.name} give {name} the values "
+                f"{', '.join(map(str, sorted(values)))}, but the GPU's kernel has one for all; "
+                "declare a device function of its own for the others")
+        return float(values.pop())
 
     def is_bound(self, part: str) -> bool:
         """Whether any call binds an optional operand whose name contains `part`."""

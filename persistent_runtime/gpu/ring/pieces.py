@@ -36,7 +36,7 @@ SUMS = 4096
 WARPS = LINE_BYTES // WARP_BYTES
 # The matrices that a device function's tile streams, whose pieces alternate.
 MATRICES = {"norm_linear": ("weight",), "linear_residual": ("weight",), "norm_lm_head": ("weight",),
-            "norm_gate_up_silu": ("gate_weight", "up_weight")}
+            "norm_gate_up": ("gate_weight", "up_weight")}
 
 
 @dataclass(frozen=True, slots=True)

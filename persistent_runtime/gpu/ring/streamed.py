@@ -143,9 +143,18 @@ def load_norm(address, TYPE: tl.constexpr):
 
 
 @triton.jit
+def moved(factors, OFFSET: tl.constexpr):
+    """What a norm multiplies by: its weights, and what is added to each."""
+    if OFFSET != 0.0:
+        factors += OFFSET
+    return factors
+
+
+@triton.jit
 def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD: tl.constexpr,
-                     NORM: tl.constexpr):
-    """(x * norm, EACH values per line of the period, the sum of squares of x): [threads] each."""
+                     NORM: tl.constexpr, OFFSET: tl.constexpr):
+    """(x * (norm + OFFSET), EACH values per line of the period, the sum of squares of x): [threads]
+    each."""
     lane = tl.arange(0, EVERY_THREAD)
     squares = tl.zeros([EVERY_THREAD], tl.float32)
     values = ()
@@ -156,8 +165,8 @@ def load_activations(x, norm, NORMED: tl.constexpr, LENGTH: tl.constexpr, PERIOD
             factors = load_norm((norm + first).to(tl.int64), NORM)
             for k in tl.static_range(EACH // 2):
                 squares += loaded[2 * k] * loaded[2 * k] + loaded[2 * k + 1] * loaded[2 * k + 1]
-                values = values + (loaded[2 * k] * factors[2 * k],
-                                   loaded[2 * k + 1] * factors[2 * k + 1])
+                values = values + (loaded[2 * k] * moved(factors[2 * k], OFFSET),
+                                   loaded[2 * k + 1] * moved(factors[2 * k + 1], OFFSET))
         else:
             values = values + loaded
     return values, squares
@@ -229,7 +238,8 @@ def add_up(address, COUNT: tl.constexpr):
 
 @triton.jit
 def stream_row(x, norm, tile, index, NORMED: tl.constexpr, GATED: tl.constexpr,
-               PERIOD: tl.constexpr, PIECES: tl.constexpr, TYPE: tl.constexpr):
+               PERIOD: tl.constexpr, PIECES: tl.constexpr, TYPE: tl.constexpr,
+               OFFSET: tl.constexpr):
     """Uses up the pieces of a tile against one row x [PERIOD.in_features] in step `index` of the
     segment; leaves partial sums behind. PIECES: slots of the ring."""
     ALL_LINES: tl.constexpr = PERIOD.lines
@@ -241,7 +251,7 @@ def stream_row(x, norm, tile, index, NORMED: tl.constexpr, GATED: tl.constexpr,
     end = ring_end()
     tl.debug_barrier()  # every thread has read the sums of the task before
     values, squares = load_activations(x, norm, NORMED, PERIOD.in_features, ALL_LINES,
-                                       norm.dtype.element_ty)
+                                       norm.dtype.element_ty, OFFSET)
     if NORMED:
         leave_squares(squares, end)
     stream = stream_of(tile[SEGMENT], tile[WORKER])
@@ -317,7 +327,7 @@ def multiply_streamed(x, norm, biases, out, length, columns, eps, tile, index,
         if ACCUMULATE:  # arrives while the product is on its way
             residual = tl.load(out + lane, mask=lane < columns, other=0)
         stream_row(x, norm, tile, index, NORMED, GATED, PERIOD, CONFIG.ring,
-                   CONFIG.weights[0].element)
+                   CONFIG.weights[0].element, CONFIG.norm_offset)
         factor = 1.0
         if NORMED:
             factor = inverse_norm(eps, PERIOD)

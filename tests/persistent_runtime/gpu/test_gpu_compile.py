@@ -26,6 +26,7 @@ from persistent_runtime.body_table import BodyTable
 from persistent_runtime.function_table import variant
 from persistent_runtime.functions import dense as device_functions
 from persistent_runtime.functions import experts as moe_functions
+from persistent_runtime.functions.activations import ACTIVATIONS
 from persistent_runtime.gpu import backend
 from persistent_runtime.gpu.bodies import tokens
 from persistent_runtime.gpu.compile import registry
@@ -125,6 +126,34 @@ def test_a_format_of_blocks_compiles():
     assert worker.spill_bytes == 0 and worker.shared_bytes <= SHARED_MEMORY_LIMIT[90]
 
 
+# parameters with which models of other families call the products
+VARIANTS = {"plain": {}, "gemma": {"norm_offset": 1.0, "activation": ACTIVATIONS["gelu_tanh"]},
+            "gelu": {"activation": ACTIVATIONS["gelu"]},
+            "granite": {"activation": ACTIVATIONS["relu2"], "multiplier": 0.22}}
+
+
+@pytest.mark.parametrize("parameters", VARIANTS.values(), ids=VARIANTS)
+def test_variants_of_the_products_fit_the_chip(parameters):
+    common = {"tile_m": 256, "tile_n": 32, "in_features": 4096, "row_bytes": 8192}
+    functions = (device_functions.norm_linear, device_functions.linear_residual,
+                 device_functions.norm_gate_up)
+    configured = {of: make_configuration(of, [call_of(of.function, common | {
+        name: value for name, value in parameters.items() if name in of.function.parameters})],
+        False, TILE_TARGETS[tile_target_of(90)])
+        for of in (variant(function, "bfloat16") for function in functions)}
+    worker = compile_worker(configured, 90)
+    assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
+
+
+def test_calls_of_one_kernel_share_their_activation():
+    calls = [call_of(device_functions.norm_gate_up, {
+        "tile_n": 32, "in_features": 64, "row_bytes": 128, "activation": number})
+        for number in (0, 2)]
+    of = variant(device_functions.norm_gate_up, "bfloat16")
+    with pytest.raises(UserError, match="calls of norm_gate_up give activation the values 0, 2"):
+        make_configuration(of, calls, False, TILE_TARGETS["generic"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape, arch", [("qwen3-0.6b", 90), ("qwen3-8b", 100), (MOE, 80),
                                          (MOE, 90), (MOE, 100)])
@@ -146,7 +175,7 @@ def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     graph = decoder_graph("attention of qwen3-30b-a3b", "bfloat16", 132)
     configured = {of: value for of, value in configurations(
         graph.calls, target=tile_target_of(arch)).items()
-        if of.function is not device_functions.norm_gate_up_silu}
+        if of.function is not device_functions.norm_gate_up}
     worker = compile_worker(configured | moe_configurations("qwen3-30b-a3b", arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
 

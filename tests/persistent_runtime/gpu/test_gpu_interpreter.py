@@ -57,7 +57,8 @@ def interpreted(*arguments, timeout=600, stopped_s=None):
 
 @pytest.mark.parametrize("file", ["test_cpu_device_functions", "test_sampling_device",
                                   "test_logits_processors", "test_not_finite_bodies",
-                                  "test_moe_device_functions", "test_mixed_formats"])
+                                  "test_moe_device_functions", "test_mixed_formats",
+                                  "test_function_parameters"])
 def test_bodies_meet_the_references_of_the_cpu_bodies(file):
     print(interpreted("bodies", file).splitlines()[-1])
 
