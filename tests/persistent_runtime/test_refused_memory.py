@@ -22,7 +22,7 @@ PROMPT = [1, 2, 3]
 
 # limits the address space to what the process has after its imports, and 40 MB more
 LIMITED = """
-import resource, frontend.compile
+import resource, frontend.compile, persistent_runtime.cpu.backend
 from frontend.cli import main
 used, = (int(line.split()[1]) * 1024 for line in open("/proc/self/status")
          if line.startswith("VmSize"))

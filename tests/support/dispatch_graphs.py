@@ -7,6 +7,7 @@ exactly the tasks of each step's own table ran, once, and each after those it de
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass, field
 
@@ -70,6 +71,14 @@ def logged(arguments, tile, step, scratch, formats):
     log[at + END] = monotonic_ns()
 
 
+def logged_function(operands):
+    """A declaration for these operands, with a name of its own and the body that all share."""
+    digest = hashlib.sha256(repr(operands).encode()).hexdigest()[:12]
+    declaration = DeviceFunction(f"logged_{digest}", LOGGED.axes, operands)
+    cpu_body(declaration)(logged)
+    return declaration
+
+
 @dataclass
 class DispatchGraph:
     """`choices`: name of a control tensor → its values [variants, size]."""
@@ -107,7 +116,7 @@ class _Builder:
             region = (WHOLE,) * (len(tensor.shape) if tensor else 1)
             make = reads if operand_.access == "read" else writes
             operands.append(Operand(operand_.name, make("x").access, region, True))
-        function = DeviceFunction("logged", ("i", "j"), tuple(operands))
+        function = logged_function(tuple(operands))
         args = [log, *pairs, *[None] * (2 * COPIES - len(pairs))]
         return self.made.graph.call_device(function, tile_num=grid, args=args, name=name,
                                            in_edges=in_edges, out_edges=out_edges)

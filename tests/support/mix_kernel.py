@@ -6,6 +6,7 @@ that depend on that one: a task that reads too early or is overwritten changes t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -34,16 +35,17 @@ HASH_BITS, VALUE_BITS = (1 << 30) - 1, (1 << 20) - 1  # float32 holds every valu
 DTYPES = ("int32", "float32")
 
 
-def mix_function(dtype: str, axes: tuple[str, ...], operands: tuple[Operand, ...]
-                 ) -> DeviceFunction:
-    return DeviceFunction(f"mix_{dtype}", axes, operands, PARAMETERS)
+def _declared(dtype: str, axes: tuple[str, ...], operands: tuple[Operand, ...]) -> DeviceFunction:
+    """Bodies are found by declaration, and each has a name of its own."""
+    digest = hashlib.sha256(repr((axes, operands)).encode()).hexdigest()[:12]
+    return DeviceFunction(f"mix_{dtype}_{digest}", axes, operands, PARAMETERS)
 
 
 def _operand(name: str, access: str = "read", region=(WHOLE,)) -> Operand:
     return Operand(name, access, region, optional=True)  # type: ignore[arg-type]
 
 
-DECLARATIONS = {dtype: mix_function(dtype, ("i", "j"), tuple(map(_operand, OPERANDS)))
+DECLARATIONS = {dtype: _declared(dtype, ("i", "j"), tuple(map(_operand, OPERANDS)))
                 for dtype in DTYPES}
 MIX = record_offsets(DECLARATIONS["int32"])
 
@@ -110,6 +112,17 @@ def mix_int32(arguments, tile, step, scratch, formats):
 @cpu_body(DECLARATIONS["float32"])
 def mix_float32(arguments, tile, step, scratch, formats):
     _mix(arguments, tile, FLOAT32)
+
+
+BODIES = {"int32": mix_int32, "float32": mix_float32}
+
+
+def mix_function(dtype: str, axes: tuple[str, ...], operands: tuple[Operand, ...]
+                 ) -> DeviceFunction:
+    """A declaration for these operands, with the body that all of its dtype share."""
+    declaration = _declared(dtype, axes, operands)
+    cpu_body(declaration)(BODIES[dtype])
+    return declaration
 
 
 def executable(graph: Graph, dtype: str) -> Graph:

@@ -44,10 +44,12 @@ MOST_ENTRIES = 256  # numbers are bytes
 
 def compile_entries(entries: Sequence[Entry], processes: int, progress: Progress | None = None
                     ) -> list[CompiledBody]:
-    """The C functions of all entries, in their order. processes: that may compile at once."""
-    for done, _ in enumerate(_as_compiled(entries, processes), start=1):
+    """The C functions of all entries, in their order; those of one key are one. processes: that may
+    compile at once."""
+    different = list({entry.key: entry for entry in entries}.values())
+    for done, _ in enumerate(_as_compiled(different, processes), start=1):
         if progress:
-            progress(done, len(entries))
+            progress(done, len(different))
     return [compile_entry(entry) for entry in entries]
 
 
