@@ -209,8 +209,8 @@ def launch_without_a_notify(seed=0, workers=2, timeout_s=0.3, policy="round_robi
     memory, buffers = start_memory(Program(instantiate(kernel.graph, bindings)), "int32"), Buffers()
     for spec in kernel.graph.tensors():
         buffers.bind(spec, memory[spec.name])
-    segment = Segment(encoded, kernel.parts[0].arguments.encode(bindings, buffers.addresses), buffers,
-                      bindings)
+    arguments = kernel.parts[0].arguments.encode(bindings, buffers.addresses)
+    segment = Segment(encoded, arguments, buffers, bindings)
     return StuckLaunch(kernel.launch([segment], timeout_s=timeout_s), buffers,
                        table.task_name(int(table.wait_task[0])), table.event_name(event),
                        event, int(counts[event]))

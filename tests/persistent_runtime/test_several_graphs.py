@@ -60,7 +60,8 @@ def test_a_graph_that_calls_what_was_not_compiled_is_refused_by_name():
     graph = executable(example.graph, "int32")
     kernel = Megakernel(graph, workers=2)
     strange = executable(other.graph, "float32")
-    with pytest.raises(UserError, match=f"{strange.calls[0].name} .* calls mix_float32_\\w+, which"):
+    called = rf"{strange.calls[0].name} .* calls mix_float32_\w+, which"
+    with pytest.raises(UserError, match=called):
         kernel.add(strange)
     first, *others = graph.calls
     changed = replace(first, parameters={**first.parameters, "salt": as_expr(1 << 20)})
