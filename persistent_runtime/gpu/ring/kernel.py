@@ -20,6 +20,8 @@ class RingKernel(Kernel):
     configured: Mapping[Variant, Any]
 
     def streamed_calls(self, graph: Graph, bindings: Mapping[str, int]) -> tuple[int, ...]:
+        if not self.ring_pieces:  # asked for every segment of a launch
+            return ()
         share = self.kinds.calls(graph.calls)
         return streamed_calls((call for of, each in self.configured.items()
                                if getattr(each, "ring", 0) for call in share[of]), bindings)
