@@ -15,8 +15,8 @@ from llvmlite import ir
 from event_tensor.graph import Graph
 from event_tensor.symbols import Symbol
 from event_tensor.tensors import TensorSpec
-from persistent_runtime.cpu.compile.emit import LANES, splat
 from persistent_runtime.cpu.vectors.block_types import cpu_loader
+from persistent_runtime.cpu.vectors.emit import LANES, splat
 from persistent_runtime.formats import Format, register_format, row_bytes
 from persistent_runtime.functions.dense import linear_residual
 from persistent_runtime.megakernel import Megakernel

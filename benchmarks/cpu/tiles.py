@@ -21,8 +21,8 @@ import llvmlite.binding
 import numba as nb
 import numpy as np
 
-from persistent_runtime.cpu.compile.emit import CPU_FEATURES, LANES
 from persistent_runtime.cpu.compile.registry import compile_body, zero_of
+from persistent_runtime.cpu.vectors.emit import CPU_FEATURES, LANES
 from persistent_runtime.cpu.vectors.intrinsics import call_device_function
 from persistent_runtime.formats import DTYPES
 from persistent_runtime.functions import dense as df

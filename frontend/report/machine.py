@@ -43,7 +43,7 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> list[str]:
-    from persistent_runtime.cpu.compile.emit import CPU_FEATURES
+    from persistent_runtime.cpu.vectors.emit import CPU_FEATURES
 
     present = {part[1:] for part in CPU_FEATURES.split(",") if part.startswith("+")}
     return [name for name in NOTABLE_FEATURES if name in present]

@@ -29,10 +29,10 @@ from guarded_memory import SIDES, Bracket, in_child, report_faults
 
 from event_tensor.errors import DeadlockError, EventTensorError
 from persistent_runtime import formats
-from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
 from persistent_runtime.cpu.compile.registry import compile_body
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import c_function
+from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16
 from persistent_runtime.functions import dense, experts
 from persistent_runtime.launch import memory as buffers
 from persistent_runtime.rows import layout

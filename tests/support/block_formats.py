@@ -32,8 +32,8 @@ FOUR_BITS = register_format(Format("four_bits", ELEMENTS, BLOCK.itemsize, np.dty
 def register_cpu_loader():
     from llvmlite import ir
 
-    from persistent_runtime.cpu.compile.emit import LANES, splat
     from persistent_runtime.cpu.vectors.block_types import cpu_loader
+    from persistent_runtime.cpu.vectors.emit import LANES, splat
 
     half, single, byte, int32 = ir.HalfType(), ir.FloatType(), ir.IntType(8), ir.IntType(32)
     codes_kind, kind = ir.VectorType(byte, LANES), ir.VectorType(single, LANES)

@@ -28,8 +28,8 @@ from persistent_runtime.cpu.bodies.arguments import (
     operand,
     record_offsets,
 )
-from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import monotonic_ns
 from persistent_runtime.launch.memory import Buffers
 from persistent_runtime.megakernel import Megakernel

@@ -24,8 +24,8 @@ from persistent_runtime.cpu.bodies.arguments import (
     operand,
     record_offsets,
 )
-from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.jit import device_jit
 
 OPERANDS = ("in0", "in1", "out0", "out1")
 BOX = ("by_tile0", "by_tile1", "offset", "length")  # of one dimension of one operand

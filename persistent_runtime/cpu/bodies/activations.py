@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import keep_out_of_line
 from persistent_runtime.cpu.vectors.numerics import ONE, ZERO, exp
 from persistent_runtime.functions.activations import (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from event_tensor.device_function import DeviceFunction
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import float64_from_bits, pointer_to
 from persistent_runtime.cpu.vectors.numerics import row_at
 from persistent_runtime.rows import layout

@@ -16,8 +16,8 @@ from persistent_runtime.cpu.bodies.arguments import (
     row_entry,
     tile_range,
 )
-from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.blocks import maximum
 from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,

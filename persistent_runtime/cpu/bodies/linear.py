@@ -17,8 +17,8 @@ from persistent_runtime.cpu.bodies.arguments import (
     tile_range,
     weight_row,
 )
-from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.blocks import (
     begin_stream,
     multiplicand,

@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import advance, float32_from_bits
 from persistent_runtime.cpu.vectors.numerics import MINUS_INFINITY, ONE, ZERO
 from persistent_runtime.rows import layout

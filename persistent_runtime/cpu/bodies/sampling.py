@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from persistent_runtime.cpu.bodies.processors import process_logits
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.blocks import maximum
 from persistent_runtime.cpu.vectors.intrinsics import advance
 from persistent_runtime.cpu.vectors.numerics import (

@@ -19,8 +19,8 @@ from persistent_runtime.cpu.bodies.arguments import (
 )
 from persistent_runtime.cpu.bodies.processors import Wanted, is_plain
 from persistent_runtime.cpu.bodies.sampling import logprob, sample
-from persistent_runtime.cpu.compile.jit import device_jit
 from persistent_runtime.cpu.compile.registry import cpu_body
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.blocks import widen_row
 from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,

@@ -14,7 +14,7 @@ from numba.core.runtime import rtsys
 from persistent_runtime.cache.kept_file import KeptFile
 from persistent_runtime.cache.sources import CPU, compiled_sources, digests
 from persistent_runtime.cache.stores import Store
-from persistent_runtime.cpu.compile.emit import CPU_FEATURES
+from persistent_runtime.cpu.vectors.emit import CPU_FEATURES
 
 
 def runtime_key() -> dict[str, str]:

@@ -23,7 +23,6 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from persistent_runtime.cache.files import is_believed, write_problem
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
-from persistent_runtime.cpu.compile.jit import interrupt_deferred
 from persistent_runtime.cpu.compile.registry import (
     CompiledBody,
     Elsewhere,
@@ -32,6 +31,7 @@ from persistent_runtime.cpu.compile.registry import (
     compiling,
     open_cache,
 )
+from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.launch.countdown import Countdown
 from persistent_runtime.launch.launch import Progress
 

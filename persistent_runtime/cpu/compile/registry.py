@@ -36,9 +36,9 @@ from persistent_runtime.cache.files import make_folder
 from persistent_runtime.cache.kept_file import NEW
 from persistent_runtime.cache.sources import file_digest
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS, DiskEntry
-from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
-from persistent_runtime.cpu.compile.jit import FASTMATH, device_jit, interrupt_deferred
+from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
 from persistent_runtime.cpu.vectors.block_types import Block, loader_source
+from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16
 from persistent_runtime.formats import FLOAT16, FLOAT32, format_of
 from persistent_runtime.function_table import OperandFormats, Variant, variant
 from persistent_runtime.rows import layout

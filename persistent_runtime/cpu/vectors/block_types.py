@@ -18,7 +18,7 @@ from numba.core.imputils import lower_constant
 from numba.extending import intrinsic, register_model, typeof_impl
 
 from event_tensor.errors import UserError
-from persistent_runtime.cpu.compile.emit import LANES
+from persistent_runtime.cpu.vectors.emit import LANES
 from persistent_runtime.cpu.vectors.intrinsics import F32, I8, I64
 from persistent_runtime.formats import Format
 

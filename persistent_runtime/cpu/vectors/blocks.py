@@ -12,7 +12,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from persistent_runtime.cpu.compile.emit import (
+from persistent_runtime.cpu.vectors.block_types import BlockType, elements_of, load_block
+from persistent_runtime.cpu.vectors.emit import (
     ACCUMULATORS_IN_FLIGHT,
     CACHE_LINE_BYTES,
     DOTS_BFLOAT16,
@@ -33,7 +34,6 @@ from persistent_runtime.cpu.compile.emit import (
     vector_store,
     zeroed,
 )
-from persistent_runtime.cpu.vectors.block_types import BlockType, elements_of, load_block
 from persistent_runtime.cpu.vectors.intrinsics import F32, I16, I64
 
 

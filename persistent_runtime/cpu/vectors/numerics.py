@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
-from persistent_runtime.cpu.compile.jit import device_jit, exact_jit
+from persistent_runtime.cpu.jit import device_jit, exact_jit
 from persistent_runtime.cpu.vectors.block_types import items
 from persistent_runtime.cpu.vectors.blocks import dot_block, maximum, most_rows, sum_rows_block
+from persistent_runtime.cpu.vectors.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
 from persistent_runtime.cpu.vectors.intrinsics import (
     advance,
     float32_bits,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import atomic_add, pointer_to, store_release
 from persistent_runtime.cpu.worker.queue import notify
 from persistent_runtime.cpu.worker.waiting import INT32, INT32_BYTES, argument_values, counter_of

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import (
     atomic_add,
     load_acquire_int64,

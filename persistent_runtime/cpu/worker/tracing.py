@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import monotonic_ns, pointer_to
 from persistent_runtime.cpu.worker.waiting import INT64, INT64_BYTES
 from persistent_runtime.rows import layout

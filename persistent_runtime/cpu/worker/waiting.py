@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import (
     load_acquire,
     monotonic_ns,

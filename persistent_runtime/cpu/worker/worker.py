@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from persistent_runtime.cpu.compile.jit import device_jit
+from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import (
     address_of,
     atomic_add,

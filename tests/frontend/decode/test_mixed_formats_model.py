@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from event_tensor.errors import UserError
 from frontend.compile import compile_decode_loop
-from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
+from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]  # fewer rows than a CPU rounds to bfloat16
 FAMILIES = {"qwen3": {"num_attention_heads": 8, "head_dim": 24},

@@ -11,8 +11,8 @@ import torch
 
 from persistent_runtime import formats
 from persistent_runtime.cpu.bodies.linear import ROUNDED_ROWS
-from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
 from persistent_runtime.cpu.single_tile import run_tile
+from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
 

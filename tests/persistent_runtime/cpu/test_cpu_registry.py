@@ -21,11 +21,11 @@ from event_tensor.device_function import DeviceFunction, Tile, reads, writes
 from event_tensor.errors import UserError
 from persistent_runtime.cache.stores import KEY_FILE
 from persistent_runtime.cpu.compile import disk_cache, registry
-from persistent_runtime.cpu.compile.emit import CONVERTS_FLOAT16
-from persistent_runtime.cpu.compile.jit import interrupt_deferred
+from persistent_runtime.cpu.jit import interrupt_deferred
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.cpu.vectors import intrinsics, numerics
+from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16
 from persistent_runtime.formats import DTYPES
 from persistent_runtime.function_table import FunctionTable, variant
 from persistent_runtime.functions import dense as df
