@@ -67,7 +67,7 @@ class Side:
             [sys.executable, str(CHILD), model, str(MAX_CONTEXT)], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            self.ready = self._answer()
+            self.ready = self.receive()
             self.start_s = time.perf_counter() - begin
             if Path(self.ready["checkout"]).resolve() != checkout.resolve():
                 raise RuntimeError(f"{self.ready['checkout']} was imported, not {checkout}")
@@ -80,12 +80,15 @@ class Side:
         return self._process.pid
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.send(request)
+        return self.receive()
+
+    def send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

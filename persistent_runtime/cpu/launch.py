@@ -20,8 +20,11 @@ from persistent_runtime.launch.memory import PAGE, HostMemory
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.segment import Segment
 
-SPIN_LIMIT = 20_000  # about half a millisecond of polling before a waiting worker yields its core
+# Polls before a waiting worker sleeps: longer than other workers usually keep it waiting, for to
+# wake it costs several times as much, and shorter than a time slice by far
+SPIN_LIMIT = 1_000
 SPIN_LIMIT_OVERSUBSCRIBED = 50
+SLEEP_NS = 20_000_000  # nothing wakes a worker whose launch is given up; it looks this often
 
 
 def scratch_bytes(segment: Segment) -> int:
@@ -41,12 +44,15 @@ class CpuLaunch(Launch):
         stride = (max(map(scratch_bytes, segments), default=0) // PAGE + 1) * PAGE
         scratch = memory.zeros((workers * stride // 4,), np.float32)
         steps = memory.zeros((workers, layout.STEP_WORDS), np.int64)
-        self._keep_alive += [scratch, steps]
+        berths = memory.zeros((workers, layout.BERTH_WORDS), np.int64)
+        self._keep_alive += [scratch, steps, berths]
         record = self._record
         record[layout.FUNCTIONS] = memory.address(kernel.function_table)
         record[layout.SCRATCH] = memory.address(scratch)
         record[layout.SCRATCH_BYTES] = stride
         record[layout.STEP_RECORDS] = memory.address(steps)
+        record[layout.BERTHS] = memory.address(berths)
+        record[layout.SLEEP_NS] = SLEEP_NS
         record[layout.SPIN_LIMIT] = kernel.spin_limit
         self._threads: list[threading.Thread] = []  # that have started
         with self._starting("threads", self._threads, workers):

@@ -98,7 +98,7 @@ STEP_INDEX = 0  # steps finished in this segment, from 0
 ROW_BASE = 1  # first entry of row_request and row_position that this step reads
 LOGIT_BASE = 2  # first entry of logit_row that this step reads
 ROW_ADVANCE = 3  # how far select_token moves row_position of the row it answers: 1 in decode
-TICKET = 4  # the worker's own: its ticket for the ready queue, held from step to step
+TICKET = 4  # the GPU worker's own: its ticket for the ready queue, held from step to step
 STEP_WORDS = 8
 
 # Segment record, int64 words; word 12 is spare.
@@ -165,8 +165,10 @@ SCRATCH_BYTES = 7  # per worker
 FINISHED = 8  # address of [requests] int32; 0 where the launch never ends early
 NUM_REQUESTS = 9
 TIMEOUT_NS = 10
-SPIN_LIMIT = 11  # polls before a waiting worker starts to yield its core
+SPIN_LIMIT = 11  # polls, at least one, before a waiting worker gives its core away
 STEP_RECORDS = 12  # address of [workers, STEP_WORDS] int64
+BERTHS = 13  # address of [workers, BERTH_WORDS] int64, zero at the start: where workers sleep,
+SLEEP_NS = 14  # and for how long at most
 QUEUE = 15  # address of QUEUE_CAPACITY slots
 QUEUE_CAPACITY = 16  # a power of two; 0 where nothing is queued
 LAUNCH_WORDS = 24
@@ -175,10 +177,11 @@ LAUNCH_WORDS = 24
 ABORT = 0 * EVENT_STRIDE  # 0, or why every worker must leave
 EPOCH = 1 * EVENT_STRIDE  # steps that all workers have finished
 STOP = 2 * EVENT_STRIDE  # set before EPOCH moves: no request is left to serve
-HEAD = 3 * EVENT_STRIDE  # tickets taken
+HEAD = 3 * EVENT_STRIDE  # tasks popped; on a GPU, tickets taken
 TAIL = 4 * EVENT_STRIDE  # tasks pushed
 OUTSTANDING = 5 * EVENT_STRIDE  # workers still in this step's rows + tasks due or released
-CONTROL_WORDS = 6 * EVENT_STRIDE
+SLEEPERS = 6 * EVENT_STRIDE  # workers that sleep or are about to
+CONTROL_WORDS = 7 * EVENT_STRIDE
 # Behind the control block the GPU has a cache line per worker: its ticket, int64 words.
 SLOT = 0  # address of the ticket's slot; 0 where nothing is queued
 SLOT_NUMBER = 1  # ticket + 1, what the slot's upper half holds when it is filled
@@ -188,6 +191,13 @@ SLOT_NUMBER = 1  # ticket + 1, what the slot's upper half holds when it is fille
 GAPS_PER_TIMEOUT = 16
 ABORT_TIMEOUT = 1
 ABORT_REQUESTED = 2
+
+# Berth, int64 words: a worker that sleeps, and what wakes it. One cache line.
+BERTH_ASLEEP = 0  # 1 while it may sleep; its lower half is what the system call looks at
+BERTH_COUNTER = 1  # address of the counter it waits for, and the count
+BERTH_TARGET = 2
+BERTH_POPS = 3  # 1 where a task in the ready queue ends its sleep, too
+BERTH_WORDS = 8
 
 # Sampling record, float32 words per request; frontend/config/sampling.py says what is allowed.
 TEMPERATURE = 0  # 0: the most likely token

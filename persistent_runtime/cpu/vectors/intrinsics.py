@@ -80,11 +80,26 @@ def keep_out_of_line(typing_context):
 
 @intrinsic
 def atomic_add(typing_context, address, value):
-    """Adds to the int32 at an int64 address, acquire-release; returns the old value."""
+    """Adds to the int32 at an int64 address; returns the old value. All of these and all of
+    `load_in_order` are in one order (seq_cst)."""
     signature = types.int32(types.int64, types.int32)
 
     def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", _int32_pointer(builder, args[0]), args[1], "acq_rel")
+        return builder.atomic_rmw("add", _int32_pointer(builder, args[0]), args[1], "seq_cst")
+
+    return signature, codegen
+
+
+@intrinsic
+def compare_and_swap(typing_context, address, old, new):
+    """Replaces the int32 at an int64 address where it is `old`; returns whether it was. In one
+    order with `atomic_add`."""
+    signature = types.boolean(types.int64, types.int32, types.int32)
+
+    def codegen(context, builder, signature, args):
+        found = builder.cmpxchg(_int32_pointer(builder, args[0]), args[1], args[2], "seq_cst",
+                                "seq_cst")
+        return builder.extract_value(found, 1)
 
     return signature, codegen
 
@@ -96,6 +111,17 @@ def load_acquire(typing_context, address):
 
     def codegen(context, builder, signature, args):
         return builder.load_atomic(_int32_pointer(builder, args[0]), "acquire", 4)
+
+    return signature, codegen
+
+
+@intrinsic
+def load_in_order(typing_context, address):
+    """As `load_acquire`, in one order with all of `atomic_add`."""
+    signature = types.int32(types.int64)
+
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_int32_pointer(builder, args[0]), "seq_cst", 4)
 
     return signature, codegen
 

@@ -7,6 +7,7 @@ import numpy as np
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import atomic_add, pointer_to, store_release
 from persistent_runtime.cpu.worker.queue import notify
+from persistent_runtime.cpu.worker.sleeping import anyone_sleeps, wake_for_count
 from persistent_runtime.cpu.worker.waiting import INT32, INT32_BYTES, argument_values, counter_of
 from persistent_runtime.rows import layout
 
@@ -78,7 +79,10 @@ def notify_events(state, row):
     notifies = pointer_to(state.segment[layout.NOTIFIES], INT32)
     for k in range(row[layout.NOTIFY_BEGIN], row[layout.NOTIFY_END]):
         # release: publishes this tile's stores before the counter moves
-        atomic_add(counter_of(state.segment, notifies[k]), np.int32(1))
+        counter = counter_of(state.segment, notifies[k])
+        seen = atomic_add(counter, np.int32(1)) + 1
+        if anyone_sleeps(state.launch):
+            wake_for_count(state.launch, counter, seen)
 
 
 @device_jit

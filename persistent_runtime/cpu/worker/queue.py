@@ -1,9 +1,10 @@
-"""The ready queue: tickets, pushes, and what the last notify of an event sets off.
+"""The ready queue: pushes, pops, and what the last notify of an event sets off.
 
 Memory order and bounds, in one place:
-- a push reserves slots with a fetch-add on TAIL and stores (ticket + 1) << 32 | row with release;
-  a worker takes a ticket with a fetch-add on HEAD and holds it until that value is in its slot,
-  which it loads with acquire: all that the pusher saw before is visible to the task;
+- a push reserves slots with a fetch-add on TAIL and stores (ticket + 1) << 32 | row with release.
+  A pop loads the slot at HEAD with acquire, so that all that the pusher saw before is visible to
+  the task, and takes it by moving HEAD on with a compare-and-swap. Nobody holds a ticket for what
+  is not there yet: a worker that has lost its core holds no task but the one that it runs;
 - every slot that a step fills is read before the step ends, and a step fills at most
   QUEUE_CAPACITY of them, so no slot is overwritten before it is read. The capacity is a power of
   two: tickets may wrap around int32;
@@ -20,10 +21,18 @@ import numpy as np
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import (
     atomic_add,
+    compare_and_swap,
+    load_acquire,
     load_acquire_int64,
     pointer_to,
     store_release,
     store_release_int64,
+)
+from persistent_runtime.cpu.worker.sleeping import (
+    anyone_sleeps,
+    fence,
+    wake_for_count,
+    wake_to_pop,
 )
 from persistent_runtime.cpu.worker.waiting import (
     INT32,
@@ -47,23 +56,32 @@ def slot_of(launch, ticket):
 
 
 @device_jit
-def take_ticket(launch, step):
-    control = launch[layout.CONTROL]
-    step[layout.TICKET] = atomic_add(control + layout.HEAD * INT32_BYTES, np.int32(1))
+def first_task(launch):
+    """(ticket of the oldest task that nobody has taken, whether there is one, its row)"""
+    ticket = load_acquire(launch[layout.CONTROL] + layout.HEAD * INT32_BYTES)
+    word = load_acquire_int64(slot_of(launch, ticket))
+    return ticket, (word >> 32) == np.int64(np.int32(ticket + 1)), word & 0xFFFFFFFF
 
 
 @device_jit
-def read_ticket(launch, step):
-    """(whether the ticket's slot is filled, the row in it)"""
-    ticket = step[layout.TICKET]
-    word = load_acquire_int64(slot_of(launch, ticket))
-    return (word >> 32) == np.int64(np.int32(ticket + 1)), word & 0xFFFFFFFF
+def take_task(launch, ticket):
+    """Whether the task is this worker's now; False where another one was faster."""
+    return compare_and_swap(launch[layout.CONTROL] + layout.HEAD * INT32_BYTES, ticket,
+                            np.int32(ticket + 1))
 
 
 @device_jit
 def publish(launch, ticket, row):
     number = np.int64(np.int32(ticket + 1))
     store_release_int64(slot_of(launch, ticket), (number << 32) | np.int64(row))
+
+
+@device_jit
+def wake_poppers(launch, count):
+    """After `count` slots have been filled."""
+    fence()
+    if anyone_sleeps(launch):
+        wake_to_pop(launch, count)
 
 
 @device_jit
@@ -75,6 +93,7 @@ def push_rows(launch, row, count, conditional):
     ticket = np.int64(atomic_add(control + layout.TAIL * INT32_BYTES, np.int32(count)))
     for k in range(count):
         publish(launch, ticket + k, row + k)
+    wake_poppers(launch, count)
 
 
 @device_jit
@@ -86,6 +105,7 @@ def push_roots(launch, segment):
     ticket = np.int64(atomic_add(control + layout.TAIL * INT32_BYTES, np.int32(count)))
     for k in range(count):
         publish(launch, ticket + k, roots[k])
+    wake_poppers(launch, count)
 
 
 @device_jit
@@ -179,8 +199,11 @@ def notify(launch, segment, step, event):
             return
         # nobody polls it, and nobody can notify it before the next step
         store_release(counter, np.int32(0))
-    elif seen != target_of(segment, step, record):
-        return
+    else:
+        if anyone_sleeps(launch):
+            wake_for_count(launch, counter, seen)
+        if seen != target_of(segment, step, record):
+            return
     push_consumers(launch, segment, record)
     for k in range(record[layout.TRIGGER_BEGIN], record[layout.TRIGGER_END]):
         trigger = pointer_to(segment[layout.TRIGGERS] + k * TRIGGER_BYTES, INT32)

@@ -13,8 +13,8 @@ from persistent_runtime.cpu.vectors.intrinsics import (
     pause,
     pointer_to,
     store_release,
-    yield_thread,
 )
+from persistent_runtime.cpu.worker.sleeping import sleep
 from persistent_runtime.rows import layout
 
 INT32_BYTES, INT64_BYTES = 4, 8
@@ -51,18 +51,21 @@ def begin_wait():
 
 
 @device_jit
-def keep_polling(launch, wait):
-    """One turn of a wait: whether to go on, and what the wait has come to."""
+def keep_waiting(state, wait, counter, target, pops):
+    """One turn of a wait for a counter: whether to go on, and what the wait has come to. pops: 1
+    where the worker serves the ready queue meanwhile. The first turn does not sleep: a task that
+    was served just now may have been the last of the step."""
+    launch = state.launch
     abort = launch[layout.CONTROL] + layout.ABORT * INT32_BYTES
     if load_acquire(abort) != 0:
         return False, wait
     polls = wait.polls + 1
-    if polls < launch[layout.SPIN_LIMIT]:
+    if polls <= launch[layout.SPIN_LIMIT]:
         pause()
+        if polls % POLLS_PER_CLOCK_READ != 0:
+            return True, Wait(polls, wait.seen_ns, wait.waited_ns)
     else:
-        yield_thread()
-    if polls % POLLS_PER_CLOCK_READ != 0:
-        return True, Wait(polls, wait.seen_ns, wait.waited_ns)
+        sleep(state, counter, target, pops)
     now, waited, timeout = monotonic_ns(), wait.waited_ns, launch[layout.TIMEOUT_NS]
     if wait.seen_ns != 0:
         # a long gap: a stopped process, a machine asleep, or others that have our core
@@ -80,12 +83,12 @@ def give_up(stuck, counter, target):
 
 
 @device_jit
-def await_count(launch, stuck, counter, target):  # noqa: ANN201
-    """Polls until the counter reaches `target`; False when the launch is aborted instead."""
+def await_count(state, counter, target):  # noqa: ANN201
+    """Waits until the counter reaches `target`; False when the launch is aborted instead."""
     wait = begin_wait()
     while load_acquire(counter) < target:
-        alive, wait = keep_polling(launch, wait)
+        alive, wait = keep_waiting(state, wait, counter, target, 0)
         if not alive:
-            give_up(stuck, counter, target)
+            give_up(state.stuck, counter, target)
             return False
     return True

@@ -37,11 +37,12 @@ from persistent_runtime.cpu.worker.actions import (
 )
 from persistent_runtime.cpu.worker.queue import (
     event_record,
+    first_task,
     push_roots,
-    read_ticket,
-    take_ticket,
+    take_task,
     target_of,
 )
+from persistent_runtime.cpu.worker.sleeping import anyone_sleeps, fence, wake_for_count
 from persistent_runtime.cpu.worker.tracing import record_task, trace_clock, trace_of_step
 from persistent_runtime.cpu.worker.waiting import (
     INT32,
@@ -53,13 +54,13 @@ from persistent_runtime.cpu.worker.waiting import (
     begin_wait,
     counter_of,
     give_up,
-    keep_polling,
+    keep_waiting,
 )
 from persistent_runtime.rows import layout
 
 WORKER_SIGNATURE = types.void(types.CPointer(types.int64), types.int64)
 ROW_BYTES = layout.ROW_WORDS * INT32_BYTES
-IDLE, RAN, LAST, ABORTED = 0, 1, 2, 3  # what came of serving the queue
+IDLE, BEATEN, RAN, LAST, ABORTED = 0, 1, 2, 3, 4  # what came of serving the queue
 READY, SKIP, LEAVE = 0, 1, 2  # what a row does after its waits
 
 
@@ -103,7 +104,7 @@ def run_popped(state, row):
         event = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_EVENT])
         count = np.int64(waits[k * layout.WAIT_WORDS + layout.WAIT_COUNT])
         stuck[layout.STUCK_EVENT] = event
-        if not await_count(state.launch, stuck, counter_of(state.segment, event),
+        if not await_count(state, counter_of(state.segment, event),
                            count * (state.step[layout.STEP_INDEX] + 1)):
             return False
     ran = trace_clock(state)
@@ -124,16 +125,17 @@ def leave_step(launch):
 
 @device_jit
 def serve(state):
-    """Runs the task in the ticket's slot, if it is there and of this step."""
+    """Runs the oldest task of the queue, if there is one and it is of this step."""
     launch = state.launch
-    is_filled, k = read_ticket(launch, state.step)
-    if not is_filled:
+    ticket, is_there, k = first_task(launch)
+    if not is_there:
         return IDLE
     if load_acquire(launch[layout.CONTROL] + layout.EPOCH * INT32_BYTES) >= state.epoch:
         return IDLE
+    if not take_task(launch, ticket):
+        return BEATEN
     if not run_popped(state, row_at(state.segment, k)):
         return ABORTED
-    take_ticket(launch, state.step)
     return LAST if leave_step(launch) else RAN
 
 
@@ -144,7 +146,7 @@ def await_event(state, event, target):
     counter = counter_of(state.segment, event)
     stuck[layout.STUCK_EVENT] = event
     if launch[layout.QUEUE_CAPACITY] == 0:
-        return await_count(launch, stuck, counter, target)
+        return await_count(state, counter, target)
     task = stuck[layout.STUCK_TASK]
     wait = begin_wait()
     while load_acquire(counter) < target:
@@ -154,7 +156,7 @@ def await_event(state, event, target):
         if outcome != IDLE:
             wait = begin_wait()
             stuck[layout.STUCK_TASK], stuck[layout.STUCK_EVENT] = task, event
-        alive, wait = keep_polling(launch, wait)
+        alive, wait = keep_waiting(state, wait, counter, target, 1)
         if not alive:
             give_up(stuck, counter, target)
             return False
@@ -251,7 +253,11 @@ def open_step(state, following):
     else:
         store_release(control + layout.STOP * INT32_BYTES, np.int32(1))
     store_release(control + layout.OUTSTANDING * INT32_BYTES, np.int32(outstanding))
-    store_release(control + layout.EPOCH * INT32_BYTES, np.int32(state.epoch))
+    opened = control + layout.EPOCH * INT32_BYTES
+    store_release(opened, np.int32(state.epoch))
+    fence()
+    if anyone_sleeps(launch):
+        wake_for_count(launch, opened, state.epoch)
     if goes_on:
         push_roots(launch, pointer_to(following, INT64))
 
@@ -275,7 +281,8 @@ def end_step(state, following):
                 is_last = outcome == LAST
                 wait = begin_wait()
                 stuck[layout.STUCK_TASK] = -1
-        alive, wait = keep_polling(launch, wait)
+        alive, wait = keep_waiting(state, wait, opened, state.epoch,
+                                   launch[layout.QUEUE_CAPACITY])
         if not alive:
             give_up(stuck, opened, state.epoch)
             return False
@@ -300,11 +307,10 @@ def next_segment(launch, s, index):
 
 
 @device_jit
-def begin_launch(launch, worker, step):
-    """Takes this worker's ticket; worker 0 pushes the first tasks of the first step."""
+def begin_launch(launch, worker):
+    """Worker 0 pushes the first tasks of the first step."""
     if launch[layout.QUEUE_CAPACITY] == 0:
         return
-    take_ticket(launch, step)
     first = next_segment(launch, np.int64(0), np.int64(-1))
     if worker == 0 and first != 0:
         push_roots(launch, pointer_to(first, INT64))
@@ -316,7 +322,7 @@ def run_worker(launch, worker):
                       INT64)
     stuck = pointer_to(launch[layout.STUCK] + worker * layout.STUCK_WORDS * INT64_BYTES, INT64)
     scratch = launch[layout.SCRATCH] + worker * launch[layout.SCRATCH_BYTES]
-    begin_launch(launch, worker, step)
+    begin_launch(launch, worker)
     epoch = np.int64(0)
     for s in range(launch[layout.NUM_SEGMENTS]):
         segment = pointer_to(segment_address(launch, s), INT64)
