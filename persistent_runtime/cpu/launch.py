@@ -100,7 +100,7 @@ class CpuKernel(Kernel):
     def sources(self) -> dict[str, str]:
         folder = Path(worker_module.__file__).parent
         return {name: (folder / name).read_text(encoding="utf-8")
-                for name in ("worker.py", "queue.py", "actions.py", "waiting.py")}
+                for name in ("worker.py", "queue.py", "actions.py", "waiting.py", "sleeping.py")}
 
     def call_worker(self, record: int, worker: int) -> None:
         """Runs one worker to its end on this thread, without the interpreter lock."""

@@ -197,6 +197,9 @@ BERTH_ASLEEP = 0  # 1 while it may sleep; its lower half is what the system call
 BERTH_COUNTER = 1  # address of the counter it waits for, and the count
 BERTH_TARGET = 2
 BERTH_POPS = 3  # 1 where a task in the ready queue ends its sleep, too
+BERTH_TASKS = 4  # queued tasks that it has run,
+BERTH_LOOKED = 5  # when it last looked at the clock between two of them,
+BERTH_TURN = 6  # and since when it has had its core
 BERTH_WORDS = 8
 
 # Sampling record, float32 words per request; frontend/config/sampling.py says what is allowed.

@@ -1,9 +1,9 @@
-"""Workers that sleep while they wait, and whoever wakes them.
+"""Cores that others want: workers sleep while they wait, and give way between tasks.
 
 A worker that has polled for a while gives its core to the system, for another worker may stand in
-line for it: a yield would hand it to any program, for a whole time slice, whereas a sleeper that
-is woken is served soon. What it waits for stands in its berth; whoever moves a counter there, or
-pushes a task, wakes it.
+line for it. A yield would hand it to any program for a whole time slice, whereas a sleeper is
+served soon when it is woken. What it waits for stands in its berth; whoever moves a counter there,
+or pushes a task, wakes it.
 
 No wake-up is lost. A sleeper fills its berth, adds itself to SLEEPERS and then looks at its
 counter and at the queue once more; a notifier adds to the counter, or fills a slot, and then looks
@@ -11,8 +11,11 @@ at SLEEPERS. All four are in one total order (seq_cst; a fence stands between fi
 the look). So either the sleeper sees the new count and stays awake, or the notifier sees the
 sleeper, and with it the berth. A notifier that reads a berth while it is filled for another wait
 may wake its owner for nothing; that one looks, and sleeps again. Of several that would wake a
-sleeper the first does. The abort word
-wakes nobody: a sleep ends by itself after SLEEP_NS.
+sleeper the first does. The abort word wakes nobody: a sleep ends by itself after SLEEP_NS.
+
+The system takes a core away when a time slice is over, which is amid a task; all that wait for the
+task then wait as long as others have the core. Where tasks come from the queue, a worker that
+offers its core between two of them holds up nobody: another worker takes the tasks.
 """
 
 from __future__ import annotations
@@ -36,12 +39,17 @@ from persistent_runtime.cpu.vectors.intrinsics import (
     load_acquire,
     load_acquire_int64,
     load_in_order,
+    monotonic_ns,
     pointer_to,
     store_release,
+    yield_thread,
 )
 from persistent_runtime.rows import layout
 
 INT64 = np.int64(0)
+# A turn is shorter than the system's time slice. Of two looks at the clock that are further apart,
+# others have had the core between them.
+TURN_NS, TASKS_PER_LOOK = 1_000_000, 8
 BERTH_BYTES = layout.BERTH_WORDS * 8
 SLEEPERS_OFFSET = layout.SLEEPERS * 4
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 0 | 128, 1 | 128  # linux/futex.h
@@ -101,6 +109,23 @@ def fence(typing_context):
 @device_jit
 def berth_of(launch, worker):
     return launch[layout.BERTHS] + worker * BERTH_BYTES
+
+
+@device_jit
+def give_way(state):
+    """Between two queued tasks: offers the core to others when this worker's turn is over."""
+    berth = pointer_to(berth_of(state.launch, state.worker), INT64)
+    berth[layout.BERTH_TASKS] += 1
+    if berth[layout.BERTH_TASKS] % TASKS_PER_LOOK != 0:
+        return
+    now = monotonic_ns()
+    if now - berth[layout.BERTH_LOOKED] > TURN_NS:
+        berth[layout.BERTH_TURN] = now
+    elif now - berth[layout.BERTH_TURN] > TURN_NS:
+        yield_thread()
+        now = monotonic_ns()
+        berth[layout.BERTH_TURN] = now
+    berth[layout.BERTH_LOOKED] = now
 
 
 @device_jit

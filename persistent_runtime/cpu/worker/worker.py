@@ -42,7 +42,12 @@ from persistent_runtime.cpu.worker.queue import (
     take_task,
     target_of,
 )
-from persistent_runtime.cpu.worker.sleeping import anyone_sleeps, fence, wake_for_count
+from persistent_runtime.cpu.worker.sleeping import (
+    anyone_sleeps,
+    fence,
+    give_way,
+    wake_for_count,
+)
 from persistent_runtime.cpu.worker.tracing import record_task, trace_clock, trace_of_step
 from persistent_runtime.cpu.worker.waiting import (
     INT32,
@@ -136,7 +141,10 @@ def serve(state):
         return BEATEN
     if not run_popped(state, row_at(state.segment, k)):
         return ABORTED
-    return LAST if leave_step(launch) else RAN
+    if leave_step(launch):
+        return LAST
+    give_way(state)
+    return RAN
 
 
 @device_jit
