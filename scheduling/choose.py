@@ -56,8 +56,8 @@ def choose_placement(graph: Graph, bindings: Mapping[str, int], samples: Sequenc
         _pushed_early(choice, of_dispatch, target)
         for choice, of_dispatch in zip(plain, is_dispatched, strict=True)]
     # the first of equals: without early pushes
-    choices = min((_settled(graph, indices, plain), _settled(graph, indices, pushed_early)),
-                  key=_total_us)
+    choices = min((_settled(graph, indices, plain, target),
+                   _settled(graph, indices, pushed_early, target)), key=_total_us)
     queued: set[int] = set()
     for choice, of_kind in zip(choices, indices, strict=True):
         if choice.in_queue:
@@ -65,8 +65,8 @@ def choose_placement(graph: Graph, bindings: Mapping[str, int], samples: Sequenc
     return frozenset(queued), tuple(choices)
 
 
-def _settled(graph: Graph, indices: Sequence[frozenset[int]], choices: Sequence[Choice]
-             ) -> list[Choice]:
+def _settled(graph: Graph, indices: Sequence[frozenset[int]], choices: Sequence[Choice],
+             target: Target) -> list[Choice]:
     """No row whose tile may not run stands beside a queue: either all kinds of runs that have such
     calls are queued, or nothing is, whichever is estimated to take less. `indices`: per kind."""
     conditional = conditional_calls(graph)
@@ -75,7 +75,7 @@ def _settled(graph: Graph, indices: Sequence[frozenset[int]], choices: Sequence[
     if not any(c.in_queue for c in choices) or may_queue and all(
             c.in_queue for c, held in zip(choices, holds, strict=True) if held):
         return list(choices)
-    saved_us = sum(c.runs * (c.rows_us - c.queue_us)
+    saved_us = sum(c.runs * (c.rows_us - _weighed(c.queue_us, target))
                    for c, held in zip(choices, holds, strict=True) if held or c.in_queue)
     in_queue = saved_us > 0 and may_queue
     reason = (f"tiles that may not run are all queued or nothing is, and the queue "
@@ -89,11 +89,16 @@ def _total_us(choices: Sequence[Choice]) -> float:
     return sum(c.runs * (c.queue_us if c.in_queue else c.rows_us) for c in choices)
 
 
+def _weighed(queue_us: float, target: Target) -> float:
+    """The queue's time as it is set against that of rows."""
+    return queue_us * (1 - target.rows_must_save)
+
+
 def _pushed_early(choice: Choice, is_dispatched: bool, target: Target) -> Choice:
     """The choice for a schedule with early pushes."""
     if choice.early_us is None:
         return choice
-    in_queue = choice.early_us < choice.rows_us
+    in_queue = _weighed(choice.early_us, target) < choice.rows_us
     return replace(choice, in_queue=in_queue, queue_us=choice.early_us, early=True,
                    reason=_reason(in_queue, is_dispatched, target) + ", pushing early")
 
@@ -102,7 +107,8 @@ def _reason(in_queue: bool, is_dispatched: bool, target: Target) -> str:
     verb = "saves more than it costs" if in_queue else "costs more than it saves"
     return (f"sharing {'released' if is_dispatched else 'known'} tasks at run time, "
             f"{target.pop_us:g} us per pop, {verb} where task times spread by "
-            f"{target.spread:.0%}")
+            f"{target.spread:.0%}"
+            + (" and other programs may want a core" if target.rows_must_save else ""))
 
 
 def _deciding_calls(graph: Graph) -> frozenset[int]:
@@ -141,8 +147,9 @@ def _choose(graph: Graph, runs: list[list[Call]], is_dispatched: bool,
     in_queue = float(np.mean([estimate_makespan(s, target).makespan_us for s in queued]))
     pushed_early = float(np.mean([estimate_makespan(early(s, "dynamic_early"), target).makespan_us
                                   for s in queued]))
-    return Choice(names, len(runs), in_queue < in_rows, in_rows, in_queue,
-                  _reason(in_queue < in_rows, is_dispatched, target), pushed_early)
+    is_queued = _weighed(in_queue, target) < in_rows
+    return Choice(names, len(runs), is_queued, in_rows, in_queue,
+                  _reason(is_queued, is_dispatched, target), pushed_early)
 
 
 def _first_tasks(run: list[Call], bindings: Mapping[str, int]) -> list[Call]:

@@ -20,6 +20,8 @@ class Target:
     queues_dense_parts: whether `auto` may queue what depends on no data; a GPU's worker is compiled
     without the queue where nothing needs it.
     spread: standard deviation of a task's time, relative: workers share memory, cores and clocks.
+    rows_must_save: share of the time that rows must save before `auto` prefers them to the queue. A
+    task in a row waits for its worker even when other programs have that worker's core.
     tiles_per_worker: how many tiles of one matrix product each worker should get at least;
     tile_bytes: weights of one tile at most; tile_columns: what a tile's columns are a multiple of.
     """
@@ -38,6 +40,7 @@ class Target:
     split_positions: int = 256
     spread: float = 0.05
     queues_dense_parts: bool = False
+    rows_must_save: float = 0.0
 
     def with_workers(self, workers: int) -> Target:
         """The same machine with another number of workers, each as fast as before."""
@@ -49,7 +52,7 @@ class Target:
 def generic_cpu(workers: int) -> Target:
     """A current x86 or ARM core per worker: 20 GB/s and 80 GFLOP/s each."""
     return Target("cpu", workers, 20.0 * workers, 80.0 * workers, 0.3, 0.05, 0.1, spread=0.2,
-                  queues_dense_parts=True)
+                  queues_dense_parts=True, rows_must_save=0.1)
 
 
 H200 = Target("h200", 132, 4300.0, 400_000.0, 1.2, 0.1, 1.0, 227 * 1024, tiles_per_worker=1,

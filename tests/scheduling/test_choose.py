@@ -27,11 +27,12 @@ def test_a_dense_graph_goes_where_the_estimate_is_lower(seed):
     if not instantiate(graph, bindings).num_tasks:
         return
     assert not choose_placement(graph, bindings, (), H200.with_workers(3))[0]
-    for target in (CHEAP_QUEUE, DEAR_QUEUE):
+    for target in (CHEAP_QUEUE, DEAR_QUEUE, replace(CHEAP_QUEUE, rows_must_save=0.0)):
         queued, choices = choose_placement(graph, bindings, (), target)
         assert sum(c.runs for c in choices) >= 1
         for choice in choices:
-            assert choice.in_queue == (choice.queue_us < choice.rows_us)
+            queue_us = choice.queue_us * (1 - target.rows_must_save)
+            assert choice.in_queue == (queue_us < choice.rows_us)
             assert "us per pop" in choice.reason
         assert bool(queued) == any(c.in_queue for c in choices)
         schedule = build_schedule(graph, bindings, "auto", target)
@@ -72,7 +73,8 @@ def test_tiles_that_may_not_run_are_all_queued_or_nothing_is(
     config = make_config(num_hidden_layers=3, mlp_only_layers=[])
     graph = derive_events(make_operators(config).graph)
     bindings = {"tokens": 16, "logit_rows": 1, "context": 16, "kv_splits": 1}
-    schedule = build_schedule(graph, bindings, "auto", generic_cpu(2),
+    as_they_are = replace(generic_cpu(2), rows_must_save=0.0)
+    schedule = build_schedule(graph, bindings, "auto", as_they_are,
                               sample_routings(config, bindings))
     assert len(schedule.choices) == 4
     assert [c.in_queue for c in schedule.choices] == [in_queue] * 4
