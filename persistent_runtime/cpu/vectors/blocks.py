@@ -5,6 +5,7 @@ LLVM's own vectoriser handles simple loops well, but not a block of many accumul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -34,7 +35,7 @@ from persistent_runtime.cpu.vectors.emit import (
     vector_store,
     zeroed,
 )
-from persistent_runtime.cpu.vectors.intrinsics import F32, I16, I64
+from persistent_runtime.cpu.vectors.intrinsics import F32, I8, I16, I64
 
 
 @intrinsic
@@ -57,23 +58,6 @@ def shared_format(typing_context, first, second):
         return context.get_constant_null(signature.return_type)
 
     return kind(first, second), codegen
-
-
-def _most_rows(x: types.Type) -> int:
-    """Rows of x in the largest block. Products in pairs take half the time of others, and loads
-    that can hide behind them are fewer: they need a larger block to run at full speed."""
-    return 6 if x.dtype == types.uint16 else 4
-
-
-@intrinsic
-def most_rows(typing_context, x):
-    """How many rows of x `dot_block` multiplies if it is not told."""
-    rows = _most_rows(x)
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return constant(rows)
-
-    return types.int64(x), codegen
 
 
 @intrinsic
@@ -103,35 +87,41 @@ def round_block(typing_context, x, length, out):
     return signature, codegen
 
 
+WHOLE_SHARE = 256  # what the shares of the calls that read the same weights add up to
+
+
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, ahead,
-              weight_rows, x_rows):
+def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep, ahead, share,
+              count, weight_rows, x_rows):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k] for `length` columns k.
 
     x is float32, or bfloat16 beside bfloat16 weights where DOTS_BFLOAT16. `weight_rows` (a power
     of two) and `x_rows` are literals; weight rows follow one another, of elements or whole blocks.
-    keep is 0 or 1, and with 0 the old contents are not looked at. While a weight is read, its
-    counterpart in `ahead` is fetched into the cache, unless `ahead` is None.
+    Of the rows of x there are `count` >= 1; for those that lack the last one is computed again.
+    keep is 0 or 1, and with 0 the old contents are not looked at. While the weights are read, as
+    many bytes from address `ahead` on, times share / WHOLE_SHARE, are fetched into the cache.
     """
     storage, x_storage = weight.dtype, x.dtype
     in_pairs = x_storage == types.uint16
     lanes, add = (2 * LANES, multiply_add_pairs) if in_pairs else (LANES, multiply_add)
-    n_rows = weight_rows.literal_value
-    m_rows = _most_rows(x) if x_rows == types.none else x_rows.literal_value
-    fetches, of_item = ahead != types.none, elements_of(storage)
+    n_rows, m_rows = weight_rows.literal_value, x_rows.literal_value
+    sums, of_item = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows)), elements_of(storage)
+    turn_bytes = n_rows * storage.bitwidth // 8 * (1 if of_item > 1 else sums * lanes)
     signature = types.void(weight, x, types.int64, types.int64, out, types.int64, types.int64,
-                           ahead, weight_rows, x_rows)
+                           types.int64, types.int64, types.int64, weight_rows, x_rows)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> None:
-        weight, x, x_stride, length, out, out_stride, keep, ahead, _, _ = args
+        weight, x, x_stride, length, out, out_stride, keep, ahead, share, count, _, _ = args
         vector = ir.VectorType(F32, LANES)
-        sums = max(1, ACCUMULATORS_IN_FLIGHT // (n_rows * m_rows))
         accumulators = [[[zeroed(builder, vector) for _ in range(sums)]
                          for _ in range(n_rows)] for _ in range(m_rows)]
         row_items = builder.sdiv(length, constant(of_item)) if of_item > 1 else length
         weights = [builder.gep(weight, [builder.mul(row_items, constant(n))])
                    for n in range(n_rows)]
-        xs = [builder.gep(x, [builder.mul(x_stride, constant(m))]) for m in range(m_rows)]
+        numbers = [first_of(builder, constant(m), builder.sub(count, constant(1)))
+                   for m in range(m_rows)]
+        xs = [builder.gep(x, [builder.mul(x_stride, m)]) for m in numbers]
+        fetch_turn = fetches(builder, ahead, share, turn_bytes)
 
         def load(pointer: ir.Value, k: ir.Value, storage: types.Type, mask: ir.Value | None
                  ) -> ir.Value:
@@ -155,9 +145,7 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
 
         if isinstance(storage, BlockType):
             with cgutils.for_range(builder, row_items) as loop:
-                if fetches:
-                    fetch(builder, ahead, builder.mul(loop.index, constant(n_rows)), n_rows,
-                          storage)
+                fetch_turn()
                 rows = [load_block(builder, builder.gep(w, [loop.index]), storage)
                         for w in weights]
                 first = builder.mul(loop.index, constant(of_item))
@@ -166,9 +154,7 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
         else:
             with cgutils.for_range_slice(builder, constant(0), rounded_down(sums),
                                          constant(sums * lanes), I64) as (k, _):
-                if fetches:
-                    fetch(builder, ahead, builder.mul(k, constant(n_rows)), n_rows * sums * lanes,
-                          storage)
+                fetch_turn()
                 for part in range(sums):
                     elements(builder.add(k, constant(part * lanes)), part)
             whole = rounded_down(1)
@@ -181,14 +167,39 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
 
         keeps = builder.icmp_signed("!=", keep, constant(0))
         sums_kind = ir.VectorType(F32, n_rows)
-        for m in range(m_rows):
+        targets = [builder.bitcast(builder.gep(out, [builder.mul(out_stride, m)]),
+                                   sums_kind.as_pointer()) for m in numbers]
+        # all are loaded before one is stored: the last may be stored more than once
+        old = [builder.select(keeps, builder.load(target, align=4), ir.Constant(sums_kind, None))
+               for target in targets]
+        for m, target in enumerate(targets):
             of_rows = row_sums(builder, [total(builder, parts) for parts in accumulators[m]])
-            target = builder.bitcast(builder.gep(out, [builder.mul(out_stride, constant(m))]),
-                                     sums_kind.as_pointer())
-            old = builder.select(keeps, builder.load(target, align=4), ir.Constant(sums_kind, None))
-            builder.store(builder.fadd(old, of_rows), target, align=4)
+            builder.store(builder.fadd(old[m], of_rows), target, align=4)
 
     return signature, codegen
+
+
+def first_of(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The smaller of two integers."""
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def fetches(builder: ir.IRBuilder, ahead: ir.Value, share: ir.Value, turn_bytes: int
+            ) -> Callable[[], None]:
+    """Emits what each turn of a loop that reads `turn_bytes` fetches: `share` of as many, and the
+    place moves on from address `ahead`."""
+    place = cgutils.alloca_once_value(builder, ahead)
+    moved = builder.mul(share, constant(turn_bytes))
+    moved = builder.sdiv(builder.add(moved, constant(WHOLE_SHARE - 1)), constant(WHOLE_SHARE))
+
+    def fetch_turn() -> None:
+        address = builder.load(place)
+        first = builder.inttoptr(address, I8.as_pointer())
+        for line in range(0, turn_bytes, CACHE_LINE_BYTES):
+            fetch_line(builder, builder.gep(first, [constant(line)]))
+        builder.store(builder.add(address, moved), place)
+
+    return fetch_turn
 
 
 @intrinsic

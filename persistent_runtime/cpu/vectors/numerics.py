@@ -11,9 +11,15 @@ import numpy as np
 
 from persistent_runtime.cpu.jit import device_jit, exact_jit
 from persistent_runtime.cpu.vectors.block_types import items
-from persistent_runtime.cpu.vectors.blocks import dot_block, maximum, most_rows, sum_rows_block
+from persistent_runtime.cpu.vectors.blocks import (
+    WHOLE_SHARE,
+    dot_block,
+    maximum,
+    sum_rows_block,
+)
 from persistent_runtime.cpu.vectors.emit import FETCH_AHEAD_BYTES, LANES, MANY_REGISTERS
 from persistent_runtime.cpu.vectors.intrinsics import (
+    address_of,
     advance,
     float32_bits,
     float32_from_bits,
@@ -107,46 +113,57 @@ def is_finite(values, length):
 
 WEIGHT_ROWS = 4 if MANY_REGISTERS else 2  # of a block: its sums fit the registers with operands
 SHORT_ROW = 16 * LANES  # below it, one row at a time cannot keep enough sums in flight
-PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while x rows pass by
+FEW_ROWS = 32  # of x; they stay in the cache together, and weights pass by once
+PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while more x rows pass by
 
 
 @device_jit
 def _stream_rows(weight, weight_rows, length, x, out, keep):
     """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
     keep_out_of_line()
-    distance = FETCH_AHEAD_BYTES // item_bytes(weight)
     for n in range(weight_rows):
         row = row_at(weight, length, n)
-        dot_block(row, x, 0, length, advance(out, n), 0, keep, advance(row, distance), 1, 1)
+        dot_block(row, x, 0, length, advance(out, n), 0, keep,
+                  address_of(row) + FETCH_AHEAD_BYTES, WHOLE_SHARE, 1, 1, 1)
 
 
 def _panel_of(x_rows):  # noqa: ANN202
-    """A function that multiplies `x_rows` rows of x, by default `most_rows`, with a multiple of
-    WEIGHT_ROWS weight rows."""
+    """A function that multiplies up to `x_rows` rows of x with a multiple of WEIGHT_ROWS weight
+    rows, while it fetches a share of as many bytes from address `ahead` on."""
 
     @device_jit
-    def panel(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead):
+    def panel(weight, weight_rows, length, x, x_stride, count, out, out_stride, keep, ahead, share):
         for n in range(0, weight_rows, WEIGHT_ROWS):
+            passed = items(weight, length * n) * item_bytes(weight)
             dot_block(row_at(weight, length, n), x, x_stride, length, advance(out, n), out_stride,
-                      keep, row_at(ahead, length, n), WEIGHT_ROWS, x_rows)
+                      keep, ahead + passed * share // WHOLE_SHARE, share, count, WEIGHT_ROWS,
+                      x_rows)
 
     return panel
 
 
-_panel_most, _panel_2, _panel_1 = _panel_of(None), _panel_of(2), _panel_of(1)
+_panel_6, _panel_4, _panel_2 = _panel_of(6), _panel_of(4), _panel_of(2)
 
 
 @device_jit
-def _panel(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
-    """The largest block of the `x_rows` rows of x; returns how many that are."""
-    if x_rows >= most_rows(x):
-        _panel_most(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
-        return most_rows(x)
-    if x_rows >= 2:
-        _panel_2(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
-        return 2
-    _panel_1(weight, weight_rows, length, x, x_stride, out, out_stride, keep, ahead)
-    return 1
+def _panels(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
+    """All rows of x with one panel, which stays in the cache meanwhile; ahead: address of as many
+    bytes that are needed next."""
+    m, panel_bytes = 0, items(weight, length * weight_rows) * item_bytes(weight)
+    while m < x_rows:
+        count = min(x_rows - m, 6)
+        block, of_out = advance(x, m * x_stride), advance(out, m * out_stride)
+        place, share = ahead + panel_bytes * m // x_rows, count * WHOLE_SHARE // x_rows
+        if count > 4:
+            _panel_6(weight, weight_rows, length, block, x_stride, count, of_out, out_stride, keep,
+                     place, share)
+        elif count > 2:
+            _panel_4(weight, weight_rows, length, block, x_stride, count, of_out, out_stride, keep,
+                     place, share)
+        else:
+            _panel_2(weight, weight_rows, length, block, x_stride, count, of_out, out_stride, keep,
+                     place, share)
+        m += count
 
 
 @device_jit
@@ -155,19 +172,20 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
 
     weight: [weight_rows, length] of any format; x: [x_rows, length] at `x_stride`, float32
     or as `multiplicand` says; out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
-    ahead: None, or as many rows in the same format as there are weights, which are fetched into the
-    cache meanwhile, for what comes next.
+    ahead: as many rows in the same format as there are weights, which are fetched into the
+    cache meanwhile, for what comes next; None where `weight` is not yet in the cache itself.
     """
     keep_out_of_line()
     in_panels = x_rows > 1 or length < SHORT_ROW
     whole = weight_rows - weight_rows % WEIGHT_ROWS if in_panels else 0
-    panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
+    panel_rows = WEIGHT_ROWS
+    if x_rows > FEW_ROWS:
+        panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
     for n in range(0, whole, panel_rows):
-        rows, m = min(panel_rows, whole - n), 0
-        while m < x_rows:
-            m += _panel(row_at(weight, length, n), rows, length, advance(x, m * x_stride),
-                        x_stride, x_rows - m, advance(out, m * out_stride + n), out_stride, keep,
-                        row_at(ahead, length, n))
+        rows = min(panel_rows, whole - n)
+        following = row_at(weight, length, n + rows) if ahead is None else row_at(ahead, length, n)
+        _panels(row_at(weight, length, n), rows, length, x, x_stride, x_rows, advance(out, n),
+                out_stride, keep, address_of(following))
     if whole < weight_rows:
         for m in range(x_rows):
             _stream_rows(row_at(weight, length, whole), weight_rows - whole, length,
