@@ -167,13 +167,21 @@ def _panels(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, k
 
 
 @device_jit
+def _following(weight, length, n, rows, ahead):
+    """Address of what is fetched while `rows` weight rows from row n on are multiplied."""
+    if ahead is None:
+        return address_of(row_at(weight, length, n + rows))
+    return address_of(row_at(ahead, length, n))
+
+
+@device_jit
 def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep, ahead):
     """out[m, n] = keep * out[m, n] + Σ_k weight[n, k] * x[m, k].
 
     weight: [weight_rows, length] of any format; x: [x_rows, length] at `x_stride`, float32
     or as `multiplicand` says; out: [x_rows, weight_rows] float32 at `out_stride`; keep: 0 or 1.
-    ahead: as many rows in the same format as there are weights, which are fetched into the
-    cache meanwhile, for what comes next; None where `weight` is not yet in the cache itself.
+    ahead: as many rows of any format, which are fetched into the cache meanwhile, for what comes
+    next; None where `weight` is not in the cache itself, and its own rows are fetched.
     """
     keep_out_of_line()
     in_panels = x_rows > 1 or length < SHORT_ROW
@@ -183,9 +191,8 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
         panel_rows = max(PANEL_BYTES // (length * 4) // WEIGHT_ROWS, 1) * WEIGHT_ROWS
     for n in range(0, whole, panel_rows):
         rows = min(panel_rows, whole - n)
-        following = row_at(weight, length, n + rows) if ahead is None else row_at(ahead, length, n)
         _panels(row_at(weight, length, n), rows, length, x, x_stride, x_rows, advance(out, n),
-                out_stride, keep, address_of(following))
+                out_stride, keep, _following(weight, length, n, rows, ahead))
     if whole < weight_rows:
         for m in range(x_rows):
             _stream_rows(row_at(weight, length, whole), weight_rows - whole, length,

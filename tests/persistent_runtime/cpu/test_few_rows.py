@@ -6,16 +6,16 @@ import functools
 import numpy as np
 import pytest
 
-nb = pytest.importorskip("numba")
+pytest.importorskip("numba")
 
 import block_formats
+import numba as nb
 
 from persistent_runtime import formats
 from persistent_runtime.cpu.compile.registry import zero_of
 from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16, DOTS_BFLOAT16
 from persistent_runtime.cpu.vectors.intrinsics import pointer_to
 from persistent_runtime.cpu.vectors.numerics import FEW_ROWS, matmul_rows
-
 
 block_formats.register_cpu_loader()
 
