@@ -33,8 +33,8 @@ from benchmarks.make_model import SHAPES, model_config, write_model  # noqa: E40
 
 RESULT = ROOT / "benchmarks" / "results" / "few_rows.json"
 LARGEST_RATIOS = {2: 1.1, 3: 1.15, 4: 1.25, 8: 1.6, 16: 2.5}  # of a step of so many rows
-FEATURES = {"avx2": ("+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+lzcnt,+movbe,+cx16,+sse,+sse2,+sse3,"
-                     "+ssse3,+sse4.1,+sse4.2"),
+FEATURES = {"avx2": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+lzcnt,+movbe,+cx16,+sse,+sse2,+sse3,"
+                    "+ssse3,+sse4.1,+sse4.2",
             "all": None}  # what the processor has
 LONG_PROMPTS = (128, 512)  # tokens
 READ_BYTES = 512 * 2**20
@@ -171,8 +171,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_child(features: str | None, models: list[Path], arguments: list[str]) -> dict[str, Any]:
+    of_models = ["--child", str(models[0]), "--small", str(models[1])]
     done = subprocess.run(
-        [sys.executable, __file__, *arguments, "--child", str(models[0]), "--small", str(models[1])],
+        [sys.executable, __file__, *arguments, *of_models],
         env=environment(features), stdout=subprocess.PIPE, text=True, check=True)
     record: dict[str, Any] = json.loads(done.stdout)
     return record
