@@ -121,7 +121,7 @@ def dot_block(typing_context, weight, x, x_stride, length, out, out_stride, keep
         numbers = [first_of(builder, constant(m), builder.sub(count, constant(1)))
                    for m in range(m_rows)]
         xs = [builder.gep(x, [builder.mul(x_stride, m)]) for m in numbers]
-        fetch_turn = fetches(builder, ahead, share, turn_bytes)
+        fetch_turn = fetches(builder, ahead, share, 0 if in_pairs else turn_bytes)
 
         def load(pointer: ir.Value, k: ir.Value, storage: types.Type, mask: ir.Value | None
                  ) -> ir.Value:
