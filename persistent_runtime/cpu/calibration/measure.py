@@ -14,8 +14,6 @@ import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-
 
 import numpy as np
 
@@ -23,6 +21,7 @@ from event_tensor.derive import derive_events
 from event_tensor.graph import Graph
 from event_tensor.instantiate import instantiate
 from event_tensor.tensors import TensorSpec
+from persistent_runtime.cpu.calibration.processor import last_level_cache_bytes
 from persistent_runtime.cpu.cores import available_cores
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.formats import Array, stored_bytes
@@ -35,14 +34,13 @@ from scheduling.policies import POLICIES
 from scheduling.target import Target, generic_cpu
 
 LONG_S = 2e-3  # what the long launch of a slope takes at least
-ROUNDS, STREAM_ROUNDS = 6, 1
+ROUNDS = 4
 TIMEOUT_S = 5.0
 WIDE, NARROW = 1024, 256  # in_features of products that stream weights, and of short tasks
 STREAM_TILE_BYTES = 1 << 19
 LEAST_STREAM_BYTES, MOST_STREAM_BYTES = 64 << 20, 256 << 20
 MANY_ROWS = 64  # of a tile that arithmetic bounds
 LAYERS, TASKS, COLUMNS = 24, 4, 16  # of short tasks: layers, per worker and layer, their columns
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ def measure(kernel: CpuKernel, product: Variant) -> Rates:
         "rows": streams(kernel, workers * tile, MANY_ROWS)}
     streamed = {"memory": streams(kernel, in_memory), "alone": streams(alone, in_memory)}
     take_turns(cached.values(), ROUNDS)
-    take_turns(streamed.values(), STREAM_ROUNDS)  # behind those whose caches it would empty
+    take_turns(streamed.values(), rounds=0)  # behind those whose caches they would empty
     cases = cached | streamed
     us = {name: case.step_us for name, case in cases.items()}
     few, many, queued, apart = (us[name] / LAYERS for name in ("few", "many", "queued", "apart"))
@@ -108,19 +106,6 @@ def take_turns(cases: Collection[Case], rounds: int) -> None:
 def stream_bytes() -> int:
     """More than the caches hold, so that every launch reads from memory."""
     return min(max(3 * last_level_cache_bytes(), LEAST_STREAM_BYTES), MOST_STREAM_BYTES)
-
-
-def last_level_cache_bytes() -> int:
-    """Of the cache that a core shares with others; 0 where the system does not say. The C library
-    is not asked: under a hypervisor it adds up what belongs to other guests."""
-    sizes = [0]
-    for folder in CACHES.glob("index*"):
-        try:
-            text = (folder / "size").read_text(encoding="ascii").strip()
-            sizes.append(int(text.removesuffix("K")) << 10)
-        except (OSError, ValueError):
-            continue
-    return max(sizes)
 
 
 def weights(product: Variant, columns: int) -> Array:
@@ -170,7 +155,7 @@ class Case:
 
     def __init__(self, kernel: CpuKernel, graph: Graph, weight: Array,
                  policy: str = "round_robin") -> None:
-        self._kernel, self._best = kernel, (math.inf, math.inf)
+        self._kernel, self._best = kernel, (0.0, 0.0)
         graph = derive_events(graph)
         target: Target = generic_cpu(kernel.num_workers)
         schedule = POLICIES[policy](instantiate(graph, {}), target)
@@ -199,13 +184,15 @@ class Case:
         not set against a shorter one."""
         self._long, self._short = 3, 0
         while (seconds := min(self.seconds(self._long) for _ in range(2))) < LONG_S:
-            self._long = int(self._long * min(1.2 * LONG_S / seconds, 16)) + 1
+            self._long = int(self._long * min(1.2 * LONG_S / seconds, 64)) + 1
             self._short = max(self._long // 8, 1)
+        self._best = math.inf if self._short else 0.0, seconds
 
     def run(self) -> None:
         """Both launches once more; the fastest of each counts."""
-        short = self.seconds(self._short) if self._short else 0.0
-        self._best = min(self._best[0], short), min(self._best[1], self.seconds(self._long))
+        short, long = self._best
+        self._best = (min(short, self.seconds(self._short)) if self._short else 0.0,
+                      min(long, self.seconds(self._long)))
 
     @property
     def step_us(self) -> float:
