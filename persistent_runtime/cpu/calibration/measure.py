@@ -35,6 +35,7 @@ from scheduling.target import Target, generic_cpu
 
 LONG_S = 2e-3  # what the long launch of a slope takes at least
 ROUNDS = 4
+QUIET_SHARE = 0.85  # of its workers' time that a launch must have had the processor: they spin
 TIMEOUT_S = 5.0
 WIDE, NARROW = 1024, 256  # in_features of products that stream weights, and of short tasks
 STREAM_TILE_BYTES = 1 << 19
@@ -57,9 +58,11 @@ class Rates:
     pop_us: float
 
 
-def measure(kernel: CpuKernel, product: Variant) -> Rates:
-    """product: the kernel's `norm_linear` for the weights that count. Takes 0.2 s at most on a
-    machine that is not busy. Raises MemoryError where there is no room for the weights."""
+def measure(kernel: CpuKernel, product: Variant) -> Rates | None:
+    """None where other programs had the processor all the time.
+
+    product: the kernel's `norm_linear` for the weights that count. Takes about 0.3 s. Raises
+    MemoryError or OSError where there is no room for the weights."""
     workers = kernel.num_workers
     alone = CpuKernel(kernel.kinds, 1)
     row_bytes = stored_bytes((WIDE,), product.format("weight"))
@@ -83,6 +86,8 @@ def measure(kernel: CpuKernel, product: Variant) -> Rates:
     take_turns(cached.values(), ROUNDS)
     take_turns(streamed.values(), rounds=0)  # behind those whose caches they would empty
     cases = cached | streamed
+    if min(case.share for case in cases.values()) < QUIET_SHARE:
+        return None
     us = {name: case.step_us for name, case in cases.items()}
     few, many, queued, apart = (us[name] / LAYERS for name in ("few", "many", "queued", "apart"))
     return Rates(
@@ -155,7 +160,7 @@ class Case:
 
     def __init__(self, kernel: CpuKernel, graph: Graph, weight: Array,
                  policy: str = "round_robin") -> None:
-        self._kernel, self._best = kernel, (0.0, 0.0)
+        self._kernel, self._best, self.share = kernel, (0.0, 0.0), 0.0
         graph = derive_events(graph)
         target: Target = generic_cpu(kernel.num_workers)
         schedule = POLICIES[policy](instantiate(graph, {}), target)
@@ -172,12 +177,17 @@ class Case:
                 self._buffers.allocate(spec, shape)
 
     def seconds(self, steps: int) -> float:
-        """Of one launch, from the host's call to its end."""
+        """Of one launch, from the host's call to its end. share: the largest part of the workers'
+        time that a launch of LONG_S or more has had the processor."""
         segment = Segment(self._encoded, self._arguments.encode({}, self._buffers.addresses),
                           self._buffers, {}, steps=steps)
-        begin = time.perf_counter()
+        begin, begin_cpu = time.perf_counter(), time.process_time()
         self._kernel.launch([segment], timeout_s=TIMEOUT_S).wait(poll_s=None)
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        if seconds >= LONG_S:
+            of_all = (time.process_time() - begin_cpu) / (seconds * self._kernel.num_workers)
+            self.share = max(self.share, of_all)
+        return seconds
 
     def choose_steps(self) -> None:
         """So many that the long launch takes about LONG_S; so few that it takes long anyway are
@@ -186,7 +196,8 @@ class Case:
         while (seconds := min(self.seconds(self._long) for _ in range(2))) < LONG_S:
             self._long = int(self._long * min(1.2 * LONG_S / seconds, 64)) + 1
             self._short = max(self._long // 8, 1)
-        self._best = math.inf if self._short else 0.0, seconds
+        self._best = math.inf if self._short else 0.0, math.inf
+        self.run()
 
     def run(self) -> None:
         """Both launches once more; the fastest of each counts."""

@@ -3,7 +3,8 @@
 It is measured where a start finds none: behind the compilation, because it runs what has been
 compiled. A record is of one number of workers and one format of weights. It is found by the
 processor, the number of cores, the size of the cache and the sources of all that it ran; a record
-of another machine, a damaged one or one with impossible values is measured anew. Values are rounded
+of another machine, a damaged one or one with impossible values is measured anew. Where other
+programs have the processor nothing is kept, and the start makes do with assumed values. Values are rounded
 and kept, so that schedules, which are found by them, are found again.
 """
 
@@ -13,6 +14,7 @@ import json
 import math
 import os
 from dataclasses import asdict, replace
+from typing import Any
 
 from llvmlite.binding import get_host_cpu_name
 
@@ -75,13 +77,19 @@ def calibrated(kernel: CpuKernel, assumed: Target) -> Target:
     values = read_values(content, assumed.workers) if content is not None else None
     if values is None:
         try:
-            rates = asdict(measure(kernel, product))
+            rates = measure(kernel, product)
         except (MemoryError, OSError, UserError):  # no room for it; this start has other needs
             return assumed
-        values = sensible(rates, assumed)
+        if rates is None:  # a machine that is busy now is measured by another start
+            return assumed
+        values = sensible(asdict(rates), assumed)
         CALIBRATIONS.open()
         file.save(json.dumps(values).encode())
-    return replace(assumed, **values, cache_bytes=last_level_cache_bytes() // 2)
+    return _with_values(assumed, **values)
+
+
+def _with_values(assumed: Target, **values: Any) -> Target:
+    return replace(assumed, cache_bytes=last_level_cache_bytes() // 2, **values)
 
 
 def product_of(kernel: CpuKernel) -> Variant | None:
