@@ -4,8 +4,8 @@ It is measured where a start finds none: behind the compilation, because it runs
 compiled. A record is of one number of workers and one format of weights. It is found by the
 processor, the number of cores, the size of the cache and the sources of all that it ran; a record
 of another machine, a damaged one or one with impossible values is measured anew. Where other
-programs have the processor nothing is kept, and the start makes do with assumed values. Values are rounded
-and kept, so that schedules, which are found by them, are found again.
+programs have the processor nothing is kept, and the start makes do with assumed values. Values are
+rounded and kept, so that schedules, which are found by them, are found again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GENERIC = "generic"
 DIGITS = 2  # that are kept of a value: two measurements of a quiet machine differ in the third
 # What any machine has, of each worker: a value outside was disturbed, and the assumed one stays.
 SENSIBLE = {
-    "bandwidth_gb_s": (0.2, 200.0), "worker_gb_s": (0.5, 200.0), "cache_gb_s": (1.0, 1000.0),
+    "bandwidth_gb_s": (0.2, 200.0), "worker_gb_s": (0.0, 200.0), "cache_gb_s": (1.0, 1000.0),
     "gflops": (2.0, 4000.0), "task_us": (0.02, 5.0), "dependency_us": (0.02, 20.0),
     "pop_us": (0.02, 20.0)}
 SHARED = ("bandwidth_gb_s", "cache_gb_s", "gflops")  # of all workers together
@@ -117,7 +117,7 @@ def is_sensible(name: str, value: float, workers: int) -> bool:
 
 
 def rounded(value: float) -> float:
-    return round(value, DIGITS - 1 - math.floor(math.log10(value)))
+    return round(value, DIGITS - 1 - math.floor(math.log10(value))) if value else 0.0
 
 
 def read_values(content: bytes, workers: int) -> dict[str, float] | None:
