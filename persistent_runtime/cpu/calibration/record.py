@@ -54,7 +54,7 @@ def store_key() -> dict[str, str]:
     return machine_key() | runtime_key()
 
 
-CALIBRATIONS = Store("machine", "calibrations", ".json", store_key)
+CALIBRATIONS = Store("machine", "calibrations", ".rates", store_key)
 
 
 def is_generic() -> bool:

@@ -34,7 +34,7 @@ def test_every_kind_is_listed_with_what_it_holds(filled):
     assert {kind: (e["kind"], e["files"], e["functions"], e["changed"])
             for kind, e in entries.items()} == {
         "cpu": ("compiled functions", 1, 1, []), "schedules": ("proved schedules", 1, 0, []),
-        "rope": ("rotary tables", 1, 0, [])}
+        "rope": ("rotary tables", 1, 0, []), "machine": ("calibrations", 1, 0, [])}
 
 
 def test_an_earlier_installation_is_stale_and_goes_as_a_whole(filled):
@@ -49,4 +49,4 @@ def test_a_kind_that_changes_leaves_the_others_current(filled, monkeypatch):
     monkeypatch.setattr(cache, "STORES", (cache.FUNCTIONS, schedules, cache.TABLES))
     current = {e["name"].partition("-")[0]: e["current"]
                for e in cache.examine(False, False)["entries"] if e["name"] != "cpu-0123"}
-    assert current == {"cpu": True, "schedules": False, "rope": True}
+    assert current == {"cpu": True, "schedules": False, "rope": True, "machine": True}

@@ -48,7 +48,7 @@ def target_of(kernel):
 
 
 def kept(folder):
-    return list(folder.glob("machine-*/workers-*.json"))
+    return list(folder.glob("machine-*/workers-*.rates"))
 
 
 def values_in(target):
@@ -60,7 +60,7 @@ def test_it_is_measured_once_and_kept(kernel, measured, tmp_path):
     first = target_of(kernel)
     assert values_in(first) == ROUNDED
     assert target_of(kernel) == first and not measured
-    assert [file.name for file in kept(tmp_path)] == ["workers-2-float32.json"]
+    assert [file.name for file in kept(tmp_path)] == ["workers-2-float32.rates"]
     assert record.kept_calibrations() == [{"workers": 2, "dtype": "float32", **ROUNDED}]
 
 
