@@ -49,4 +49,4 @@ def test_a_kind_that_changes_leaves_the_others_current(filled, monkeypatch):
     monkeypatch.setattr(cache, "STORES", (cache.FUNCTIONS, schedules, cache.TABLES))
     current = {e["name"].partition("-")[0]: e["current"]
                for e in cache.examine(False, False)["entries"] if e["name"] != "cpu-0123"}
-    assert current == {"cpu": True, "schedules": False, "rope": True, "machine": True}
+    assert current == {"cpu": True, "schedules": False, "rope": True}
