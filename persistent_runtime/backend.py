@@ -38,3 +38,7 @@ class Backend(Protocol):
         which serves them; target: what the kernel's schedules are made for; is_dynamic: whether
         they may queue tasks or have edges that read a tensor."""
         ...
+
+    def measured(self, kernel: Kernel, target: Target) -> Target:
+        """`target` with what can only be known once the kernel is there."""
+        ...

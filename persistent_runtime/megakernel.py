@@ -46,13 +46,15 @@ class Megakernel:
         self.samples = samples
         self.launches = 0
         self.compilations = 0
-        self._recipe = Recipe(policy, self.target, samples, keep_schedules, phase)
         with phase("derive events"):
             derived = list(map(_derived, graphs))
         self._calls = tuple(call for graph in derived for call in graph.calls)
         self.functions = tuple({call.function: None for call in self._calls})
         with phase("compile"):
             self.kernel = self._compile(derived, progress)
+        with phase("measure the machine"):  # kept, as compiled functions are
+            self.target = self.backend.measured(self.kernel, self.target)
+        self._recipe = Recipe(policy, self.target, samples, keep_schedules, phase)
         self.parts = [GraphSchedules(graph, self.kernel, self._recipe) for graph in derived]
 
     def _compile(self, graphs: Sequence[Graph], progress: Progress | None) -> Kernel:

@@ -32,6 +32,7 @@ MAX_TASKS = 600  # tasks of a run that are estimated: its first calls stand for 
 def auto(graph: Graph, table: TaskTable, samples: Sequence[Runtime], target: Target
          ) -> Schedule:
     """The schedule of `table`, the conservative table of `graph`, as the estimates have it."""
+    target = target.for_step(table)  # before parts of the step are looked at by themselves
     queued, choices = choose_placement(graph, table.bindings, samples, target)
     placed = (queue_calls(table, target, queued, AUTO) if queued
               else replace(critical_path(table, target), policy=AUTO))

@@ -35,6 +35,7 @@ ROOMS = {
         ["cores", "vectors"],
         ["compile", "worker"],
         ["bodies", "launch", "single_tile"],
+        ["calibration"],
         ["backend"],
     ],
     "persistent_runtime.gpu": [

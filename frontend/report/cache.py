@@ -13,9 +13,10 @@ from persistent_runtime.cache.files import VARIABLE, base_directory, write_probl
 from persistent_runtime.cache.kept_file import changed_keys
 from persistent_runtime.cache.schedules import SCHEDULES
 from persistent_runtime.cache.stores import CacheFolder, folders_of
+from persistent_runtime.cpu.calibration.record import CALIBRATIONS
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 
-STORES = (FUNCTIONS, SCHEDULES, TABLES)  # all that a start may find in the cache
+STORES = (FUNCTIONS, SCHEDULES, TABLES, CALIBRATIONS)  # all that a start may find in the cache
 
 
 def examine(clear: bool, clear_stale: bool) -> Record:

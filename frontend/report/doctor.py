@@ -14,6 +14,8 @@ from frontend.report.console import print_table
 from frontend.report.machine import cpu_features, cpu_name, gpu_name, memory_gb, versions
 from persistent_runtime.cache.files import VARIABLE, base_directory, write_problem
 from persistent_runtime.cache.stores import folders_of
+from persistent_runtime.cpu.calibration.record import GENERIC, is_generic, kept_calibrations
+from persistent_runtime.cpu.calibration.record import VARIABLE as MACHINE
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.cpu.cores import find_cores
 
@@ -29,6 +31,7 @@ def examine(progress: Progress | None = None) -> dict[str, Any]:
         "versions": versions(),
         "cpu": {"name": cpu_name(), "cores": cores.count, "cores_from": cores.reason,
                 "features": cpu_features()},
+        "calibrations": kept_calibrations(), "calibrated": not is_generic(),
         "memory_gb": memory_gb(), "gpu": gpu_name(),
         "cache": {"directory": str(base_directory()),
                   "mb": round(sum(folder.bytes for folder in folders_of(STORES)) / 1e6, 1)},
@@ -91,13 +94,25 @@ def tiny_model() -> Any:
         initializer_range=0.1)).eval()
 
 
+def calibration_text(values: dict[str, Any]) -> str:
+    """What a record of `kept_calibrations` says of the machine."""
+    return (f"{values['dtype']}: {values['bandwidth_gb_s']:g} GB/s ({values['worker_gb_s']:g} by "
+            f"one alone, {values['cache_gb_s']:g} from caches), {values['gflops']:g} GFLOP/s, "
+            f"{values['task_us']:g} us per task, {values['dependency_us']:g} us to another worker, "
+            f"{values['pop_us']:g} us per pop")
+
+
 def show(record: dict[str, Any]) -> None:
     cpu, cache = record["cpu"], record["cache"]
     rows = [[name, found or "missing"] for name, found in record["versions"].items()]
     rows += [["processor", cpu["name"]], ["workers", f"{cpu['cores']}: {cpu['cores_from']}"],
              ["features", " ".join(cpu["features"])], ["memory", f"{record['memory_gb']} GB"],
              ["GPU", record["gpu"] or "none that torch sees"],
-             ["kernel cache", f"{cache['directory']}, {cache['mb']} MB"]]
+             ["kernel cache", f"{cache['directory']}, {cache['mb']} MB"],
+             *([f"measured, {c['workers']} workers", calibration_text(c)]
+               for c in record["calibrations"])]
+    if not record["calibrated"]:
+        rows.append(["measured", f"not used: {MACHINE} is {GENERIC}"])
     print_table("event-tensor doctor", ["", "found"], rows)
     for check in record["checks"]:
         print(f"{'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['detail']}")

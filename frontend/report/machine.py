@@ -31,15 +31,9 @@ def versions() -> dict[str, str | None]:
 
 def cpu_name() -> str:
     """The model name the system gives, or LLVM's name of the architecture."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import llvmlite.binding
+    from persistent_runtime.cpu.calibration.processor import processor_name
 
-    return str(llvmlite.binding.get_host_cpu_name())
+    return processor_name()
 
 
 def cpu_features() -> list[str]:

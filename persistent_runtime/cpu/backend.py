@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from event_tensor.graph import Call
 from persistent_runtime.backend import GIVEN
+from persistent_runtime.cpu.calibration.record import calibrated
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS
 from persistent_runtime.cpu.cores import available_cores, check_workers, find_cores
 from persistent_runtime.cpu.launch import CpuKernel
 from persistent_runtime.function_table import FunctionTable
-from persistent_runtime.launch.launch import Progress
+from persistent_runtime.launch.launch import Kernel, Progress
 from persistent_runtime.launch.memory import Buffers
 from scheduling.target import Target, generic_cpu
 
@@ -35,3 +36,6 @@ class CpuBackend:
     def compile(self, calls: Sequence[Call], kinds: FunctionTable, target: Target,
                 progress: Progress | None, is_dynamic: bool) -> CpuKernel:
         return CpuKernel(kinds, target.workers, progress)
+
+    def measured(self, kernel: Kernel, target: Target) -> Target:
+        return calibrated(kernel, target) if isinstance(kernel, CpuKernel) else target

@@ -34,7 +34,7 @@ from persistent_runtime.gpu.ring.kernel import RingKernel
 from persistent_runtime.gpu.worker import actions, queue, sync, turn
 from persistent_runtime.gpu.worker.worker import run_worker, worker_source
 from persistent_runtime.launch.countdown import Countdown
-from persistent_runtime.launch.launch import Launch
+from persistent_runtime.launch.launch import Kernel, Launch
 from persistent_runtime.launch.memory import Buffers, HostMemory
 from persistent_runtime.rows import layout
 from persistent_runtime.rows.segment import Segment
@@ -67,6 +67,10 @@ class InterpretedBackend:
         configured = configurations(calls, kinds, interpreted=True, ring_pieces=self.ring_pieces)
         return InterpretedKernel(kinds, target.workers, progress, configured=configured,
                                  is_dynamic=is_dynamic, ring_pieces=self.ring_pieces)
+
+    def measured(self, kernel: Kernel, target: Target) -> Target:
+        """A GPU's record is a constant."""
+        return target
 
 
 class InterpretedLaunch(Launch):

@@ -212,11 +212,16 @@ class Launch(ABC):
         self._join()
         self._memory.pull_control()
 
-    def wait(self, poll_s: float = 0.002) -> None:
-        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError."""
+    def wait(self, poll_s: float | None = 0.002) -> None:
+        """Block until the launch is done; Ctrl-C ends it. Raises DeadlockError.
+
+        poll_s: between two looks at it; None for a short launch that nothing may disturb.
+        """
         try:
+            if poll_s is None:
+                self._join()
             while not self.has_ended:
-                time.sleep(poll_s)
+                time.sleep(poll_s or 0.0)
         except BaseException:
             self.abort()
             raise

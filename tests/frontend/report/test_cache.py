@@ -34,7 +34,7 @@ def test_every_kind_is_listed_with_what_it_holds(filled):
     assert {kind: (e["kind"], e["files"], e["functions"], e["changed"])
             for kind, e in entries.items()} == {
         "cpu": ("compiled functions", 1, 1, []), "schedules": ("proved schedules", 1, 0, []),
-        "rope": ("rotary tables", 1, 0, [])}
+        "rope": ("rotary tables", 1, 0, []), "machine": ("calibrations", 1, 0, [])}
 
 
 def test_an_earlier_installation_is_stale_and_goes_as_a_whole(filled):

@@ -1,0 +1,1 @@
+"""What this machine reads, computes and waits for: measured once, kept, given to scheduling."""
