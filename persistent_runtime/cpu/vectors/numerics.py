@@ -113,18 +113,45 @@ def is_finite(values, length):
 
 WEIGHT_ROWS = 4 if MANY_REGISTERS else 2  # of a block: its sums fit the registers with operands
 SHORT_ROW = 16 * LANES  # below it, one row at a time cannot keep enough sums in flight
+# Beside so few rows of x one weight row at a time is fastest: memory has one place to read from.
+# More than two must fit the first-level cache, for each weight row takes all of them from there.
+STREAMED_ROWS, STREAMED_BYTES = 4, 24 * 1024
 FEW_ROWS = 32  # of x; they stay in the cache together, and weights pass by once
 PANEL_BYTES = 256 * 1024  # weights that stay in the second-level cache while more x rows pass by
 
 
+def _stream_of(x_rows):  # noqa: ANN202
+    """A function that multiplies up to `x_rows` rows of x: weight rows pass by once, one at a time,
+    at the speed of memory."""
+
+    @device_jit
+    def stream(weight, weight_rows, length, x, x_stride, count, out, out_stride, keep):
+        keep_out_of_line()
+        for n in range(weight_rows):
+            row = row_at(weight, length, n)
+            dot_block(row, x, x_stride, length, advance(out, n), out_stride, keep,
+                      address_of(row) + FETCH_AHEAD_BYTES, WHOLE_SHARE, count, 1, x_rows)
+
+    return stream
+
+
+_stream_1, _stream_2, _stream_4 = _stream_of(1), _stream_of(2), _stream_of(4)
+
+
 @device_jit
-def _stream_rows(weight, weight_rows, length, x, out, keep):
-    """One row of x: weight rows pass by once, one at a time, at the speed of memory."""
-    keep_out_of_line()
-    for n in range(weight_rows):
-        row = row_at(weight, length, n)
-        dot_block(row, x, 0, length, advance(out, n), 0, keep,
-                  address_of(row) + FETCH_AHEAD_BYTES, WHOLE_SHARE, 1, 1, 1)
+def _stream_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_stride, keep):
+    """All rows of x, few at a time."""
+    m = 0
+    while m < x_rows:
+        count = min(x_rows - m, 4)
+        block, of_out = advance(x, m * x_stride), advance(out, m * out_stride)
+        if count > 2:
+            _stream_4(weight, weight_rows, length, block, x_stride, count, of_out, out_stride, keep)
+        elif count > 1:
+            _stream_2(weight, weight_rows, length, block, x_stride, count, of_out, out_stride, keep)
+        else:
+            _stream_1(weight, weight_rows, length, block, x_stride, count, of_out, out_stride, keep)
+        m += count
 
 
 def _panel_of(x_rows):  # noqa: ANN202
@@ -184,7 +211,9 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
     next; None where `weight` is not in the cache itself, and its own rows are fetched.
     """
     keep_out_of_line()
-    in_panels = x_rows > 1 or length < SHORT_ROW
+    is_streamed = x_rows <= 2 or (x_rows <= STREAMED_ROWS
+                                  and x_rows * length * item_bytes(x) <= STREAMED_BYTES)
+    in_panels = not is_streamed or length < SHORT_ROW
     whole = weight_rows - weight_rows % WEIGHT_ROWS if in_panels else 0
     panel_rows = WEIGHT_ROWS
     if x_rows > FEW_ROWS:
@@ -194,9 +223,8 @@ def matmul_rows(weight, weight_rows, length, x, x_stride, x_rows, out, out_strid
         _panels(row_at(weight, length, n), rows, length, x, x_stride, x_rows, advance(out, n),
                 out_stride, keep, _following(weight, length, n, rows, ahead))
     if whole < weight_rows:
-        for m in range(x_rows):
-            _stream_rows(row_at(weight, length, whole), weight_rows - whole, length,
-                         advance(x, m * x_stride), advance(out, m * out_stride + whole), keep)
+        _stream_rows(row_at(weight, length, whole), weight_rows - whole, length, x, x_stride,
+                     x_rows, advance(out, whole), out_stride, keep)
 
 
 ROW_VECTORS = 4  # columns of a block of weighted sums, in vectors
