@@ -25,17 +25,10 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 Jit = Callable[[Callable[..., Any]], Any]
 
 
-class DeviceLibrary(codegen.JITCodeLibrary):
-    """Functions are simplified when all are in one module, not each by itself before.
-    This and its subclasses override what numba 0.68 calls."""
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
-
-
-class HelperLibrary(DeviceLibrary):
+class HelperLibrary(codegen.JITCodeLibrary):
     """The code of a function that only compiled functions call. They take it in and are optimised
     after that; numba would optimise it by itself as well, and make machine code that nobody runs.
+    This and `EntryLibrary` override what numba 0.68 calls.
     """
 
     def finalize(self) -> None:
@@ -81,7 +74,7 @@ def link(module: Any, library: Any) -> None:
                    preserve=True)
 
 
-class EntryLibrary(DeviceLibrary):
+class EntryLibrary(codegen.JITCodeLibrary):
     """The code of a C function, with every helper once."""
 
     def finalize(self) -> None:
@@ -113,7 +106,7 @@ def _needs_all_passes(code: CodeType) -> bool:
 
 
 class DeviceCompiler(compiler.Compiler):
-    library: type[DeviceLibrary]
+    library: type[codegen.JITCodeLibrary]
 
     def define_pipelines(self) -> Any:
         state = self.state
@@ -187,7 +180,7 @@ def interrupt_deferred() -> Iterator[None]:
 def _is_known() -> bool:
     """Whether numba has what is overridden here; one that works otherwise compiles device functions
     as it does all functions."""
-    overridden = {"_optimize_functions", "finalize", "_get_module_for_linking",
+    overridden = {"finalize", "_get_module_for_linking",
                   "get_pointer_to_function", "codegen"}
     return (all(hasattr(codegen.JITCodeLibrary, name) for name in overridden)
             and hasattr(CPUDispatcher, "get_call_template")
