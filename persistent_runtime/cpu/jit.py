@@ -14,7 +14,6 @@ from typing import Any
 
 import numba as nb
 from llvmlite import binding
-from numba import types
 from numba.core import codegen, compiler, typed_passes, untyped_passes
 from numba.core.compiler_machinery import PassManager
 from numba.core.registry import CPUDispatcher
@@ -131,20 +130,11 @@ class EntryCompiler(DeviceCompiler):
 
 
 class Helper(CPUDispatcher):
-    """A function that compiled functions call. A constant argument makes no version of its own:
-    what is inlined sees the constant anyway, and what is not would be compiled for each."""
-
-    def get_call_template(self, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
-        return super().get_call_template(tuple(map(_any_value, args)),
-                                         {name: _any_value(kind) for name, kind in kws.items()})
+    """A function that compiled functions call."""
 
     def compile(self, sig: Any) -> Any:
         found = self.overloads.get(sig) if isinstance(sig, tuple) else None
         return found.entry_point if found else super().compile(sig)
-
-
-def _any_value(kind: types.Type) -> types.Type:
-    return kind.literal_type if isinstance(kind, types.IntegerLiteral) else kind
 
 
 @contextmanager
@@ -183,7 +173,6 @@ def _is_known() -> bool:
     overridden = {"finalize", "_get_module_for_linking",
                   "get_pointer_to_function", "codegen"}
     return (all(hasattr(codegen.JITCodeLibrary, name) for name in overridden)
-            and hasattr(CPUDispatcher, "get_call_template")
             and all(hasattr(module, name) for module, names in PASSES for name in names))
 
 
