@@ -46,6 +46,7 @@ LINEAR_RESIDUAL = record_offsets(device_functions.linear_residual)
 GATE_UP = record_offsets(device_functions.norm_gate_up)
 LM_HEAD = record_offsets(device_functions.norm_lm_head)
 NOT_A_NUMBER = np.float32(np.nan)
+KEEP, REPLACE = np.int64(1), np.int64(0)  # no literals: both are one version of `multiply`
 
 # Scratch holds the tile's normalised rows and this many rows of in_features more.
 SPARE_ROWS = device_functions.norm_gate_up.scratch_bytes.evaluate(
@@ -138,7 +139,7 @@ def add_multiple(arguments, multiplier, x, rows, begin, end, residual, scratch, 
     for n in range(begin, end, columns):
         width = min(columns, end - n)
         weight = weight_row(arguments, LINEAR_RESIDUAL.weight, n, length, formats.weight)
-        multiply(weight, width, length, x, rows, product, width, keep=0, scratch=scratch,
+        multiply(weight, width, length, x, rows, product, width, keep=REPLACE, scratch=scratch,
                  like=formats.weight)
         if is_given(arguments, LINEAR_RESIDUAL.bias):
             bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, formats.bias), n)
@@ -167,7 +168,7 @@ def linear_residual(arguments, tile, step, scratch, formats):
         add_multiple(arguments, multiplier, x, last - first, begin, end, residual, scratch,
                      formats)
         return
-    multiply(weight, end - begin, length, x, last - first, residual, out_stride, keep=1,
+    multiply(weight, end - begin, length, x, last - first, residual, out_stride, keep=KEEP,
              scratch=scratch, like=formats.weight)
     if is_given(arguments, LINEAR_RESIDUAL.bias):
         bias = advance(operand(arguments, LINEAR_RESIDUAL.bias, formats.bias), begin)

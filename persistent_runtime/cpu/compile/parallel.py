@@ -2,20 +2,26 @@
 
 numba holds a lock while it compiles, so threads would take turns; and nothing interrupts it, so
 Ctrl-C would have to wait. Where a start finds functions in no cache it forks helpers, who take them
-from one queue, and loads what they have made. A helper is never relied on: what the helpers have
+from queues, and loads what they have made. A helper is never relied on: what the helpers have
 not made when they are gone, this process compiles by itself.
+
+Bodies of one file share functions, which a helper compiles once: it stays with a file's entries.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import gc
 import os
 import select
 import signal
 import struct
 import sys
+import termios
 import time
 import warnings
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -82,6 +88,31 @@ def _missing(entries: Sequence[Entry]) -> list[Entry]:
     return missing if missing and not write_problem(folder) else []
 
 
+def _groups(entries: Sequence[Entry]) -> list[bytes]:
+    """Numbers of entries, those of one file together."""
+    groups: dict[str, list[int]] = {}
+    for number, entry in enumerate(entries):
+        groups.setdefault(entry.function.__module__, []).append(number)
+    return [bytes(numbers) for numbers in groups.values()]
+
+
+def _taken(unclaimed: int, queues: Sequence[int]) -> Iterator[int]:
+    """Numbers for one helper: whole groups, then what others would take longer for. The last of a
+    group is left to the helper that has compiled the rest of it."""
+    while group := os.read(unclaimed, 1):
+        while number := os.read(queues[group[0]], 1):
+            yield number[0]
+    for queue in queues:
+        while _bytes_in(queue) > 1 and (number := os.read(queue, 1)):
+            yield number[0]
+
+
+def _bytes_in(pipe: int) -> int:
+    count = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, count)
+    return count[0]
+
+
 class Helpers:
     """Forked processes that compile entries. Within `with`; none is left after it."""
 
@@ -106,15 +137,15 @@ class Helpers:
         with compiling, global_compiler_lock, interrupt_deferred(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that other threads exist
             with suppress(OSError):
-                queue, filled = self._pipe()
+                groups = _groups(self._entries)
+                unclaimed = self._filled_pipe(bytes(range(len(groups))))
+                queues = [self._filled_pipe(group) for group in groups]
                 self._done, done = self._pipe()
-                os.write(filled, bytes(range(len(self._entries))))
-                self._close(filled)
                 parent = os.getpid()
                 for _ in range(self._count):
                     process = os.fork()
                     if process == 0:
-                        self._help(parent, queue, done)
+                        self._help(parent, _taken(unclaimed, queues), done)
                     self._processes.append(process)
             for end in self._pipes - {self._done}:
                 self._close(end)  # so that the one that is left shows when all helpers are gone
@@ -124,23 +155,31 @@ class Helpers:
         self._pipes |= set(ends)
         return ends
 
+    def _filled_pipe(self, content: bytes) -> int:
+        """The end to read from; whoever has read it all meets the end of the file."""
+        end, filled = self._pipe()
+        os.write(filled, content)
+        self._close(filled)
+        return end
+
     def _close(self, end: int) -> None:
         self._pipes.remove(end)
         os.close(end)
 
-    def _help(self, parent: int, queue: int, done: int) -> None:
+    def _help(self, parent: int, numbers: Iterator[int], done: int) -> None:
         """A helper's life. What goes wrong here goes wrong again where someone is told of it."""
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever waits for helpers ends them
             LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # or is gone without having done so
             if os.getppid() != parent:
                 return
-            while number := os.read(queue, 1):
-                begin_s, entry = time.monotonic(), self._entries[number[0]]
+            gc.disable()  # it does not live long
+            for number in numbers:
+                begin_s, entry = time.monotonic(), self._entries[number]
                 compile_entry(entry)
                 if not is_believed(entry.file_in(FUNCTIONS.directory())):
                     break  # a full disk, say: there is no use in helping
-                os.write(done, MESSAGE.pack(number[0], time.monotonic() - begin_s))
+                os.write(done, MESSAGE.pack(number, time.monotonic() - begin_s))
         finally:
             os._exit(0)
 

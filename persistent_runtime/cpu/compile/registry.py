@@ -36,7 +36,13 @@ from persistent_runtime.cache.files import make_folder
 from persistent_runtime.cache.kept_file import NEW
 from persistent_runtime.cache.sources import file_digest
 from persistent_runtime.cpu.compile.disk_cache import FUNCTIONS, DiskEntry
-from persistent_runtime.cpu.jit import FASTMATH, device_jit, interrupt_deferred
+from persistent_runtime.cpu.jit import (
+    ENTRY_COMPILER,
+    FASTMATH,
+    collection_paused,
+    device_jit,
+    interrupt_deferred,
+)
 from persistent_runtime.cpu.vectors.block_types import Block, loader_source
 from persistent_runtime.cpu.vectors.emit import CONVERTS_FLOAT16
 from persistent_runtime.formats import FLOAT16, FLOAT32, format_of
@@ -212,7 +218,8 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
     begin_s = elsewhere.since_s if elsewhere else time.monotonic()
     name = entry.name
     function = CFunc(entry.function, sigutils.normalize_signature(entry.signature), {},
-                     {"nopython": True, "fastmath": FASTMATH, "error_model": "numpy"})
+                     {"nopython": True, "fastmath": FASTMATH, "error_model": "numpy"},
+                     ENTRY_COMPILER)
     disk: DiskEntry | None = None
     folder, reason = open_cache()
     note = f"not cached: {name} has no source file that would show changes"
@@ -220,7 +227,7 @@ def _compile(entry: Entry, elsewhere: Elsewhere | None) -> CompiledBody:
         disk = DiskEntry(entry.file_in(folder), {f"source of {name}": " ".join(
             file_digest(source) for source in entry.sources)})
         function._cache = disk
-    with interrupt_deferred(), reserving(f"compiling {name}"):
+    with interrupt_deferred(), collection_paused(), reserving(f"compiling {name}"):
         if not (disk and disk.path.exists()):
             require_room(*LLVM_BYTES)
         function.compile()
