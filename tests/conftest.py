@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cases
+import golden_files
 import pytest
-from golden_files import add_option, golden
+from golden_files import golden
 from hypothesis import HealthCheck, settings
 from paths import ROOT
 
@@ -37,7 +39,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add_option(parser)
+    golden_files.add_option(parser)
+    cases.add_option(parser)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cases.leave_out_exhaustive(config, items)
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ def test_a_trace_has_every_task_once_and_tasks_of_a_worker_do_not_overlap(tiny_m
 
 
 # modules through which tests of bodies run them
-SUPPORT = ("select_token", "test_cpu_device_functions")
+SUPPORT = ("select_token", "body_references")
 
 
 class GpuBodies:

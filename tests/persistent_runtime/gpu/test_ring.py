@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from paths import PYTHONPATH, ROOT
 
 pytest.importorskip("triton")
 
+from cases import sampled
 from ptx_lanes import run
 
 from benchmarks.gpu.compile import compile_shape, decoder_graph, ring
@@ -101,9 +103,8 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
 
 
 # hidden and intermediate size: rows of a quarter and half a line, of three quarters, of 1, 4 and 6
-@pytest.mark.parametrize("family, hidden, inner", [
-    ("llama", 512, 1536), pytest.param("qwen3", 256, 8192, marks=pytest.mark.slow),
-    pytest.param("qwen2", 256, 12288, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family, hidden, inner", sampled(
+    [("llama", 512, 1536), ("qwen3", 256, 8192), ("qwen2", 256, 12288)], [("llama", 512, 1536)]))
 def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hidden, inner,
                                                                       tiny_model):
     directory = tiny_model(family, dtype="bfloat16", seed=3, hidden_size=hidden,
@@ -120,8 +121,9 @@ def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hi
 
 
 @pytest.mark.usefixtures("with_ring")
-@pytest.mark.parametrize("arch", [90, 100])
-@pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
+@pytest.mark.parametrize("shape, arch", sampled(
+    product(["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"], [90, 100]),
+    [("qwen3-0.6b", 100), ("qwen3-8b", 90)]))
 def test_what_reads_the_ring_needs_no_stack(shape, arch):
     graph = decoder_graph(shape, "bfloat16", 132)
     configured = configurations(graph.calls, target=tile_target_of(arch))
@@ -137,10 +139,9 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
 
 
 @pytest.mark.usefixtures("with_ring")
-@pytest.mark.parametrize("shape, arch", [
-    ("llama-3.2-1b", 90), pytest.param("qwen3-0.6b", 90, marks=pytest.mark.slow),
-    pytest.param("qwen3-8b", 90, marks=pytest.mark.slow),
-    pytest.param("qwen3-8b", 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape, arch", sampled(
+    [("llama-3.2-1b", 90), ("qwen3-0.6b", 90), ("qwen3-8b", 90), ("qwen3-8b", 100)],
+    [("llama-3.2-1b", 90), ("qwen3-8b", 100)]))
 def test_the_whole_worker_fits_with_the_ring(shape, arch):
     worker = compile_shape(shape, "bfloat16", arch)
     print(f"{shape} sm_{arch}: {worker.registers} registers, {worker.stack_bytes} bytes of stack, "
