@@ -15,11 +15,12 @@ from typing import Any
 import cases
 import golden_files
 import pytest
+from fork_server import HANG_S, interpreted
 from golden_files import golden
 from hypothesis import HealthCheck, settings
 from paths import ROOT
 
-__all__ = ["ROOT", "golden"]
+__all__ = ["HANG_S", "ROOT", "golden", "interpreted"]
 
 # the same examples on every machine, and no clock in the verdict
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
@@ -31,7 +32,6 @@ os.environ["EVENT_TENSOR_MACHINE"] = "generic"
 
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
 TinyModel = Callable[..., Path]
-HANG_S = 600  # what ends a test that would hang; nothing takes so long, on the busiest machine
 
 
 # a background job of a shell starts with Ctrl-C ignored, and so would the programs under test

@@ -30,9 +30,10 @@ def leave_out_exhaustive(config: pytest.Config, items: list[pytest.Item]) -> Non
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
-def sampled(cases: Iterable[Any], kept: Iterable[Any]) -> list[Any]:
+def sampled(cases: Iterable[Any], kept: Iterable[Any], only_interpreted: bool = False
+            ) -> list[Any]:
     """Parameters of a test: all cases, of which a usual run takes those in `kept`. A case that is a
-    tuple gives several parameters.
+    tuple gives several parameters. only_interpreted: elsewhere a usual run takes all.
 
     >>> [len(case.marks) for case in sampled(range(4), (0, 3))]
     [0, 1, 1, 0]
@@ -41,7 +42,8 @@ def sampled(cases: Iterable[Any], kept: Iterable[Any]) -> list[Any]:
     missing = [case for case in kept if case not in cases]
     if missing:
         raise ValueError(f"not among the cases: {missing}")
-    return [_parameter(case, case in kept) for case in cases]
+    takes_all = only_interpreted and not INTERPRETED
+    return [_parameter(case, takes_all or case in kept) for case in cases]
 
 
 def pairs(*axes: Sequence[Any], only_interpreted: bool = False) -> list[Any]:
@@ -52,10 +54,7 @@ def pairs(*axes: Sequence[Any], only_interpreted: bool = False) -> list[Any]:
     9
     """
     combinations = list(itertools.product(*axes))
-    if only_interpreted and not INTERPRETED:
-        return [_parameter(case, is_kept=True) for case in combinations]
-    covering = covering_of(combinations)
-    return [_parameter(case, case in covering) for case in combinations]
+    return sampled(combinations, covering_of(combinations), only_interpreted)
 
 
 def covering_of(combinations: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

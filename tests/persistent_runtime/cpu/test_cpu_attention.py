@@ -18,14 +18,18 @@ from body_references import (
     stored,
     without,
 )
+from cases import pairs
 
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
 
+# head_dim, group_heads, kv_splits, window, longest
+SHAPES = [(64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200),
+          (64, 4, 8, 3, 20), (36, 3, 2, 0, 100)]
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 36])
-@pytest.mark.parametrize("with_norm", [False, True])
+
+@pytest.mark.parametrize("dtype, head_dim, with_norm", pairs(
+    DTYPES, [64, 80, 128, 36], [False, True], only_interpreted=True))
 def test_rope_append(dtype, head_dim, with_norm):
     rng = np.random.default_rng(4)
     rows, requests, kv_heads, max_context = 5, 3, 2, 11
@@ -47,14 +51,10 @@ def test_rope_append(dtype, head_dim, with_norm):
     assert np.count_nonzero(from_storage(caches[0], dtype).any(-1)) == rows * kv_heads
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head_dim, group_heads, kv_splits, window, longest", [
-    (64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200),
-    (64, 4, 8, 3, 20), (36, 3, 2, 0, 100)])
-@pytest.mark.parametrize("tile_m", [1, 4])
-@pytest.mark.parametrize("rows_are_apart", [False, True])
-def test_attention(dtype, head_dim, group_heads, kv_splits, window, longest, tile_m,
-                   rows_are_apart):
+@pytest.mark.parametrize("dtype, shape, tile_m, rows_are_apart", pairs(
+    DTYPES, SHAPES, [1, 4], [False, True], only_interpreted=True))
+def test_attention(dtype, shape, tile_m, rows_are_apart):
+    head_dim, group_heads, kv_splits, window, longest = shape
     rng = np.random.default_rng(5)
     kv_heads = 2
     if rows_are_apart:  # decoding: each row of a request of its own

@@ -23,14 +23,14 @@ from body_references import (
     spread_of,
     stored,
 )
+from cases import pairs
 
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype, shape, with_bias",
+                         pairs(DTYPES, SHAPES, [False, True], only_interpreted=True))
 def test_linear(dtype, shape, with_bias):
     rng = np.random.default_rng(0)
     rows, in_features, out_features, *_ = shape
@@ -55,9 +55,8 @@ def test_linear(dtype, shape, with_bias):
     assert_close(residual, before + factors @ weight_value.T + bias_value, in_features)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [*SHAPES, (33, 20, 150, 64, 150)])
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("dtype, shape, with_bias", pairs(
+    DTYPES, [*SHAPES, (33, 20, 150, 64, 150)], [False, True], only_interpreted=True))
 def test_gate_up_silu(dtype, shape, with_bias):
     rng = np.random.default_rng(1)
     rows, in_features, out_features, *_ = shape

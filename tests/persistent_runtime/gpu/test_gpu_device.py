@@ -51,7 +51,7 @@ def test_bodies(dtype):
         attention.test_rope_append(dtype, head_dim, True)
     for case in ((64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200)):
         for rows_are_apart in (False, True):
-            attention.test_attention(dtype, *case, 4, rows_are_apart)
+            attention.test_attention(dtype, case, 4, rows_are_apart)
 
 
 @pytest.mark.usefixtures("device_bodies")

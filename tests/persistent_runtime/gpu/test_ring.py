@@ -2,15 +2,11 @@
 compiled. tests/persistent_runtime/gpu/test_ring_device.py runs it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
 import pytest
-from paths import PYTHONPATH, ROOT
 
 pytest.importorskip("triton")
 
@@ -105,17 +101,12 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
 # hidden and intermediate size: rows of a quarter and half a line, of three quarters, of 1, 4 and 6
 @pytest.mark.parametrize("family, hidden, inner", sampled(
     [("llama", 512, 1536), ("qwen3", 256, 8192), ("qwen2", 256, 12288)], [("llama", 512, 1536)]))
-def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hidden, inner,
-                                                                      tiny_model):
+def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(
+        family, hidden, inner, tiny_model, interpreted):
     directory = tiny_model(family, dtype="bfloat16", seed=3, hidden_size=hidden,
                            intermediate_size=inner, num_hidden_layers=1, num_attention_heads=8,
                            num_key_value_heads=2, head_dim=32)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": PYTHONPATH}
-    ended = subprocess.run([sys.executable, "tests/support/ring_emulation.py", directory], cwd=ROOT,
-                           env=environment, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
+    found = json.loads(interpreted("ring", directory).splitlines()[-1])
     assert found["with"] == found["without"]
     assert found["pieces"] > 0 and not found["left_out"]
 
