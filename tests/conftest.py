@@ -30,6 +30,10 @@ settings.load_profile("fixed")
 # the same schedules on every machine; what measures one says so
 os.environ["EVENT_TENSOR_MACHINE"] = "generic"
 
+# torch's own threads spin while they wait for one another, which takes longer than the small
+# products of the tests where others keep the cores busy; read when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
 TinyModel = Callable[..., Path]
 
@@ -41,6 +45,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_addoption(parser: pytest.Parser) -> None:
     golden_files.add_option(parser)
     cases.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cases.configure(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

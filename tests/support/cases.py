@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 OPTION = "--exhaustive"
+is_exhaustive = False  # this run; set before any test is imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # a case takes a thousand times as long
 
 
@@ -20,9 +21,19 @@ def add_option(parser: pytest.Parser) -> None:
                      help="run every case of every claim, not only a sample of some")
 
 
+def configure(config: pytest.Config) -> None:
+    global is_exhaustive
+    is_exhaustive = bool(config.getoption(OPTION))
+
+
+def chosen(usual: Any, exhaustive: Any) -> Any:
+    """What this run takes of something that a test draws or counts for itself."""
+    return exhaustive if is_exhaustive else usual
+
+
 def leave_out_exhaustive(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the cases that only an exhaustive run takes."""
-    if config.getoption(OPTION):
+    if is_exhaustive:
         return
     left_out = [item for item in items if item.get_closest_marker("exhaustive")]
     if left_out:
