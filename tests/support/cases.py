@@ -68,6 +68,17 @@ def pairs(*axes: Sequence[Any], only_interpreted: bool = False) -> list[Any]:
     return sampled(combinations, covering_of(combinations), only_interpreted)
 
 
+def turns(*axes: Sequence[Any], only_interpreted: bool = False) -> list[Any]:
+    """Parameters of a test: every combination, of which a usual run takes so many that each value
+    is there.
+
+    >>> [case.values for case in turns("ab", "xyz") if not case.marks]
+    [('a', 'x'), ('a', 'z'), ('b', 'y')]
+    """
+    kept = [tuple(axis[k % len(axis)] for axis in axes) for k in range(max(map(len, axes)))]
+    return sampled(itertools.product(*axes), kept, only_interpreted)
+
+
 def covering_of(combinations: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Takes again and again the first combination with the most pairs that were not there yet."""
     def pairs_of(case: tuple[Any, ...]) -> set[Any]:
