@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("numba")
 
 import select_token
-from cases import sampled
+from cases import sampled, usual_or
 from select_token import INTERPRETED, select, select_many
 from transformers.generation import logits_process
 
@@ -86,7 +86,7 @@ def agree(ours, theirs, logits, history, settings):
         assert tied or rounding, (token, above, settings)
 
 
-@pytest.mark.parametrize("seed", range(30 if INTERPRETED else 80))
+@pytest.mark.parametrize("seed", range(usual_or(12, 30) if INTERPRETED else 80))
 def test_the_filters_keep_what_transformers_keeps(seed):
     rng = np.random.default_rng(seed)
     vocab = int(rng.choice([3, 50, 1024, 1777, 5000]))
@@ -217,7 +217,7 @@ def test_both_backends_draw_the_same_tokens(monkeypatch):
     from persistent_runtime.cpu import single_tile
 
     rng = np.random.default_rng(9)
-    cases = [(logits_of(rng, 3000), settings_of(rng)) for _ in range(25)]
+    cases = [(logits_of(rng, 3000), settings_of(rng)) for _ in range(usual_or(10, 25))]
     interpreted = [select(logits, seed=k, **settings)[0]
                    for k, (logits, settings) in enumerate(cases)]
     monkeypatch.setattr(select_token, "run_tile", single_tile.run_tile)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import mutations as m
 import numpy as np
 import pytest
+from cases import usual_or
 from conftest import HANG_S
 from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
 from program_order import Program, ordered_by_events
@@ -46,7 +47,7 @@ WORKERS = (1, 2, 5)
 def test_policies_keep_program_order(policy, workers):
     """Placed, pruned, merged, proved; then simulated with the waits that are left."""
     waits = pruned_waits = merged_waits = 0
-    for seed in range(60):
+    for seed in range(usual_or(20, 60)):
         example = random_graph(seed)
         bindings = example.bindings[seed % len(example.bindings)]
         table = verify(derive_events(example.graph), bindings)
@@ -138,7 +139,7 @@ def some_calls_queued(monkeypatch):
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("policy", (*sorted(POLICIES), "mixed"))
 def test_threads_leave_what_program_order_leaves(policy, workers):
-    for seed in range(20):
+    for seed in range(usual_or(8, 20)):
         example = random_graph(1000 + seed)
         dtype = DTYPES[seed % 2]
         kernel = Megakernel(executable(example.graph, dtype), workers=workers, policy=policy)

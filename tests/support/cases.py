@@ -26,7 +26,7 @@ def configure(config: pytest.Config) -> None:
     is_exhaustive = bool(config.getoption(OPTION))
 
 
-def chosen(usual: Any, exhaustive: Any) -> Any:
+def usual_or(usual: Any, exhaustive: Any) -> Any:
     """What this run takes of something that a test draws or counts for itself."""
     return exhaustive if is_exhaustive else usual
 

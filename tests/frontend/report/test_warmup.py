@@ -173,8 +173,8 @@ def test_baselines_are_started_in_the_same_way(command, record, tiny_model, tmp_
 
     monkeypatch.setattr(warmup_command, "start_twice", start_others_twice)
     file = tmp_path / "page.html"
-    done = command("warmup", tiny_model("llama", num_hidden_layers=1), "--compare", "transformers,torch-compile",
-                   "--prompt-tokens", 16, "--html", file, "--json")
+    done = command("warmup", tiny_model("llama", num_hidden_layers=1), "--compare",
+                   "transformers,torch-compile", "--prompt-tokens", 16, "--html", file, "--json")
     assert done.returncode == 0, done.stderr
     compared = json.loads(done.stdout)
     assert list(compared["compare"]) == ["transformers", "torch-compile"]
