@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test bench lint pythons triton-versions
+.PHONY: demo test test-exhaustive bench lint pythons triton-versions
 
 demo: $(INSTALLED)
 	@echo 'prompt: hacker:'
@@ -11,6 +11,10 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/pytest -n 2 -q
+
+# the cases of which `make test` takes a sample, all of them; about an hour
+test-exhaustive: $(INSTALLED)
+	$(BIN)/python benchmarks/protocol/suite_time.py --exhaustive
 
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

@@ -2,10 +2,12 @@
 
     python benchmarks/protocol/suite_time.py -n 2
     python benchmarks/protocol/suite_time.py --each tests/persistent_runtime
+    python benchmarks/protocol/suite_time.py --exhaustive
 
 What follows the options of this script goes to pytest. With `--each`, every test file runs in a
-pytest process of its own, one after the other. Prints the dearest tests and files, writes a result
-file, and ends as pytest ends. No test knows of these times.
+pytest process of its own, one after the other; with `--exhaustive` those files do of which a usual
+run takes a sample, in full (tests/support/cases.py). Prints the dearest tests and files, writes a
+result file, and ends as pytest ends. No test knows of these times.
 
 The module is also the pytest plugin that writes one line for each test: processor seconds of this
 process, all its threads, and its children. Needs Linux.
@@ -31,7 +33,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "suite_time.json"
+RESULTS = ROOT / "benchmarks" / "results"
 FOLDER = "SUITE_TIME_FOLDER"  # where the plugin writes; between this script and its pytest alone
 DEAREST = 30
 
@@ -88,21 +90,31 @@ def test_files(arguments: list[str]) -> list[str]:
     return [str(file.relative_to(ROOT)) for file in found]
 
 
+def has_more_cases(file: str) -> bool:
+    """Whether a usual run leaves cases of this file out."""
+    return any(text in (ROOT / file).read_text(encoding="utf-8")
+               for text in ("from cases import", "mark.exhaustive"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--each", action="store_true", help="a process of its own for each file")
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--exhaustive", action="store_true", help="every case of every claim")
+    parser.add_argument("--output", type=Path)
     options, arguments = parser.parse_known_args()
-    begin = time.perf_counter()
-    runs = {" ".join(run) or "all": run_pytest(run)
-            for run in ([[file] for file in test_files(arguments)] if options.each
-                        else [arguments])}
+    begin, commands = time.perf_counter(), [arguments]
+    if options.exhaustive:
+        commands = [["--exhaustive", file] for file in test_files(arguments)
+                    if has_more_cases(file)]
+    elif options.each:
+        commands = [[file] for file in test_files(arguments)]
+    runs = {" ".join(command) or "all": run_pytest(command) for command in commands}
     tests = {name: seconds for _, _, times in runs.values() for name, seconds in times.items()}
     files: Counter[str] = Counter()
     for name, seconds in tests.items():
         files[name.split("::")[0]] += seconds
     result: dict[str, Any] = {
-        "arguments": arguments, "processes_of_pytest": len(runs), "tests": len(tests),
+        "arguments": sys.argv[1:], "processes_of_pytest": len(runs), "tests": len(tests),
         "processor_minutes": round(sum(spent for _, spent, _ in runs.values()) / 60, 2),
         "wall_minutes": round((time.perf_counter() - begin) / 60, 2),
         "exit_status": max(code for code, _, _ in runs.values()),
@@ -117,8 +129,10 @@ def main() -> int:
             print(f"{seconds:8.1f}  {name}")
     print(f"{result['tests']} tests, {result['processor_minutes']} processor minutes, "
           f"{result['wall_minutes']} minutes")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    output = options.output or RESULTS / (
+        "suite_exhaustive.json" if options.exhaustive else "suite_time.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return int(result["exit_status"])
 
 
