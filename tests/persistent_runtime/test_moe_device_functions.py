@@ -14,7 +14,7 @@ from body_references import (
     rms_normed,
     stored,
 )
-from cases import INTERPRETED, pairs, sampled, usual_or
+from cases import INTERPRETED, pairs, sampled, turns, usual_or
 
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.functions import dense as df
@@ -190,7 +190,7 @@ PRODUCTS = [((1, 5, 4, 1), 64, 48, 16), ((1, 5, 2, 4), 333, 37, 10), ((16, 5, 3,
             ((65, 5, 2, 16), 96, 64, 64), ((65, 5, 1, 64), 19, 5, 3), ((65, 5, 3, 40), 40, 70, 32)]
 
 
-@pytest.mark.parametrize("dtype, product, make_logits", pairs(
+@pytest.mark.parametrize("dtype, product, make_logits", turns(
     DTYPES, PRODUCTS, [random_logits, one_expert_first], only_interpreted=True))
 def test_experts(dtype, product, make_logits):
     """Both products. The weights of experts without rows and the slots without rows are NaN."""

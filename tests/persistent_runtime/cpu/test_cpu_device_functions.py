@@ -23,7 +23,7 @@ from body_references import (
     spread_of,
     stored,
 )
-from cases import pairs
+from cases import pairs, turns
 
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout
@@ -55,7 +55,7 @@ def test_linear(dtype, shape, with_bias):
     assert_close(residual, before + factors @ weight_value.T + bias_value, in_features)
 
 
-@pytest.mark.parametrize("dtype, shape, with_bias", pairs(
+@pytest.mark.parametrize("dtype, shape, with_bias", turns(
     DTYPES, [*SHAPES, (33, 20, 150, 64, 150)], [False, True], only_interpreted=True))
 def test_gate_up_silu(dtype, shape, with_bias):
     rng = np.random.default_rng(1)
