@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import mutations as m
 import numpy as np
@@ -42,15 +43,19 @@ from scheduling.verify_schedule import verify_schedule
 WORKERS = (1, 2, 5)
 
 
+@cache
+def proved_table(seed):
+    example = random_graph(seed)
+    return verify(derive_events(example.graph), example.bindings[seed % len(example.bindings)])
+
+
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_policies_keep_program_order(policy, workers):
     """Placed, pruned, merged, proved; then simulated with the waits that are left."""
     waits = pruned_waits = merged_waits = 0
     for seed in range(usual_or(20, 60)):
-        example = random_graph(seed)
-        bindings = example.bindings[seed % len(example.bindings)]
-        table = verify(derive_events(example.graph), bindings)
+        table = proved_table(seed)
         placed = POLICIES[policy](table, generic_cpu(workers))
         verify_schedule(placed)
         pruned = verify_schedule(prune_waits(placed))

@@ -132,7 +132,7 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
 @pytest.mark.usefixtures("with_ring")
 @pytest.mark.parametrize("shape, arch", sampled(
     [("llama-3.2-1b", 90), ("qwen3-0.6b", 90), ("qwen3-8b", 90), ("qwen3-8b", 100)],
-    [("llama-3.2-1b", 90), ("qwen3-8b", 100)]))
+    [("llama-3.2-1b", 90)]))
 def test_the_whole_worker_fits_with_the_ring(shape, arch):
     worker = compile_shape(shape, "bfloat16", arch)
     print(f"{shape} sm_{arch}: {worker.registers} registers, {worker.stack_bytes} bytes of stack, "
