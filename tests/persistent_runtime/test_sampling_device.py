@@ -17,7 +17,8 @@ from transformers.generation import logits_process
 from frontend.config.sampling import Sampling
 from persistent_runtime.rows import layout
 
-DRAWS = usual_or(100, 150) if INTERPRETED else 20_000  # the interpreter takes some ten milliseconds for one
+# the interpreter takes some ten milliseconds for one
+DRAWS = usual_or(100, 150) if INTERPRETED else 20_000
 
 
 def processed(logits, history, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
