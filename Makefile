@@ -9,8 +9,9 @@ demo: $(INSTALLED)
 	@echo 'prompt: hacker:'
 	@$(BIN)/event-tensor generate demo --prompt 'hacker:' --max-new-tokens 120
 
+# a file's tests share what they have compiled, and so stay in one process
 test: lint
-	$(BIN)/pytest -n 2 -q
+	$(BIN)/pytest -n 2 --dist loadfile -q
 
 # the cases of which `make test` takes a sample, all of them; about an hour
 test-exhaustive: $(INSTALLED)

@@ -1,6 +1,6 @@
 """The processor time of every test, its child processes included.
 
-    python benchmarks/protocol/suite_time.py -n 2
+    python benchmarks/protocol/suite_time.py -n 2 --dist loadfile
     python benchmarks/protocol/suite_time.py --each tests/persistent_runtime
     python benchmarks/protocol/suite_time.py --exhaustive
 
