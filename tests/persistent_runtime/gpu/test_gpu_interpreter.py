@@ -43,6 +43,11 @@ def test_bodies_meet_the_references_of_the_cpu_bodies(file, interpreted, request
     print(interpreted("bodies", file, *options).splitlines()[-1])
 
 
+def test_a_program_that_fails_is_a_failure(interpreted):
+    with pytest.raises(AssertionError, match="StopIteration"):
+        interpreted("bodies", "no_such_file")
+
+
 def test_what_a_device_is_tested_with_holds_for_the_cpu_bodies():
     """The tests of test_gpu_device.py call references by hand, on machines that few have."""
     import test_gpu_device as device
