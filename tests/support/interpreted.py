@@ -156,6 +156,12 @@ def run_routed(policy, name):
     check_routings(InterpretedBackend(), WORKERS, policy, steps=2, names=[name])
 
 
+def run_bounds(dtype, side, *names):
+    from test_bounds import run_interpreted
+
+    run_interpreted(dtype, side, *names)
+
+
 def run_ring(directory):
     from ring_emulation import main
 
@@ -164,7 +170,7 @@ def run_ring(directory):
 
 PROGRAMS = {"bodies": run_bodies, "model": run_model, "deadlock": run_deadlock,
             "suspended": run_suspended, "trace": run_trace, "routed": run_routed,
-            "random": run_random, "ring": run_ring}
+            "random": run_random, "bounds": run_bounds, "ring": run_ring}
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
