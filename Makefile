@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile -q
 
-# the cases of which `make test` takes a sample, all of them; about an hour
+# the cases of which `make test` takes a sample, all of them; about a quarter of an hour
 test-exhaustive: $(INSTALLED)
 	$(BIN)/python benchmarks/protocol/suite_time.py --exhaustive
 
