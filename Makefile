@@ -3,14 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test bench lint pythons triton-versions
+.PHONY: demo test test-exhaustive bench lint pythons triton-versions
 
 demo: $(INSTALLED)
 	@echo 'prompt: hacker:'
 	@$(BIN)/event-tensor generate demo --prompt 'hacker:' --max-new-tokens 120
 
+# a file's tests share what they have compiled, and so stay in one process
 test: lint
-	$(BIN)/pytest -n 2 -q
+	$(BIN)/pytest -n 2 --dist loadfile -q
+
+# the cases of which `make test` takes a sample, all of them; about a quarter of an hour
+test-exhaustive: $(INSTALLED)
+	$(BIN)/python benchmarks/protocol/suite_time.py --exhaustive
 
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cases
+import golden_files
 import pytest
-from golden_files import add_option, golden
+from fork_server import HANG_S, interpreted
+from golden_files import golden
 from hypothesis import HealthCheck, settings
 from paths import ROOT
 
-__all__ = ["ROOT", "golden"]
+__all__ = ["HANG_S", "ROOT", "golden", "interpreted"]
 
 # the same examples on every machine, and no clock in the verdict
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
@@ -27,9 +30,12 @@ settings.load_profile("fixed")
 # the same schedules on every machine; what measures one says so
 os.environ["EVENT_TENSOR_MACHINE"] = "generic"
 
+# torch's own threads spin while they wait for one another, which takes longer than the small
+# products of the tests where others keep the cores busy; read when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COMMAND = [sys.executable, "-c", "from frontend.cli import main; main()"]
 TinyModel = Callable[..., Path]
-HANG_S = 600  # what ends a test that would hang; nothing takes so long, on the busiest machine
 
 
 # a background job of a shell starts with Ctrl-C ignored, and so would the programs under test
@@ -37,7 +43,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add_option(parser)
+    golden_files.add_option(parser)
+    cases.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cases.configure(config)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cases.leave_out_exhaustive(config, items)
 
 
 @pytest.fixture(scope="session")

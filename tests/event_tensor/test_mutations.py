@@ -5,6 +5,7 @@ Harm is judged by tests/support/program_order.py, which shares no code with the 
 
 import random
 from collections import Counter
+from functools import cache
 
 import moe_kernel as moe
 import mutations as m
@@ -32,12 +33,20 @@ SCHEDULE_ERRORS = (ScheduleError, CountError, CycleError)
 PLACEMENTS = ("static", "dynamic", "hybrid", "round_robin", "unfused")
 
 
+@cache
 def derived(seed):
     example = random_graph(seed)
     graph = derive_events(example.graph)
     return graph, example.bindings[-1]
 
 
+@cache
+def table_of(seed):
+    """Tasks and events of a random graph, as a mutation gets them; it changes a copy."""
+    return instantiate(*derived(seed))
+
+
+@cache
 def schedules(seed):
     """A proved schedule of a random graph, pruned every other time, on 1 to 4 workers."""
     graph, bindings = derived(seed)
@@ -53,8 +62,7 @@ def test_changed_events_are_rejected_where_they_harm(mutate):
     verdicts = Counter()
     for seed in SEEDS:
         rng = random.Random(seed)
-        graph, bindings = derived(seed)
-        damaged = mutate(instantiate(graph, bindings), rng)
+        damaged = mutate(table_of(seed), rng)
         if damaged is None:
             continue
         harmless = m.table_is_harmless(damaged)
@@ -76,8 +84,7 @@ def test_changed_events_are_rejected_where_they_harm(mutate):
 def test_counts_that_are_not_met_are_rejected(mutate):
     rejected = 0
     for seed in SEEDS:
-        graph, bindings = derived(seed)
-        damaged = mutate(instantiate(graph, bindings), random.Random(seed))
+        damaged = mutate(table_of(seed), random.Random(seed))
         if damaged is None:
             continue
         if m.table_is_harmless(damaged):  # nobody waits for that event
@@ -248,8 +255,7 @@ def test_counts_out_of_reach_are_named_even_without_a_proof():
     """Policies may be handed a table that nobody has proved."""
     named = 0
     for seed in SEEDS:
-        graph, bindings = derived(seed)
-        damaged = m.wrong_count(instantiate(graph, bindings), random.Random(seed))
+        damaged = m.wrong_count(table_of(seed), random.Random(seed))
         try:
             if damaged is not None:
                 waves(damaged)

@@ -4,22 +4,20 @@ Every tensor lies between pages that nobody may touch (guarded_memory.py), and a
 the bodies (bounds_cases.py): a fault there is a failure that names function, tensor and seed. GPU
 bodies run in Triton's interpreter, whose loads and stores touch the same memory, lane by lane; it
 has to be chosen before triton is imported, so they run in a program of their own:
-`python tests/persistent_runtime/test_bounds.py DTYPE SIDE [CASE …]`.
+`TRITON_INTERPRET=1 python tests/support/interpreted.py bounds DTYPE SIDE [CASE …]`.
 
 Software prefetches of CPU bodies may name what lies beyond an end: they fault nowhere. The ring
 brings whole weights by ranges that the host has made, of which test_ring.py shows that they are the
 weights.
 """
 
-import os
-import subprocess
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
+from cases import usual_or
 from declared import declared
-from paths import PYTHONPATH
 
 pytest.importorskip("numba")
 
@@ -40,7 +38,7 @@ from persistent_runtime.rows.single_call import pack_arguments
 
 DTYPES = [dtype for dtype in formats.DTYPES if dtype != "float16" or CONVERTS_FLOAT16]
 CASES = {case.__name__: (case, functions) for case, functions in bounds_cases.CASES.items()}
-SEEDS, INTERPRETED_SEEDS = 60, 4
+SEEDS, INTERPRETED_SEEDS = usual_or(20, 60), usual_or(2, 4)
 
 
 class Caller:
@@ -170,7 +168,7 @@ def decode_with_broken_routers(directory, schedule, side, report):
     routers = [decoder._buffers.array(spec) for name, spec in decoder._operators.weights.items()
                if name.endswith("mlp.gate.weight")]
     assert routers
-    for seed in range(12):
+    for seed in range(usual_or(5, 12)):
         rng = np.random.default_rng(seed)
         for router in routers:
             router[...] = extreme(rng, *router.shape)
@@ -196,16 +194,12 @@ def test_edges_that_read_what_a_broken_router_chose_stay_in_their_tensors(schedu
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gpu_bodies_touch_their_tensors_only(dtype, side):
+def test_gpu_bodies_touch_their_tensors_only(dtype, side, interpreted):
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": PYTHONPATH}
-    ended = subprocess.run([sys.executable, __file__, dtype, side], env=environment,
-                           capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    print(interpreted("bounds", dtype, side))
 
 
-def main(dtype, side, *names):
+def run_interpreted(dtype, side, *names):
     from persistent_runtime.gpu.interpret import patch_language_once
 
     patch_language_once()
@@ -216,7 +210,3 @@ def main(dtype, side, *names):
         print(name, told or "touches its tensors only")
         failed = failed or bool(told)
     sys.exit(failed)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

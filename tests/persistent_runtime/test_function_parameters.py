@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("numba")
 
 import torch
-from test_cpu_device_functions import (
+from body_references import (
     DTYPES,
     assert_close,
     ceil_div,

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba")
 
 import block_formats
-from test_cpu_device_functions import (
+from body_references import (
     DTYPES,
     Rope,
     assert_close,

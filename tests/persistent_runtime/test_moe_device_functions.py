@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("numba")
 
 import torch
-from test_cpu_device_functions import (
+from body_references import (
     DTYPES,
     assert_close,
     ceil_div,
@@ -14,12 +14,13 @@ from test_cpu_device_functions import (
     rms_normed,
     stored,
 )
+from cases import INTERPRETED, pairs, sampled, turns, usual_or
 
 from persistent_runtime.cpu.single_tile import run_tile
 from persistent_runtime.functions import dense as df
 from persistent_runtime.functions import experts as moe
 
-SEEDS = range(4)
+SEEDS = range(usual_or(1, 4) if INTERPRETED else 4)
 EPS = 1e-6
 # (tokens, experts, top_k, slots of a tile)
 ROUTINGS = [(1, 5, 1, 1), (1, 5, 4, 1), (16, 5, 3, 4), (65, 5, 2, 16), (65, 5, 4, 1),
@@ -140,9 +141,8 @@ def assert_same_routing(actual, expected):
             np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("make_logits", LOGITS)
-@pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("norm_topk", [0, 1])
+@pytest.mark.parametrize("make_logits, routing, norm_topk",
+                         pairs(LOGITS, ROUTINGS, [0, 1], only_interpreted=True))
 def test_select_experts(make_logits, routing, norm_topk):
     tokens, experts, top_k, tile_m = routing
     for seed in SEEDS:
@@ -166,9 +166,8 @@ def test_expert_tiles_is_the_most_that_any_routing_needs(tile_m):
             assert tiles_needed(choices, experts, 1, tile_m) == most
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("routing", [(1, 5, 4, 1), (16, 5, 3, 4), (65, 5, 2, 16)])
-@pytest.mark.parametrize("hidden", [64, 83])
+@pytest.mark.parametrize("dtype, routing, hidden", pairs(
+    DTYPES, [(1, 5, 4, 1), (16, 5, 3, 4), (65, 5, 2, 16)], [64, 83], only_interpreted=True))
 def test_group_rows(dtype, routing, hidden):
     tokens, experts, top_k, tile_m = routing
     rng = np.random.default_rng(5)
@@ -191,9 +190,8 @@ PRODUCTS = [((1, 5, 4, 1), 64, 48, 16), ((1, 5, 2, 4), 333, 37, 10), ((16, 5, 3,
             ((65, 5, 2, 16), 96, 64, 64), ((65, 5, 1, 64), 19, 5, 3), ((65, 5, 3, 40), 40, 70, 32)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("make_logits", [random_logits, one_expert_first])
+@pytest.mark.parametrize("dtype, product, make_logits", turns(
+    DTYPES, PRODUCTS, [random_logits, one_expert_first], only_interpreted=True))
 def test_experts(dtype, product, make_logits):
     """Both products. The weights of experts without rows and the slots without rows are NaN."""
     (tokens, experts, top_k, tile_m), in_features, out_features, tile_n = product
@@ -275,9 +273,11 @@ def transformers_block(family, hidden, inner, experts, top_k, norm_topk):
         num_local_experts=experts, intermediate_size=inner, **common))
 
 
-@pytest.mark.parametrize("family, norm_topk", [
-    ("qwen3_moe", 1), ("qwen3_moe", 0), ("olmoe", 0), ("mixtral", 1)])
-@pytest.mark.parametrize("tokens, tile_m", [(1, 1), (16, 4), (65, 16)])
+@pytest.mark.parametrize("family, norm_topk, tokens, tile_m", sampled(
+    [(*family, *rows) for family in (("qwen3_moe", 1), ("qwen3_moe", 0), ("olmoe", 0),
+                                     ("mixtral", 1)) for rows in ((1, 1), (16, 4), (65, 16))],
+    [("qwen3_moe", 1, 16, 4), ("qwen3_moe", 0, 1, 1), ("olmoe", 0, 65, 16), ("mixtral", 1, 16, 4)],
+    only_interpreted=True))
 def test_the_whole_block_is_that_of_transformers(family, norm_topk, tokens, tile_m):
     """In float32: the same experts, and results that differ by rounding only."""
     hidden, inner_size, experts, top_k, tile_n = 72, 40, 5, 3, 32

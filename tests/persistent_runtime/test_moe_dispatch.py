@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from cases import turns
 from task_counts import task_counts
 
 from frontend.compile import compile_decode_loop
@@ -39,8 +40,7 @@ def activation(decoder, name):
     return decoder._buffers.array(decoder._operators.tensors[name])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, schedule", turns(list(FAMILIES), SCHEDULES))
 def test_exactly_the_routed_tiles_run(family, schedule, monkeypatch):
     model = make_model(family)
     decoder = compile_decode_loop(model, workers=3, schedule=schedule)
@@ -71,8 +71,7 @@ def test_exactly_the_routed_tiles_run(family, schedule, monkeypatch):
                     assert skipped == (most - used) * columns
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, schedule", turns([*FAMILIES][::-1], SCHEDULES))
 def test_weights_of_untouched_experts_are_not_read(family, schedule):
     model = make_model(family)
     prompt, new_tokens = [5, 9], 3
@@ -91,8 +90,7 @@ def test_weights_of_untouched_experts_are_not_read(family, schedule):
                              ignore_eos=True).output_ids == output
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, schedule", turns(list(FAMILIES), SCHEDULES))
 def test_sixteen_prompts_at_once_give_what_each_gives_alone(family, schedule):
     decoder = compile_decode_loop(make_model(family), workers=2, schedule=schedule)
     prompts = [[(11 * k + 3 * p) % 307 for p in range(1 + 5 * k % 23)] for k in range(16)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_cpu_device_functions import greedy_requests, normal, run_all
+from body_references import greedy_requests, normal, run_all
 
 from persistent_runtime.functions import dense as df
 from persistent_runtime.rows import layout

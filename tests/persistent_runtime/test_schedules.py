@@ -12,10 +12,12 @@ import re
 import signal
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import mutations as m
 import numpy as np
 import pytest
+from cases import usual_or
 from conftest import HANG_S
 from mix_kernel import DTYPES, executable, run_in_program_order, start_memory
 from program_order import Program, ordered_by_events
@@ -41,15 +43,19 @@ from scheduling.verify_schedule import verify_schedule
 WORKERS = (1, 2, 5)
 
 
+@cache
+def proved_table(seed):
+    example = random_graph(seed)
+    return verify(derive_events(example.graph), example.bindings[seed % len(example.bindings)])
+
+
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_policies_keep_program_order(policy, workers):
     """Placed, pruned, merged, proved; then simulated with the waits that are left."""
     waits = pruned_waits = merged_waits = 0
-    for seed in range(60):
-        example = random_graph(seed)
-        bindings = example.bindings[seed % len(example.bindings)]
-        table = verify(derive_events(example.graph), bindings)
+    for seed in range(usual_or(20, 60)):
+        table = proved_table(seed)
         placed = POLICIES[policy](table, generic_cpu(workers))
         verify_schedule(placed)
         pruned = verify_schedule(prune_waits(placed))
@@ -138,7 +144,7 @@ def some_calls_queued(monkeypatch):
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("policy", (*sorted(POLICIES), "mixed"))
 def test_threads_leave_what_program_order_leaves(policy, workers):
-    for seed in range(20):
+    for seed in range(usual_or(8, 20)):
         example = random_graph(1000 + seed)
         dtype = DTYPES[seed % 2]
         kernel = Megakernel(executable(example.graph, dtype), workers=workers, policy=policy)

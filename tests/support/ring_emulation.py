@@ -1,16 +1,14 @@
 """The ring's inline PTX in Python, so that Triton's interpreter runs all the rest of its source.
 
-    python tests/support/ring_emulation.py MODEL_DIRECTORY
-
-Prints one JSON object: tokens of the interpreted worker with the ring and without it, how many
-pieces were read, and whether any call that could go through the ring did not. TRITON_INTERPRET=1.
+A program of interpreted.py. Prints one JSON object: tokens of the interpreted worker with the ring
+and without it, how many pieces were read, and whether any call that could go through the ring did
+not.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import sys
 
 import numpy as np
 import triton.language as tl
@@ -136,7 +134,7 @@ def main(directory):
         backend.ring_pieces = pieces
         frontend_compile.find_backend = lambda name, backend=backend: backend
         decoder = frontend_compile.compile_decode_loop(directory, max_context=96, workers=3)
-        result = decoder.generate([5, 91, 17, 4, 250, 33], max_new_tokens=4, ignore_eos=True)
+        result = decoder.generate([5, 91, 17], max_new_tokens=3, ignore_eos=True)
         outputs.append(result.output_ids)
         encoded = decoder.kernel.schedule(decoder.bindings(1, 1, 1))
         streamed_pieces = len(encoded.of_backend.get(layout.STREAM, ()))
@@ -146,7 +144,3 @@ def main(directory):
                     decoder.graph, decoder.bindings(1, 1, 1))]
     print(json.dumps({"without": outputs[0], "with": outputs[1], "pieces": streamed_pieces,
                       "left_out": left_out}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

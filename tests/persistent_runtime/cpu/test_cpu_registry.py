@@ -174,12 +174,13 @@ def test_cache_hits_in_a_second_process_and_damage_is_repaired(tmp_path):
     assert compile_in_new_process(tmp_path) == HITS
     entries = list(tmp_path.rglob("*.compiled"))
     assert len(entries) == 2
-    for name, damage in DAMAGE.items():
-        for entry in entries:
-            entry.write_bytes(damage(entry.read_bytes()))
+    kinds = list(DAMAGE)
+    for names in zip(kinds[::2], kinds[1::2], strict=True):
+        for entry, name in zip(entries, names, strict=True):
+            entry.write_bytes(DAMAGE[name](entry.read_bytes()))
         records = compile_in_new_process(tmp_path)
         assert all(not hit and "replaced a damaged entry" in note and reason == "damaged"
-                   for hit, note, reason in records), name
+                   for hit, note, reason in records), names
         assert compile_in_new_process(tmp_path) == HITS
 
 

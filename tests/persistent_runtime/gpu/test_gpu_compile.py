@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 from block_formats import FOUR_BITS, register_gpu_loader
+from cases import sampled
 from declared import declared
 from triton.compiler import ASTSource
 
@@ -49,7 +51,7 @@ register_gpu_loader()
 DENSE, MOE = ("qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"), "qwen3-30b-a3b"
 SOME = [("qwen3-0.6b", 80), ("llama-3.2-1b", 90), ("qwen3-8b", 100)]
 COMPILED = [pytest.param((shape, arch), id=f"{shape}-sm{arch}",
-                         marks=() if (shape, arch) in SOME else pytest.mark.slow)
+                         marks=() if (shape, arch) in SOME else pytest.mark.exhaustive)
             for shape in DENSE for arch in SHARED_MEMORY_LIMIT]
 
 
@@ -84,8 +86,9 @@ def moe_configurations(shape, arch):
         for of in (variant(function, "bfloat16") for function in declared(moe_functions))}
 
 
-@pytest.mark.parametrize("shape", MOE_SHAPES)
-@pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
+@pytest.mark.parametrize("shape, arch", sampled(
+    product(MOE_SHAPES, SHARED_MEMORY_LIMIT),
+    [("largest router", 80), ("odd", 90), ("mixtral-8x7b", 90), ("qwen3-30b-a3b", 100)]))
 def test_an_moe_block_fits_the_chip(shape, arch):
     worker = compile_worker(moe_configurations(shape, arch), arch)
     assert (worker.stack_bytes, worker.spill_bytes) == (0, 0)
@@ -132,8 +135,9 @@ VARIANTS = {"plain": {}, "gemma": {"norm_offset": 1.0, "activation": ACTIVATIONS
             "granite": {"activation": ACTIVATIONS["relu2"], "multiplier": 0.22}}
 
 
-@pytest.mark.parametrize("parameters", VARIANTS.values(), ids=VARIANTS)
-def test_variants_of_the_products_fit_the_chip(parameters):
+@pytest.mark.parametrize("name", sampled(VARIANTS, ("gemma", "granite")))
+def test_variants_of_the_products_fit_the_chip(name):
+    parameters = VARIANTS[name]
     common = {"tile_m": 256, "tile_n": 32, "in_features": 4096, "row_bytes": 8192}
     functions = (device_functions.norm_linear, device_functions.linear_residual,
                  device_functions.norm_gate_up)
@@ -154,9 +158,9 @@ def test_calls_of_one_kernel_share_their_activation():
         make_configuration(of, calls, False, TILE_TARGETS["generic"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape, arch", [("qwen3-0.6b", 90), ("qwen3-8b", 100), (MOE, 80),
-                                         (MOE, 90), (MOE, 100)])
+@pytest.mark.parametrize("shape, arch", sampled(
+    [("qwen3-0.6b", 90), ("qwen3-8b", 100), (MOE, 80), (MOE, 90), (MOE, 100)],
+    [("qwen3-0.6b", 90), (MOE, 100)]))
 def test_the_worker_with_a_ready_queue_has_its_bodies_once(shape, arch):
     worker = compile_shape(shape, "bfloat16", arch, is_dynamic=True)
     print(f"{shape}: {worker.registers} registers, compiled in {worker.seconds:.1f} s")
@@ -167,8 +171,7 @@ def test_the_worker_with_a_ready_queue_has_its_bodies_once(shape, arch):
     check_releases(worker.ptx)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED_MEMORY_LIMIT)
+@pytest.mark.parametrize("arch", sampled(SHARED_MEMORY_LIMIT, [80]))
 def test_an_moe_block_fits_beside_the_dense_functions(monkeypatch, arch):
     monkeypatch.setitem(SHAPES, "attention of qwen3-30b-a3b", SHAPES["qwen3-8b"] | {
         "hidden_size": 2048, "num_key_value_heads": 4})

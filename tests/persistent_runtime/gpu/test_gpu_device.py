@@ -1,9 +1,11 @@
 """The persistent kernel on a real device: bodies, whole models, deadlocks, Ctrl-C."""
 
 
+import body_references as references
 import pytest
 import select_token
-import test_cpu_device_functions as references
+import test_cpu_attention as attention
+import test_cpu_device_functions as dense
 import test_moe_device_functions as moe_references
 import test_sampling_device as sampling_references
 import torch
@@ -41,15 +43,15 @@ def device_bodies(monkeypatch):
 @pytest.mark.parametrize("dtype", references.DTYPES)
 def test_bodies(dtype):
     for shape in references.SHAPES:
-        references.test_linear(dtype, shape, True)
-        references.test_gate_up_silu(dtype, shape, False)
-    references.test_lm_head_and_select_token(dtype, 1, 1)
-    references.test_embed_tokens(dtype)
+        dense.test_linear(dtype, shape, True)
+        dense.test_gate_up_silu(dtype, shape, False)
+    dense.test_lm_head_and_select_token(dtype, 1, 1)
+    dense.test_embed_tokens(dtype)
     for head_dim in (64, 80, 128):
-        references.test_rope_append(dtype, head_dim, True)
+        attention.test_rope_append(dtype, head_dim, True)
     for case in ((64, 1, 1, 0, 150), (80, 4, 3, 0, 200), (128, 7, 2, 0, 70), (128, 2, 5, 40, 200)):
         for rows_are_apart in (False, True):
-            references.test_attention(dtype, *case, 4, rows_are_apart)
+            attention.test_attention(dtype, case, 4, rows_are_apart)
 
 
 @pytest.mark.usefixtures("device_bodies")

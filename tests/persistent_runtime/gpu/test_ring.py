@@ -2,17 +2,15 @@
 compiled. tests/persistent_runtime/gpu/test_ring_device.py runs it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+from itertools import product
 
 import numpy as np
 import pytest
-from paths import PYTHONPATH, ROOT
 
 pytest.importorskip("triton")
 
+from cases import sampled
 from ptx_lanes import run
 
 from benchmarks.gpu.compile import compile_shape, decoder_graph, ring
@@ -101,27 +99,22 @@ def test_a_step_streams_every_weight_once_in_the_order_of_use(shape):
 
 
 # hidden and intermediate size: rows of a quarter and half a line, of three quarters, of 1, 4 and 6
-@pytest.mark.parametrize("family, hidden, inner", [
-    ("llama", 512, 1536), pytest.param("qwen3", 256, 8192, marks=pytest.mark.slow),
-    pytest.param("qwen2", 256, 12288, marks=pytest.mark.slow)])
-def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(family, hidden, inner,
-                                                                      tiny_model):
+@pytest.mark.parametrize("family, hidden, inner", sampled(
+    [("llama", 512, 1536), ("qwen3", 256, 8192), ("qwen2", 256, 12288)], [("llama", 512, 1536)]))
+def test_the_interpreted_worker_chooses_the_same_tokens_with_the_ring(
+        family, hidden, inner, tiny_model, interpreted):
     directory = tiny_model(family, dtype="bfloat16", seed=3, hidden_size=hidden,
                            intermediate_size=inner, num_hidden_layers=1, num_attention_heads=8,
                            num_key_value_heads=2, head_dim=32)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": PYTHONPATH}
-    ended = subprocess.run([sys.executable, "tests/support/ring_emulation.py", directory], cwd=ROOT,
-                           env=environment, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = json.loads(ended.stdout.splitlines()[-1])
+    found = json.loads(interpreted("ring", directory).splitlines()[-1])
     assert found["with"] == found["without"]
     assert found["pieces"] > 0 and not found["left_out"]
 
 
 @pytest.mark.usefixtures("with_ring")
-@pytest.mark.parametrize("arch", [90, 100])
-@pytest.mark.parametrize("shape", ["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"])
+@pytest.mark.parametrize("shape, arch", sampled(
+    product(["qwen3-0.6b", "llama-3.2-1b", "qwen3-8b"], [90, 100]),
+    [("qwen3-0.6b", 100), ("qwen3-8b", 90)]))
 def test_what_reads_the_ring_needs_no_stack(shape, arch):
     graph = decoder_graph(shape, "bfloat16", 132)
     configured = configurations(graph.calls, target=tile_target_of(arch))
@@ -137,10 +130,9 @@ def test_what_reads_the_ring_needs_no_stack(shape, arch):
 
 
 @pytest.mark.usefixtures("with_ring")
-@pytest.mark.parametrize("shape, arch", [
-    ("llama-3.2-1b", 90), pytest.param("qwen3-0.6b", 90, marks=pytest.mark.slow),
-    pytest.param("qwen3-8b", 90, marks=pytest.mark.slow),
-    pytest.param("qwen3-8b", 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape, arch", sampled(
+    [("llama-3.2-1b", 90), ("qwen3-0.6b", 90), ("qwen3-8b", 90), ("qwen3-8b", 100)],
+    [("llama-3.2-1b", 90)]))
 def test_the_whole_worker_fits_with_the_ring(shape, arch):
     worker = compile_shape(shape, "bfloat16", arch)
     print(f"{shape} sm_{arch}: {worker.registers} registers, {worker.stack_bytes} bytes of stack, "
