@@ -91,8 +91,8 @@ def _total_us(choices: Sequence[Choice]) -> float:
 
 
 def _weighed(queue_us: float, target: Target) -> float:
-    """The queue's time as it is set against that of rows."""
-    return queue_us * (1 - target.rows_must_save)
+    """The queue's time as it is set against that of rows. One worker shares with nobody."""
+    return queue_us * (1 - target.rows_must_save) if target.workers > 1 else queue_us
 
 
 def _pushed_early(choice: Choice, is_dispatched: bool, target: Target) -> Choice:

@@ -170,8 +170,7 @@ def interrupt_deferred() -> Iterator[None]:
 def _is_known() -> bool:
     """Whether numba has what is overridden here; one that works otherwise compiles device functions
     as it does all functions."""
-    overridden = {"finalize", "_get_module_for_linking",
-                  "get_pointer_to_function", "codegen"}
+    overridden = {"finalize", "_get_module_for_linking", "get_pointer_to_function", "codegen"}
     return (all(hasattr(codegen.JITCodeLibrary, name) for name in overridden)
             and all(hasattr(module, name) for module, names in PASSES for name in names))
 
@@ -182,10 +181,10 @@ ENTRY_COMPILER: type[compiler.CompilerBase] = EntryCompiler if IS_KNOWN else com
 
 def _jit(fastmath: set[str]) -> Jit:
     # error_model numpy: a division never raises, so loops keep no exit and vectorise
-    options = {"fastmath": fastmath, "error_model": "numpy", "no_cpython_wrapper": True,
-               "no_cfunc_wrapper": True}
+    options: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy",
+                               "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     if not IS_KNOWN:
-        return nb.njit(**options)  # type: ignore[no-any-return]
+        return nb.njit(**options)
     return partial(Helper, locals={}, targetoptions={"nopython": True, **options},
                    pipeline_class=HelperCompiler)
 

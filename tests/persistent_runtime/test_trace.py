@@ -109,7 +109,7 @@ def test_chrome_trace_is_well_formed(traced):
 
 
 def test_a_launch_that_ends_early_leaves_fewer_steps():
-    decoder = compile_decode_loop("demo", workers=2, max_context=64)
+    decoder = compile_decode_loop("demo", workers=2, max_context=64, schedule="static")
     first = decoder.generate([7], max_new_tokens=1, ignore_eos=True).output_ids
     decoder.config = replace(decoder.config, eos_token_ids=tuple(first))
     result = decoder.generate([7], max_new_tokens=STEPS + 1, trace_steps=STEPS)
