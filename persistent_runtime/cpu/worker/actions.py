@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from persistent_runtime.cpu.jit import device_jit
-from persistent_runtime.cpu.vectors.intrinsics import atomic_add, pointer_to, store_release
+from persistent_runtime.cpu.vectors.intrinsics import (
+    atomic_add,
+    keep_out_of_line,
+    load_acquire,
+    pointer_to,
+    store_release,
+)
 from persistent_runtime.cpu.worker.queue import notify
 from persistent_runtime.cpu.worker.sleeping import anyone_sleeps, wake_for_count
 from persistent_runtime.cpu.worker.waiting import INT32, INT32_BYTES, argument_values, counter_of
@@ -79,10 +85,19 @@ def notify_events(state, row):
     notifies = pointer_to(state.segment[layout.NOTIFIES], INT32)
     for k in range(row[layout.NOTIFY_BEGIN], row[layout.NOTIFY_END]):
         # release: publishes this tile's stores before the counter moves
+        atomic_add(counter_of(state.segment, notifies[k]), np.int32(1))
+    if anyone_sleeps(state.launch):
+        wake_for_notifies(state, row)
+
+
+@device_jit
+def wake_for_notifies(state, row):
+    """After the row's notifies."""
+    keep_out_of_line()
+    notifies = pointer_to(state.segment[layout.NOTIFIES], INT32)
+    for k in range(row[layout.NOTIFY_BEGIN], row[layout.NOTIFY_END]):
         counter = counter_of(state.segment, notifies[k])
-        seen = atomic_add(counter, np.int32(1)) + 1
-        if anyone_sleeps(state.launch):
-            wake_for_count(state.launch, counter, seen)
+        wake_for_count(state.launch, counter, load_acquire(counter))
 
 
 @device_jit

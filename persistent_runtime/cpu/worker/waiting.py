@@ -8,6 +8,7 @@ import numpy as np
 
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import (
+    keep_out_of_line,
     load_acquire,
     monotonic_ns,
     pause,
@@ -60,19 +61,27 @@ def keep_waiting(state, wait, counter, target, pops):
     if load_acquire(abort) != 0:
         return False, wait
     polls = wait.polls + 1
-    if polls <= launch[layout.SPIN_LIMIT]:
+    if polls > launch[layout.SPIN_LIMIT]:
+        sleep(state, counter, target, pops)
+    else:
         pause()
         if polls % POLLS_PER_CLOCK_READ != 0:
             return True, Wait(polls, wait.seen_ns, wait.waited_ns)
-    else:
-        sleep(state, counter, target, pops)
+    return True, look_at_clock(launch, polls, wait)
+
+
+@device_jit
+def look_at_clock(launch, polls, wait):
+    """What the wait has come to. One that has lasted too long aborts the launch."""
+    keep_out_of_line()
     now, waited, timeout = monotonic_ns(), wait.waited_ns, launch[layout.TIMEOUT_NS]
     if wait.seen_ns != 0:
         # a long gap: a stopped process, a machine asleep, or others that have our core
         waited += min(now - wait.seen_ns, timeout // layout.GAPS_PER_TIMEOUT)
     if waited > timeout:
-        store_release(abort, np.int32(layout.ABORT_TIMEOUT))
-    return True, Wait(polls, now, waited)
+        store_release(launch[layout.CONTROL] + layout.ABORT * INT32_BYTES,
+                      np.int32(layout.ABORT_TIMEOUT))
+    return Wait(polls, now, waited)
 
 
 @device_jit
