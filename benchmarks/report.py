@@ -208,6 +208,56 @@ def schedules() -> str:
     return "\n".join(rows)
 
 
+def busy_cores() -> str:
+    """Beside programs that want the cores."""
+    record = load("busy_cores")
+    loops = ["0", "1", "2", "4"]
+    rows = ["| median time per token, ms (of idle) | idle cores | 1 busy loop | 2 | 4 |",
+            "|---|---|---|---|---|"]
+    for model, found in record["models"].items():
+        for side, metrics in found["sides"].items():
+            of_loops = metrics["tpot_ms"]
+            cells = [f"{of_loops[n]['median']:.1f} ({of_loops[n]['of_idle']:.2f}; worst round "
+                     f"{of_loops[n]['worst']:.1f})" for n in loops]
+            rows.append(f"| {model}, {side} | {' | '.join(cells)} |")
+    together = [f"{of['throughput_ratio']:.2f} ({model})" for model, found in
+                record["models"].items() for of in found["several"].values()]
+    rows += ["", (
+        f"Two cores, {record['rounds']} rounds, all sides in turns; before and after are commits "
+        f"{', '.join(commit[:7] for commit in record['commits'].values())}. Four decoders in four "
+        f"processes at once have this share of the throughput of one after another: "
+        f"{', '.join(together)}.")]
+    return "\n".join(rows)
+
+
+def few_rows() -> str:
+    """Steps of several rows in terms of a step of one."""
+    record = load("few_rows")
+    sections = {name: record[name] for name in ("avx2", "all") if name in record}
+    numbers = list(next(iter(sections.values()))["ratios"])
+    rows = [f"| decode step, Qwen3-0.6B shape in bf16 | 1 row | {' | '.join(numbers)} rows |",
+            "|---|---|" + "---|" * len(numbers)]
+    for section in sections.values():
+        cells = [f"{section['ratios'][n]:.2f}" for n in numbers]
+        label = "AVX-512" if "avx512f" in section["features"] else "AVX2"
+        rows.append(f"| {label} | {section['step_ms']['1']:.1f} ms | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def cost_model() -> str:
+    """Simulated over measured steps."""
+    cases = load("cost_model")["cases"]
+    models = list(dict.fromkeys(case["model"] for case in cases))
+    rows = ["| step, simulated over measured | " + " | ".join(models) + " |",
+            "|---|" + "---|" * len(models)]
+    for machine in dict.fromkeys(case["machine"] for case in cases):
+        for schedule in dict.fromkeys(case["schedule"] for case in cases):
+            cells = [f"{case['ratio']:.2f}" for case in cases
+                     if (case["machine"], case["schedule"]) == (machine, schedule)]
+            rows.append(f"| {machine}, {schedule} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def ratio(case: dict[str, Any], one: str, other: str) -> float:
     """Time of one schedule over another's, the median over rounds."""
     return median(a / b for a, b in zip(case["rounds_ms"][one], case["rounds_ms"][other],
@@ -227,7 +277,8 @@ def main() -> None:
     if parser.parse_args().readme:
         print(readme())
         return
-    print(cpu_decode(), gpu_decode(), schedules(), start_up(), scheduling(), fuzz(), sep="\n\n")
+    print(cpu_decode(), few_rows(), busy_cores(), gpu_decode(), schedules(), cost_model(),
+          start_up(), scheduling(), fuzz(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def test_commands_of_a_user_without_home_and_name(command, tmp_path, arguments):
     command("generate", "demo", "--prompt", "kernel:", "--max-new-tokens", 4)
     temporary = tmp_path / "temporary"
     place = temporary / f"event-tensor-{NOT_IN_PASSWD}" / ".cache" / "event-tensor"
-    for folder in {store.directory() for store in STORES}:
+    for folder in {store.directory() for store in STORES if store.directory().is_dir()}:
         shutil.copytree(folder, place / folder.name)
     for path in (temporary, *temporary.rglob("*")):
         os.chown(path, NOT_IN_PASSWD, NOT_IN_PASSWD)
