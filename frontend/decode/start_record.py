@@ -43,14 +43,15 @@ def split_compile(spans: Sequence[Span], compilations: Sequence[Compilation]) ->
         if span.name != "compile" or not inside:
             result.append(span)
             continue
-        now = span.begin_s
+        now, parts = span.begin_s, []
         for c in inside:
             name = f"compile: {c.function}" + (" (cache hit)" if c.cache_hit else "")
-            result += [Span("compile", now, c.begin_s),
-                       Span(name, c.begin_s, c.begin_s + c.seconds)]
+            parts += [Span("compile", now, c.begin_s),
+                      Span(name, c.begin_s, c.begin_s + c.seconds)]
             now = c.begin_s + c.seconds
-        result.append(Span("compile", now, span.end_s))
-    return [span for span in result if span.end_s > span.begin_s]
+        parts.append(Span("compile", now, span.end_s))
+        result += [part for part in parts if part.end_s > part.begin_s]
+    return result
 
 
 def count_record(graph: Graph, schedule: Schedule, schedules: Sequence[EncodedSchedule]
