@@ -24,6 +24,7 @@ from persistent_runtime.rows.segment import Segment
 # wake it costs several times as much, and shorter than a time slice by far
 SPIN_LIMIT = 1_000
 SPIN_LIMIT_OVERSUBSCRIBED = 50
+FILES = ("worker.py", "queue.py", "slots.py", "actions.py", "waiting.py", "sleeping.py")
 SLEEP_NS = 20_000_000  # nothing wakes a worker whose launch is given up; it looks this often
 
 
@@ -100,7 +101,7 @@ class CpuKernel(Kernel):
     def sources(self) -> dict[str, str]:
         folder = Path(worker_module.__file__).parent
         return {name: (folder / name).read_text(encoding="utf-8")
-                for name in ("worker.py", "queue.py", "actions.py", "waiting.py", "sleeping.py")}
+                for name in FILES}
 
     def call_worker(self, record: int, worker: int) -> None:
         """Runs one worker to its end on this thread, without the interpreter lock."""

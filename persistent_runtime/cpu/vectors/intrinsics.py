@@ -104,60 +104,39 @@ def compare_and_swap(typing_context, address, old, new):
     return signature, codegen
 
 
-@intrinsic
-def load_acquire(typing_context, address):
-    """The int32 at an int64 address; what its writer released before is visible after."""
-    signature = types.int32(types.int64)
+def _loader(kind, order):
+    """An intrinsic that loads a `kind` from an int64 address, in a memory order of LLVM's."""
 
-    def codegen(context, builder, signature, args):
-        return builder.load_atomic(_int32_pointer(builder, args[0]), "acquire", 4)
+    @intrinsic
+    def load(typing_context, address):
+        def codegen(context, builder, signature, args):
+            pointer = builder.inttoptr(args[0], ir.IntType(kind.bitwidth).as_pointer())
+            return builder.load_atomic(pointer, order, kind.bitwidth // 8)
 
-    return signature, codegen
+        return kind(types.int64), codegen
 
-
-@intrinsic
-def load_in_order(typing_context, address):
-    """As `load_acquire`, in one order with all of `atomic_add`."""
-    signature = types.int32(types.int64)
-
-    def codegen(context, builder, signature, args):
-        return builder.load_atomic(_int32_pointer(builder, args[0]), "seq_cst", 4)
-
-    return signature, codegen
+    return load
 
 
-@intrinsic
-def store_release(typing_context, address, value):
-    """Stores an int32 at an int64 address, after all this thread stored before."""
-    signature = types.void(types.int64, types.int32)
+def _releaser(kind):
+    """An intrinsic that stores a `kind` at an int64 address, after all this thread stored before.
+    """
 
-    def codegen(context, builder, signature, args):
-        builder.store_atomic(args[1], _int32_pointer(builder, args[0]), "release", 4)
+    @intrinsic
+    def store(typing_context, address, value):
+        def codegen(context, builder, signature, args):
+            pointer = builder.inttoptr(args[0], ir.IntType(kind.bitwidth).as_pointer())
+            builder.store_atomic(args[1], pointer, "release", kind.bitwidth // 8)
 
-    return signature, codegen
+        return types.void(types.int64, kind), codegen
 
-
-@intrinsic
-def load_acquire_int64(typing_context, address):
-    """The int64 at an int64 address; what its writer released before is visible after."""
-    signature = types.int64(types.int64)
-
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], I64.as_pointer())
-        return builder.load_atomic(pointer, "acquire", 8)
-
-    return signature, codegen
+    return store
 
 
-@intrinsic
-def store_release_int64(typing_context, address, value):
-    """Stores an int64 at an int64 address, after all this thread stored before."""
-    signature = types.void(types.int64, types.int64)
-
-    def codegen(context, builder, signature, args):
-        builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "release", 8)
-
-    return signature, codegen
+# what the writer of the value released before is visible after these
+load_acquire, load_acquire_int64 = _loader(types.int32, "acquire"), _loader(types.int64, "acquire")
+load_in_order = _loader(types.int32, "seq_cst")  # and it is in one order with all of `atomic_add`
+store_release, store_release_int64 = _releaser(types.int32), _releaser(types.int64)
 
 
 @intrinsic
@@ -178,13 +157,17 @@ def pause(typing_context):
     return types.void(), codegen
 
 
+def emit_yield(builder: ir.IRBuilder) -> None:
+    kind = ir.FunctionType(I32, [])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+
+
 @intrinsic
 def yield_thread(typing_context):
     """Lets another thread have this core (libc `sched_yield`)."""
 
     def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(I32, [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        emit_yield(builder)
 
     return types.void(), codegen
 

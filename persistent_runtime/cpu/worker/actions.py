@@ -14,7 +14,14 @@ from persistent_runtime.cpu.vectors.intrinsics import (
 )
 from persistent_runtime.cpu.worker.queue import notify
 from persistent_runtime.cpu.worker.sleeping import anyone_sleeps, wake_for_count
-from persistent_runtime.cpu.worker.waiting import INT32, INT32_BYTES, argument_values, counter_of
+from persistent_runtime.cpu.worker.slots import (
+    INT32,
+    INT32_BYTES,
+)
+from persistent_runtime.cpu.worker.waiting import (
+    argument_values,
+    counter_of,
+)
 from persistent_runtime.rows import layout
 
 ACTION_BYTES = layout.ACTION_WORDS * INT32_BYTES

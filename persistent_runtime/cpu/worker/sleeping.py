@@ -7,11 +7,12 @@ or pushes a task, wakes it.
 
 No wake-up is lost. A sleeper fills its berth, adds itself to SLEEPERS and then looks at its
 counter and at the queue once more; a notifier adds to the counter, or fills a slot, and then looks
-at SLEEPERS. All four are in one total order (seq_cst; a fence stands between filling a slot and
-the look). So either the sleeper sees the new count and stays awake, or the notifier sees the
-sleeper, and with it the berth. A notifier that reads a berth while it is filled for another wait
-may wake its owner for nothing; that one looks, and sleeps again. Of several that would wake a
-sleeper the first does. The abort word wakes nobody: a sleep ends by itself after SLEEP_NS.
+at SLEEPERS. All four are in one total order (seq_cst; a fence stands behind the sleeper's addition,
+and between filling a slot and the look). So either the sleeper sees the new count and stays awake,
+or the notifier sees the sleeper, and with it the berth. A notifier that reads a berth while it is
+filled for another wait may wake its owner for nothing; that one looks, and sleeps again. Of several
+that would wake a sleeper the first does. The abort word wakes nobody: a sleep ends by itself after
+SLEEP_NS.
 
 The system takes a core away when a time slice is over, which is amid a task; all that wait for the
 task then wait as long as others have the core. Where tasks come from the queue, a worker that
@@ -31,27 +32,31 @@ from numba.extending import intrinsic
 
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import (
-    I32,
     I64,
     atomic_add,
     compare_and_swap,
+    emit_yield,
     keep_out_of_line,
     load_acquire,
-    load_acquire_int64,
     load_in_order,
     monotonic_ns,
     pointer_to,
     store_release,
     yield_thread,
 )
+from persistent_runtime.cpu.worker.slots import (
+    INT32_BYTES,
+    INT64,
+    INT64_BYTES,
+    first_task,
+)
 from persistent_runtime.rows import layout
 
-INT64 = np.int64(0)
 # A turn is shorter than the system's time slice. Of two looks at the clock that are further apart,
 # others have had the core between them.
 TURN_NS, TASKS_PER_LOOK = 1_000_000, 8
-BERTH_BYTES = layout.BERTH_WORDS * 8
-SLEEPERS_OFFSET = layout.SLEEPERS * 4
+BERTH_BYTES = layout.BERTH_WORDS * INT64_BYTES
+SLEEPERS_OFFSET = layout.SLEEPERS * INT32_BYTES
 FUTEX_WAIT_PRIVATE, FUTEX_WAKE_PRIVATE = 0 | 128, 1 | 128  # linux/futex.h
 # the number of the futex call; elsewhere a sleeper yields its core, and nothing wakes it
 FUTEX_CALL = {"x86_64": 202, "aarch64": 98, "riscv64": 98}.get(
@@ -73,8 +78,7 @@ def futex_wait(typing_context, word, longest_ns):
 
     def codegen(context, builder, signature, args):
         if FUTEX_CALL is None:
-            kind = ir.FunctionType(I32, [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+            emit_yield(builder)
             return
         timespec = cgutils.alloca_once(builder, ir.LiteralStructType([I64, I64]))
         second = ir.Constant(I64, SECOND_NS)
@@ -135,16 +139,6 @@ def anyone_sleeps(launch):
 
 
 @device_jit
-def has_task(launch):
-    """Whether the ready queue has a task that nobody has taken."""
-    if launch[layout.QUEUE_CAPACITY] == 0:
-        return False
-    ticket = load_in_order(launch[layout.CONTROL] + layout.HEAD * 4)
-    slot = launch[layout.QUEUE] + (np.int64(ticket) & (launch[layout.QUEUE_CAPACITY] - 1)) * 8
-    return (load_acquire_int64(slot) >> 32) == np.int64(np.int32(ticket + 1))
-
-
-@device_jit
 def sleep(state, counter, target, pops):
     """Sleeps until the counter has reached the target or, if it pops, the ready queue has a task,
     at most for SLEEP_NS, perhaps not at all."""
@@ -157,7 +151,8 @@ def sleep(state, counter, target, pops):
     berth[layout.BERTH_POPS] = pops
     store_release(address, np.int32(1))
     atomic_add(sleepers, np.int32(1))
-    if load_in_order(counter) < target and not (pops != 0 and has_task(launch)):
+    fence()
+    if load_acquire(counter) < target and not (pops != 0 and first_task(launch)[1]):
         futex_wait(address, launch[layout.SLEEP_NS])
     atomic_add(sleepers, np.int32(-1))
     store_release(address, np.int32(0))
@@ -182,6 +177,14 @@ def wake_for_count(launch, counter, seen):
         if load_acquire(address) != 0 and berth[layout.BERTH_COUNTER] == counter and (
                 seen >= berth[layout.BERTH_TARGET]):
             wake(address)
+
+
+@device_jit
+def wake_for_stored(launch, counter, value):
+    """As `wake_for_count`, after a counter has been stored to instead of added to."""
+    fence()
+    if anyone_sleeps(launch):
+        wake_for_count(launch, counter, value)
 
 
 @device_jit

@@ -6,7 +6,7 @@ import numpy as np
 
 from persistent_runtime.cpu.jit import device_jit
 from persistent_runtime.cpu.vectors.intrinsics import monotonic_ns, pointer_to
-from persistent_runtime.cpu.worker.waiting import INT64, INT64_BYTES
+from persistent_runtime.cpu.worker.slots import INT64, INT64_BYTES
 from persistent_runtime.rows import layout
 
 

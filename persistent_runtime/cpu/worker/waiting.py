@@ -16,12 +16,11 @@ from persistent_runtime.cpu.vectors.intrinsics import (
     store_release,
 )
 from persistent_runtime.cpu.worker.sleeping import sleep
+from persistent_runtime.cpu.worker.slots import INT32, INT32_BYTES, INT64
 from persistent_runtime.rows import layout
 
-INT32_BYTES, INT64_BYTES = 4, 8
 COUNTER_BYTES = layout.EVENT_STRIDE * INT32_BYTES
 POLLS_PER_CLOCK_READ = 64
-INT32, INT64 = np.int32(0), np.int64(0)
 
 # Pointers to the launch, segment, step and stuck records, the address of scratch memory, the
 # worker's number, the number of the step in the launch, from 1, and the address of the step's

@@ -35,25 +35,18 @@ from persistent_runtime.cpu.worker.actions import (
     notify_events,
     releasing_event,
 )
-from persistent_runtime.cpu.worker.queue import (
-    event_record,
-    first_task,
-    push_roots,
-    take_task,
-    target_of,
-)
-from persistent_runtime.cpu.worker.sleeping import (
-    anyone_sleeps,
-    fence,
-    give_way,
-    wake_for_count,
-)
-from persistent_runtime.cpu.worker.tracing import record_task, trace_clock, trace_of_step
-from persistent_runtime.cpu.worker.waiting import (
+from persistent_runtime.cpu.worker.queue import event_record, push_roots, target_of
+from persistent_runtime.cpu.worker.sleeping import give_way, wake_for_stored
+from persistent_runtime.cpu.worker.slots import (
     INT32,
     INT32_BYTES,
     INT64,
     INT64_BYTES,
+    first_task,
+    take_task,
+)
+from persistent_runtime.cpu.worker.tracing import record_task, trace_clock, trace_of_step
+from persistent_runtime.cpu.worker.waiting import (
     State,
     await_count,
     begin_wait,
@@ -263,9 +256,7 @@ def open_step(state, following):
     store_release(control + layout.OUTSTANDING * INT32_BYTES, np.int32(outstanding))
     opened = control + layout.EPOCH * INT32_BYTES
     store_release(opened, np.int32(state.epoch))
-    fence()
-    if anyone_sleeps(launch):
-        wake_for_count(launch, opened, state.epoch)
+    wake_for_stored(launch, opened, state.epoch)
     if goes_on:
         push_roots(launch, pointer_to(following, INT64))
 
@@ -317,10 +308,8 @@ def next_segment(launch, s, index):
 @device_jit
 def begin_launch(launch, worker):
     """Worker 0 pushes the first tasks of the first step."""
-    if launch[layout.QUEUE_CAPACITY] == 0:
-        return
     first = next_segment(launch, np.int64(0), np.int64(-1))
-    if worker == 0 and first != 0:
+    if worker == 0 and launch[layout.QUEUE_CAPACITY] > 0 and first != 0:
         push_roots(launch, pointer_to(first, INT64))
 
 

@@ -97,5 +97,5 @@ def test_dump_writes_the_whole_story(decoder, tmp_path):
     files = decoder.dump(tmp_path / "dump")
     assert {file.name for file in files} == {
         "graph.txt", "prefill_graph.txt", "tasks.txt", "schedule.txt", "worker.py", "queue.py",
-        "actions.py", "waiting.py", "sleeping.py"}
+        "slots.py", "actions.py", "waiting.py", "sleeping.py"}
     assert "attention" in (tmp_path / "dump" / "graph.txt").read_text()
