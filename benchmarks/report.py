@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +20,12 @@ NUMBERS = {4: "four", 5: "five"}
 def load(name: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return loaded
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown."""
+    return [f"| {' | '.join(row)} |" if row else "|" + "---|" * len(header)
+            for row in (header, (), *rows)]
 
 
 SIDES = {"transformers": "transformers eager", "torch-compile": "torch.compile",
@@ -212,22 +218,23 @@ def busy_cores() -> str:
     """Beside programs that want the cores."""
     record = load("busy_cores")
     loops = ["0", "1", "2", "4"]
-    rows = ["| median time per token, ms (of idle) | idle cores | 1 busy loop | 2 | 4 |",
-            "|---|---|---|---|---|"]
+    rows = []
     for model, found in record["models"].items():
         for side, metrics in found["sides"].items():
             of_loops = metrics["tpot_ms"]
             cells = [f"{of_loops[n]['median']:.1f} ({of_loops[n]['of_idle']:.2f}; worst round "
                      f"{of_loops[n]['worst']:.1f})" for n in loops]
-            rows.append(f"| {model}, {side} | {' | '.join(cells)} |")
+            rows.append([f"{model}, {side}", *cells])
     together = [f"{of['throughput_ratio']:.2f} ({model})" for model, found in
                 record["models"].items() for of in found["several"].values()]
-    rows += ["", (
+    lines = table(["median time per token, ms (of idle)", "idle cores", "1 busy loop", "2", "4"],
+                  rows)
+    lines += ["", (
         f"Two cores, {record['rounds']} rounds, all sides in turns; before and after are commits "
         f"{', '.join(commit[:7] for commit in record['commits'].values())}. Four decoders in four "
         f"processes at once have this share of the throughput of one after another: "
         f"{', '.join(together)}.")]
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
 def few_rows() -> str:
@@ -235,27 +242,27 @@ def few_rows() -> str:
     record = load("few_rows")
     sections = {name: record[name] for name in ("avx2", "all") if name in record}
     numbers = list(next(iter(sections.values()))["ratios"])
-    rows = [f"| decode step, Qwen3-0.6B shape in bf16 | 1 row | {' | '.join(numbers)} rows |",
-            "|---|---|" + "---|" * len(numbers)]
+    rows = []
     for section in sections.values():
         cells = [f"{section['ratios'][n]:.2f}" for n in numbers]
         label = "AVX-512" if "avx512f" in section["features"] else "AVX2"
-        rows.append(f"| {label} | {section['step_ms']['1']:.1f} ms | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append([label, f"{section['step_ms']['1']:.1f} ms", *cells])
+    *others, last = numbers
+    return "\n".join(table(["decode step, Qwen3-0.6B shape in bf16", "1 row", *others,
+                            f"{last} rows"], rows))
 
 
 def cost_model() -> str:
     """Simulated over measured steps."""
     cases = load("cost_model")["cases"]
     models = list(dict.fromkeys(case["model"] for case in cases))
-    rows = ["| step, simulated over measured | " + " | ".join(models) + " |",
-            "|---|" + "---|" * len(models)]
+    rows = []
     for machine in dict.fromkeys(case["machine"] for case in cases):
         for schedule in dict.fromkeys(case["schedule"] for case in cases):
             cells = [f"{case['ratio']:.2f}" for case in cases
                      if (case["machine"], case["schedule"]) == (machine, schedule)]
-            rows.append(f"| {machine}, {schedule} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+            rows.append([f"{machine}, {schedule}", *cells])
+    return "\n".join(table(["step, simulated over measured", *models], rows))
 
 
 def ratio(case: dict[str, Any], one: str, other: str) -> float:

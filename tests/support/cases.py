@@ -1,5 +1,5 @@
 """Which cases of a claim every run takes. The others have the mark `exhaustive`: pytest runs them
-with `--exhaustive`, and benchmarks/protocol/exhaustive.py does nothing else.
+with `--exhaustive`, and so does benchmarks/protocol/suite_time.py.
 """
 
 from __future__ import annotations
