@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +34,11 @@ from persistent_runtime.rows.segment import Segment
 from scheduling.policies import POLICIES
 from scheduling.target import Target, generic_cpu
 
-LONG_S = 2e-3  # what the long launch of a slope takes at least
+LONG_S = 3e-3  # what the long launch of a slope takes at least: threads start in a tenth of it
 ROUNDS = 4
-QUIET_SHARE = 0.85  # of its workers' time that a launch must have had the processor: they spin
+FIRST_LAUNCHES, FIRST_STEPS = 4, 400  # of about a hundredth of a second
+QUIET_SHARE = 0.85  # of its workers' time that a launch must have had the processor: they spin,
+SPIN_LIMIT = 1 << 40  # and never sleep, which would look as if others had it
 TIMEOUT_S = 5.0
 WIDE, NARROW = 1024, 256  # in_features of products that stream weights, and of short tasks
 STREAM_TILE_BYTES = 1 << 19
@@ -58,10 +61,22 @@ class Rates:
     pop_us: float
 
 
+@contextmanager
+def spinning(*kernels: CpuKernel) -> Iterator[None]:
+    limits = [kernel.spin_limit for kernel in kernels]
+    for kernel in kernels:
+        kernel.spin_limit = SPIN_LIMIT
+    try:
+        yield
+    finally:
+        for kernel, limit in zip(kernels, limits, strict=True):
+            kernel.spin_limit = limit
+
+
 def measure(kernel: CpuKernel, product: Variant) -> Rates | None:
     """None where other programs had the processor all the time.
 
-    product: the kernel's `norm_linear` for the weights that count. Takes about 0.3 s. Raises
+    product: the kernel's `norm_linear` for the weights that count. Takes about half a second, or a tenth where others have cores. Raises
     MemoryError or OSError where there is no room for the weights."""
     workers = kernel.num_workers
     alone = CpuKernel(kernel.kinds, 1)
@@ -83,8 +98,11 @@ def measure(kernel: CpuKernel, product: Variant) -> Rates | None:
         "apart": layers(1, chained=False), "cache": streams(kernel, in_cache),
         "rows": streams(kernel, workers * tile, MANY_ROWS)}
     streamed = {"memory": streams(kernel, in_memory), "alone": streams(alone, in_memory)}
-    take_turns(cached.values(), ROUNDS)
-    take_turns(streamed.values(), rounds=0)  # behind those whose caches they would empty
+    with spinning(kernel, alone):
+        if not has_cores(cached["few"]):
+            return None
+        take_turns(cached.values(), ROUNDS)
+        take_turns(streamed.values(), rounds=0)  # behind those whose caches they would empty
     cases = cached | streamed
     if min(case.share for case in cases.values()) < QUIET_SHARE:
         return None
@@ -97,6 +115,15 @@ def measure(kernel: CpuKernel, product: Variant) -> Rates | None:
         gflops=2 * MANY_ROWS * workers * tile * WIDE / us["rows"] / 1e3,
         task_us=(many - few) / (TASKS - 1), dependency_us=few - apart,
         pop_us=(queued - many) / TASKS)  # a push is paid for by the pop that it makes possible
+
+
+def has_cores(case: Case) -> bool:
+    """Whether the workers get a core each. The system needs a few launches to spread them."""
+    for _ in range(FIRST_LAUNCHES):
+        case.seconds(FIRST_STEPS)
+        if case.share >= QUIET_SHARE:
+            return True
+    return False
 
 
 def take_turns(cases: Collection[Case], rounds: int) -> None:
@@ -193,7 +220,7 @@ class Case:
         """So many that the long launch takes about LONG_S; so few that it takes long anyway are
         not set against a shorter one."""
         self._long, self._short = 3, 0
-        while (seconds := min(self.seconds(self._long) for _ in range(2))) < LONG_S:
+        while (seconds := min(self.seconds(self._long) for _ in range(4))) < LONG_S:
             self._long = int(self._long * min(1.2 * LONG_S / seconds, 64)) + 1
             self._short = max(self._long // 8, 1)
         self._best = math.inf if self._short else 0.0, math.inf
