@@ -77,7 +77,8 @@ def measure(kernel: CpuKernel, product: Variant) -> Rates | None:
     """None where other programs had the processor all the time.
 
     product: the kernel's `norm_linear` for the weights that count. Takes about half a second, or a
-    sixth where others have cores. Raises MemoryError or OSError where there is no room for the weights."""
+    sixth where others have cores. Raises MemoryError or OSError where there is no room
+    for the weights."""
     workers = kernel.num_workers
     alone = CpuKernel(kernel.kinds, 1)
     row_bytes = stored_bytes((WIDE,), product.format("weight"))
